@@ -1,0 +1,1 @@
+"""Config, data, the training loop, evaluation, checkpoints and the run directory."""
