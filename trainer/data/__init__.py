@@ -1,0 +1,1 @@
+"""Data sources: each a config class and a class that yields batches."""
