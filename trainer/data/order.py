@@ -34,7 +34,7 @@ def random_integers(seed: int, stream: int, counter: np.ndarray, bound: int) -> 
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, stream: int, count: int) -> np.ndarray:
-    """The order of `count` samples, int64 [count]; read only, since it is kept for the next call."""
+    """The order of `count` samples, int64 [count]; kept, so read only."""
     order = np.argsort(random_bits(seed, stream, np.arange(count)), kind="stable")
     order.setflags(write=False)
     return order

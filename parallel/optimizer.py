@@ -1,0 +1,61 @@
+"""AdamW without decay on norms, biases and tokens; warm-up and cosine schedule."""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(BaseModel):
+    """How weights are updated, and for how many steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(300, ge=1)
+    lr: float = Field(3e-4, gt=0, allow_inf_nan=False)
+    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "OptimizerConfig":
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        return self
+
+
+def learning_rate(step: int, config: OptimizerConfig) -> float:
+    """Linear warm-up to `lr` at step `warmup_steps`, then a cosine to `min_lr` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    fall = (1 + math.cos(math.pi * min(1.0, done))) / 2
+    return config.min_lr + (config.lr - config.min_lr) * fall
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for an optimizer: matrices and banks with decay, all else without.
+
+    Without decay are parameters of at most one dimension (norms, biases) and those whose names
+    `model.no_decay()` gives (class token, position embeddings), where the model has that method.
+    """
+    tokens: set[str] = model.no_decay() if hasattr(model, "no_decay") else set()  # pyright: ignore
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    unknown = tokens - {name for name, _ in named}
+    assert not unknown, f"no_decay names no parameter: {unknown}"
+    decay = [p for name, p in named if p.ndim > 1 and name not in tokens]
+    rest = [p for name, p in named if p.ndim <= 1 or name in tokens]
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the groups above; its learning rate is set anew before every step."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

@@ -1,0 +1,104 @@
+"""One line for what pydantic found wrong: the key, its value and what is allowed."""
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from parallel.errors import UserError
+
+
+class ConfigError(UserError):
+    """A config that cannot be run; the message is one line."""
+
+
+def explain(error: ValidationError, root: type[BaseModel], values: Any) -> str:
+    """The first problem in full, and how many more there are."""
+    problems = error.errors(include_url=False)
+    # A misspelt key often makes another one missing: the misspelling is the news.
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    line = _line(problems[0], root, values)
+    more = len(problems) - 1
+    return line + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
+    key, parent, classes = _locate(problem, root, values)
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        valid = sorted({name for cls in classes for name in cls.model_fields})
+        close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {_join(parent, close[0])}? " if close else ""
+        return f"unknown key {key}={_short(value)}: {hint}valid here: {', '.join(valid)}"
+    if kind == "missing":
+        return f"{key} is missing: it must be given"
+    context = problem.get("ctx", {})
+    if kind == "union_tag_not_found":
+        tag = str(context["discriminator"]).strip("'")
+        return f"{_join(key, tag)} is missing: it must be given"
+    if kind == "union_tag_invalid":
+        tag = str(context["discriminator"]).strip("'")
+        return f"{_join(key, tag)}={context['tag']}: must be one of {context['expected_tags']}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.removeprefix("Input ")
+    if isinstance(value, dict | list):  # a rule between fields: its message holds the values
+        return f"{key}: {message}" if kind == "value_error" else f"{key}={_short(value)}: {message}"
+    return f"{key}={_short(value)}: {message}"
+
+
+def _locate(
+    problem: ErrorDetails, root: type[BaseModel], values: Any
+) -> tuple[str, str, list[type[BaseModel]]]:
+    """The key a person wrote, the key above it, and the config classes that could stand there.
+
+    Pydantic's path also holds union tags and validator names, which are no keys: they are told
+    apart by walking down the values. The last part of a path may be missing from them.
+    """
+    loc = problem["loc"]
+    key, parent = "", ""
+    classes: list[type[BaseModel]] = [root]
+    above = classes
+    for place, part in enumerate(loc):
+        inside = isinstance(values, dict) and part in values
+        inside |= isinstance(values, list) and isinstance(part, int) and part < len(values)
+        absent = place == len(loc) - 1 and problem["type"] == "missing"
+        if not inside and not absent:
+            continue
+        parent, above = key, classes
+        key = f"{key}[{part}]" if isinstance(part, int) else _join(key, str(part))
+        values = values[part] if inside else None
+        if isinstance(part, str):
+            classes = _below(classes, part, values)
+        elif isinstance(values, dict):
+            classes = _of_kind(classes, values)
+    return key or "config", parent, above
+
+
+def _below(classes: list[type[BaseModel]], field: str, value: Any) -> list[type[BaseModel]]:
+    fields = [cls.model_fields[field] for cls in classes if field in cls.model_fields]
+    found = [cls for info in fields for cls in _models_in(info.annotation)]
+    return _of_kind(found, value) if isinstance(value, dict) else found
+
+
+def _of_kind(classes: list[type[BaseModel]], value: dict) -> list[type[BaseModel]]:
+    def fits(cls: type[BaseModel]) -> bool:
+        kind = cls.model_fields.get("kind")
+        return kind is not None and value.get("kind") in get_args(kind.annotation)
+
+    return [cls for cls in classes if fits(cls)] or classes
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [cls for part in get_args(annotation) for cls in _models_in(part)]
+
+
+def _join(parent: str, key: str) -> str:
+    return f"{parent}.{key}" if parent else key
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).replace("\n", " ")
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,65 @@
+"""From exceptions to what a person sees: one line and an exit code, or a traceback."""
+
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from parallel.errors import UserError
+
+# What the machine, not the program, has got wrong.
+_MACHINE = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file is larger than this system allows",
+}
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has saved what it had."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.number = number
+        self.step = step
+
+
+def machine_error(error: OSError, path: Path | str, doing: str) -> UserError:
+    """The UserError for an operating system's error while `doing` something to `path`."""
+    why = _MACHINE.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"{path}: cannot {doing}: {why}")
+
+
+def exit_code(action: Callable[[], None], debug: bool = False) -> int:
+    """Run `action`; 0 when it returns, 2 after one line on stderr for a user's mistake.
+
+    With `debug` every error is shown with its traceback. A signal gives 128 + its number.
+    """
+    try:
+        action()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            raise
+        if debug:
+            traceback.print_exc()
+        line = machine_error(error, error.filename or "output", "write")
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0

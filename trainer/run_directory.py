@@ -1,0 +1,117 @@
+"""A run is a directory: config, code version, metrics, TensorBoard events, checkpoints, result."""
+
+import json
+import platform
+import subprocess
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from parallel.errors import UserError
+from trainer.config import RunConfig
+from trainer.errors import machine_error
+
+
+class RunDirectory:
+    """Names and formats of the files of one run under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.events = path / "tensorboard"
+        self.result = path / "result.json"
+
+    def create(self, config: RunConfig) -> None:
+        """Make a new run; raises UserError when `path` holds one or cannot be written."""
+        if self.config.exists():
+            raise UserError(
+                f"run_dir={self.path} already holds a run; "
+                f"go on with it by --resume {self.path}, or name another run_dir"
+            )
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise machine_error(error, f"run_dir={self.path}", "be created") from None
+        self.save_config(config)
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the resolved config and the version of the code that runs it."""
+        values = config.model_dump(mode="json", exclude={"run_dir"})
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_whole(self.config, text)
+        versions = {
+            "translution": code_version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        write_whole(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Add one line of JSON per record to metrics.jsonl."""
+        try:
+            with self.metrics.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            raise machine_error(error, self.metrics, "be written") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole records; a line torn by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps beyond `step`, which a resumed run is going to repeat."""
+        records = [record for record in self.read_metrics() if record["step"] <= step]
+        write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write result.json, which marks the run as finished."""
+        write_whole(self.result, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result of a finished run."""
+        return json.loads(self.result.read_text()) if self.result.exists() else None
+
+
+def new_run_path(name: str) -> Path:
+    """A name under runs/ that no run has yet."""
+    base = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file so that a reader sees the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise machine_error(error, path, "be written") from None
+
+
+def code_version() -> str:
+    """The commit of a checkout (marked when files differ from it), else the package's version."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            pass
+    return metadata.version("translution")
