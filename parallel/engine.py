@@ -46,6 +46,11 @@ class TorchEngine:
         self.optimizer = build_optimizer(self.model, config)
         self.steps_done = 0
 
+    @property
+    def parameters(self) -> int:
+        """The number of trained parameters of the whole net."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def step(
         self,
         micro_batches: Iterable[BatchT],

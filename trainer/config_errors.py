@@ -67,7 +67,7 @@ def _locate(
             continue
         parent, above = key, classes
         key = f"{key}[{part}]" if isinstance(part, int) else _join(key, str(part))
-        values = values[part] if inside else None
+        values = values[part] if inside else None  # pyright: ignore
         if isinstance(part, str):
             classes = _below(classes, part, values)
         elif isinstance(values, dict):

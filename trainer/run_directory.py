@@ -73,8 +73,9 @@ class RunDirectory:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps beyond `step`, which a resumed run is going to repeat."""
-        records = [record for record in self.read_metrics() if record["step"] <= step]
+        """Drop what a run resumed at `step` repeats: later steps, and the evaluation at `step`."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        records = [r for r in kept if r["step"] < step or "evaluation" not in r]
         write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
     def save_result(self, result: dict[str, Any]) -> None:
@@ -111,7 +112,9 @@ def code_version() -> str:
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             pass
     return metadata.version("translution")

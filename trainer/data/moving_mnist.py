@@ -54,7 +54,7 @@ class MovingMnist:
     """Images uint8 [B, 1, canvas, canvas] and labels int64 [B]; see `Source` for the methods."""
 
     unit = "images"
-    study_keys = ("data.train",)
+    column_keys: tuple[str, ...] = ("data.train",)
 
     def __init__(self, config: MovingMnistConfig, seed: int) -> None:
         self.config = config

@@ -25,6 +25,7 @@ class Source(Protocol):
     """Training data in an order that depends on (seed, position) only, and evaluation sets."""
 
     unit: str  # what is counted per second: "images"
+    column_keys: tuple[str, ...]  # config keys that choose a study's column, not its row
     task: Task
 
     @property

@@ -1,0 +1,63 @@
+"""The `translution` command. Heavy imports stay inside commands, so that help answers at once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import exit_code
+
+app = typer.Typer(
+    help="Train and evaluate Translution networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: train.steps=600"),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file; may be left out with --resume.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run or study.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Train the net, or the study of nets, that CONFIG describes."""
+
+    def action() -> None:
+        from trainer.run import split_words, train
+
+        train(*split_words(config, overrides or []), resume)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run_dir: Annotated[Path, typer.Argument(help="A run's or a study's directory.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Evaluate the newest checkpoint of RUN_DIR and print the table."""
+
+    def action() -> None:
+        from trainer.run import evaluate_run
+
+        evaluate_run(run_dir, overrides or [])
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,228 @@
+"""The training loop of one net, from a fresh or resumed start to its result."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from models import build_model
+from parallel.engine import StepResult, TorchEngine
+from parallel.errors import UserError
+from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from trainer.config import RunConfig
+from trainer.data.order import random_bits
+from trainer.data.source import Batch, Source
+from trainer.errors import Interrupted
+from trainer.evaluation import evaluate
+from trainer.interrupt import StopRequest
+from trainer.progress import PlainProgress, TerminalProgress, open_progress
+from trainer.run_directory import RunDirectory
+
+_DROPOUT_STREAM = 8
+
+
+def pick_device(config: RunConfig) -> torch.device:
+    """The device asked for; raises UserError when there is none such."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine has no usable CUDA device; use device=cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def build_engine(config: RunConfig) -> TorchEngine:
+    """The config's net with seeded weights, on its device, with its optimizer."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model)
+    return TorchEngine(model, config.train, pick_device(config), config.precision)
+
+
+def restore(engine: TorchEngine, run: RunDirectory) -> int:
+    """Load the newest checkpoint of `run`; returns the number of samples consumed until then.
+
+    Raises UserError when there is none, or when it is of another net.
+    """
+    saved = checkpoints(run.checkpoints)
+    if not saved:
+        raise UserError(
+            f"{run.path}: holds no checkpoint to resume from; start it without --resume"
+        )
+    state = load_checkpoint(saved[-1], engine.device)
+    try:
+        engine.load_state(state["engine"])
+        return int(state["samples"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{saved[-1]}: does not fit this config's net: {why}") from None
+
+
+class Loop:
+    """Feeds an engine, and writes what comes of it into the run's directory."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        source: Source,
+        engine: TorchEngine,
+        samples: int,
+        stop: StopRequest,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.source = source
+        self.engine = engine
+        self.samples = samples
+        self.stop = stop
+        self.pending: list[tuple[int, StepResult]] = []
+        self.seconds = self.data_seconds = 0.0
+        self.trained = 0
+        self._saved = engine.steps_done if samples else -1
+        self._mark = time.perf_counter()
+        self.evaluation: dict[str, dict[str, float]] = {}
+
+    def fit(self, label: str) -> dict[str, Any]:
+        """Train to the last step, evaluate, and return (and write) the result.
+
+        Raises Interrupted after saving when `stop` is requested, UserError when the loss is no
+        longer finite or something cannot be written.
+        """
+        train, engine = self.config.train, self.engine
+        batches = self.source.train_batches(
+            self.samples, train.batch, train.accumulate, engine.data_rank, engine.data_world
+        )
+        progress = open_progress(
+            label, self.source.unit, engine.steps_done, train.steps, train.batch
+        )
+        events = SummaryWriter(self.run.events, purge_step=engine.steps_done + 1)
+        with progress, events:
+            if self.samples and self._due(train.evaluate_every):
+                self._evaluate(progress, events)  # the one that belongs to the checkpoint's step
+            self._mark = time.perf_counter()
+            while engine.steps_done < train.steps and not self.stop.number:
+                self._step(batches)
+                progress.advance()
+                step = engine.steps_done
+                if step % train.log_every == 0 or step == train.steps:
+                    self._log(progress, events)
+                if self._due(train.checkpoint_every):
+                    self._save(progress, events)
+                if self._due(train.evaluate_every):
+                    self._evaluate(progress, events)
+            self._save(progress, events)
+            if not self.stop.number:
+                self._evaluate(progress, events)
+            if self.stop.number:
+                raise Interrupted(self.stop.number, engine.steps_done)
+        return self._result()
+
+    def _due(self, every: int | None) -> bool:
+        done = self.engine.steps_done
+        return every is not None and done % every == 0 and done < self.config.train.steps
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        engine, train = self.engine, self.config.train
+        # Dropout depends on the step alone, so that neither a resume nor an evaluation changes it.
+        counter = np.array([engine.steps_done * engine.data_world + engine.data_rank])
+        torch.manual_seed(int(random_bits(self.config.seed, _DROPOUT_STREAM, counter)[0] >> 1))
+        result = engine.step(self._timed(batches), train.accumulate, self.source.task.loss)
+        self.samples += train.batch
+        self.trained += train.batch
+        self.pending.append((engine.steps_done, result))
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for _ in range(self.config.train.accumulate):
+            start = time.perf_counter()
+            batch = self.source.on_device(next(batches).to(self.engine.device))
+            self.data_seconds += time.perf_counter() - start
+            yield batch
+
+    def _log(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
+        """Wait for the device, then write every pending step's numbers."""
+        if not self.pending:
+            return
+        steps, results = zip(*self.pending, strict=True)
+        numbers = torch.stack([torch.stack((r.loss, r.grad_norm)) for r in results]).tolist()
+        now = time.perf_counter()
+        elapsed, self._mark = now - self._mark, now
+        self.seconds += elapsed
+        batch = self.config.train.batch
+        rate = len(steps) * batch / elapsed
+        self.run.append_metrics(
+            [
+                {"step": step, "samples": self.samples - (steps[-1] - step) * batch, "loss": loss}
+                | {"grad_norm": norm, "lr": result.lr, "samples_per_second": round(rate, 1)}
+                for step, result, (loss, norm) in zip(steps, results, numbers, strict=True)
+            ]
+        )
+        self.pending.clear()
+        bad = [step for step, row in zip(steps, numbers, strict=True) if not np.isfinite(row).all()]
+        if bad:
+            raise UserError(
+                f"{self.run.path}: loss or gradient is not finite since step {bad[0]}; "
+                f"lower train.lr={self.config.train.lr:g} or lengthen "
+                f"train.warmup_steps={self.config.train.warmup_steps}"
+            )
+        loss, norm = numbers[-1]
+        progress.show(steps[-1], loss, results[-1].lr, rate)
+        for name, value in (
+            ("train/loss", loss),
+            ("train/grad_norm", norm),
+            ("train/lr", results[-1].lr),
+            (f"train/{self.source.unit}_per_second", rate),
+        ):
+            events.add_scalar(name, value, steps[-1])
+
+    def _save(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
+        self._log(progress, events)  # which refuses to go on from numbers that are not finite
+        if self._saved == self.engine.steps_done:
+            return
+        self._saved = self.engine.steps_done
+        state = {"engine": self.engine.state(), "samples": self.samples}
+        keep = self.config.train.keep_checkpoints
+        save_checkpoint(self.run.checkpoints, self.engine.steps_done, state, keep)
+        self._mark = time.perf_counter()
+
+    def _evaluate(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
+        self._log(progress, events)
+        step = self.engine.steps_done
+        batch = self.config.train.evaluate_batch
+        self.evaluation = evaluate(self.engine, self.source, batch, self.stop)
+        if self.evaluation and not self.stop.number:
+            self.run.append_metrics([{"step": step, "evaluation": self.evaluation}])
+        headline = self.source.task.headline
+        for name, measures in self.evaluation.items():
+            title = self.source.evaluations[name]
+            progress.say(f"step {step}  {title}  {headline} {measures[headline]:.2f}")
+            for measure, value in measures.items():
+                events.add_scalar(f"{name}/{measure}", value, step)
+        self._mark = time.perf_counter()
+
+    def _result(self) -> dict[str, Any]:
+        seconds = max(self.seconds, 1e-9)
+        result = {
+            "name": self.config.name,
+            "step": self.engine.steps_done,
+            "samples": self.samples,
+            "parameters": self.engine.parameters,
+            "seconds": round(self.seconds, 3),
+            f"{self.source.unit}_per_second": round(self.trained / seconds, 1),
+            "data_share": round(self.data_seconds / seconds, 4),
+            "evaluation": self.evaluation,
+        }
+        self.run.save_result(result)
+        return result
+
+
+def train_net(
+    config: RunConfig, run: RunDirectory, source: Source, stop: StopRequest, resume: bool
+) -> dict[str, Any]:
+    """Train one net in its run directory, which exists; `resume` takes its newest checkpoint."""
+    engine = build_engine(config)
+    samples = restore(engine, run) if resume else 0
+    if resume:
+        run.forget_after(engine.steps_done)
+    return Loop(config, run, source, engine, samples, stop).fit(config.name)

@@ -1,0 +1,104 @@
+"""From a command's words to a run: which config, which directory, one net or a study."""
+
+from pathlib import Path
+
+from parallel.errors import UserError
+from trainer.checkpoint import checkpoints
+from trainer.config import RunConfig, load_config
+from trainer.data.build import build_source
+from trainer.data.source import Source
+from trainer.errors import Interrupted
+from trainer.evaluation import evaluate
+from trainer.interrupt import StopRequest
+from trainer.loop import build_engine, pick_device, restore, train_net
+from trainer.run_directory import RunDirectory, new_run_path
+from trainer.study import Member, study_members, study_table, train_study
+from trainer.table import Table
+
+
+def split_words(config: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
+    """Tell a config file from a first override, for the file may be left out."""
+    if config is not None and "=" in config and not Path(config).is_file():
+        return None, [config, *overrides]
+    return config, overrides
+
+
+def train(config_path: str | None, overrides: list[str], resume: Path | None = None) -> Path:
+    """Start a run, or go on with the one in `resume`, and print its table.
+
+    With `resume` and no config the run's own is taken; overrides apply in both cases. Everything
+    a person can get wrong is checked before training starts and raises UserError. Returns the run
+    directory; raises Interrupted when a signal stopped the run.
+    """
+    if resume is not None:
+        config = _config_of(resume, config_path, overrides)
+    elif config_path is not None:
+        config = load_config(config_path, overrides)
+    else:
+        raise UserError("which config? Name a file, as in configs/debug.yaml, or --resume RUN_DIR")
+    pick_device(config)
+    path = resume or config.run_dir or new_run_path(config.name)
+    run = RunDirectory(path)
+    members = study_members(config, path)
+    source = build_source(config)
+    if resume is None:
+        run.create(config)
+    else:
+        _check_resumable(run, config, members)
+        run.save_config(config)
+    print(f"run directory: {path}", flush=True)
+    with StopRequest() as stop:
+        try:
+            if config.study:
+                train_study(config, run, members, stop).show()
+            else:
+                result = train_net(config, run, source, stop, resume is not None)
+                _net_table(config, source, result["evaluation"]).show()
+        except Interrupted as interrupted:
+            print(f"{interrupted}; go on with: translution train --resume {path}", flush=True)
+            raise
+    return path
+
+
+def evaluate_run(run_dir: Path, overrides: list[str]) -> None:
+    """Evaluate the newest checkpoint of a run, or of every net of a study, and print the table."""
+    config = _config_of(run_dir, None, overrides)
+    if config.study:
+        members = study_members(config, run_dir)
+        sources = [build_source(member.config) for member in members]
+        results = []
+        for member, source in zip(members, sources, strict=True):
+            engine = build_engine(member.config)
+            restore(engine, member.run)
+            measured = evaluate(engine, source, member.config.train.evaluate_batch)
+            results.append({"evaluation": measured, "parameters": engine.parameters})
+        study_table(config, members, sources, results).show()
+        return
+    engine = build_engine(config)
+    restore(engine, RunDirectory(run_dir))
+    source = build_source(config)
+    measured = evaluate(engine, source, config.train.evaluate_batch)
+    _net_table(config, source, measured).show()
+
+
+def _config_of(run_dir: Path, config_path: str | None, overrides: list[str]) -> RunConfig:
+    own = RunDirectory(run_dir).config
+    if not own.is_file():
+        raise UserError(f"{run_dir}: is no run directory, it has no {own.name}")
+    return load_config(config_path or own, overrides)
+
+
+def _check_resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> None:
+    if config.study:
+        if any(member.run.config.exists() for member in members):
+            return
+        raise UserError(f"{run.path}: holds no net of this study to resume")
+    if not checkpoints(run.checkpoints):
+        raise UserError(f"{run.path}: holds no checkpoint to resume from")
+
+
+def _net_table(config: RunConfig, source: Source, evaluation: dict[str, dict[str, float]]) -> Table:
+    table = Table(f"{config.name}: {source.task.title}, after {config.train.steps} steps")
+    for name, measures in evaluation.items():
+        table.put(config.name, source.evaluations[name], f"{measures[source.task.headline]:.1f}")
+    return table

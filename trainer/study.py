@@ -1,0 +1,105 @@
+"""A study: one net per combination of values, everything else alike, and one table at the end."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import checkpoints
+from trainer.config import RunConfig, with_values
+from trainer.data.build import build_source
+from trainer.data.source import Source
+from trainer.errors import Interrupted
+from trainer.interrupt import StopRequest
+from trainer.loop import train_net
+from trainer.run_directory import RunDirectory, write_whole
+from trainer.table import Table
+
+_TITLES = {"translution": "Translution", "attention": "Self-attention"}
+
+
+class Member:
+    """One combination of a study's values: its config, and where it runs."""
+
+    def __init__(self, config: RunConfig, values: dict[str, Any], root: Path) -> None:
+        label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values.items())
+        self.values = values
+        self.config = with_values(config, {"study": None, "name": label} | values)
+        self.run = RunDirectory(root / label)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, when this member was trained for as many steps as its config asks."""
+        result = self.run.read_result()
+        return result if result and result["step"] >= self.config.train.steps else None
+
+
+def study_members(config: RunConfig, root: Path) -> list[Member]:
+    """All combinations in the order of the config; raises ConfigError for one that cannot run."""
+    study = config.study or {}
+    return [
+        Member(config, dict(zip(study, values, strict=True)), root)
+        for values in product(*study.values())
+    ]
+
+
+def train_study(
+    config: RunConfig, root: RunDirectory, members: list[Member], stop: StopRequest
+) -> Table:
+    """Train every member that has no result yet; write results.json and results.md.
+
+    A member with a checkpoint goes on from it. Raises Interrupted when `stop` is requested.
+    """
+    sources = [build_source(member.config) for member in members]
+    for number, (member, source) in enumerate(zip(members, sources, strict=True), 1):
+        heading = f"net {number} of {len(members)}: {member.config.name}"
+        if member.result():
+            print(f"{heading}: finished before", flush=True)
+            continue
+        if stop.number:
+            raise Interrupted(stop.number, 0)
+        print(heading, flush=True)
+        resume = bool(checkpoints(member.run.checkpoints))
+        if resume or member.run.config.exists():
+            member.run.save_config(member.config)
+        else:
+            member.run.create(member.config)
+        train_net(member.config, member.run, source, stop, resume)
+    results = [member.result() or {} for member in members]
+    table = study_table(config, members, sources, results)
+    write_results(root.path, table, members, results)
+    return table
+
+
+def study_table(
+    config: RunConfig, members: list[Member], sources: list[Source], results: list[dict[str, Any]]
+) -> Table:
+    """Rows are combinations of the values that do not name the columns; cells the headline."""
+    headline = sources[0].task.headline
+    table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps")
+    for member, source, result in zip(members, sources, results, strict=True):
+        row = _row_title(member, source)
+        table.put(row, "parameters", f"{result['parameters']:,}")
+        for name, measures in result["evaluation"].items():
+            table.put(row, source.evaluations[name], f"{measures[headline]:.1f}")
+    return table
+
+
+def _row_title(member: Member, source: Source) -> str:
+    parts = [
+        _TITLES.get(str(value), f"{key.split('.')[-1]}={value}")
+        for key, value in member.values.items()
+        if key not in source.column_keys
+    ]
+    return ", ".join(parts) or member.config.name
+
+
+def write_results(
+    root: Path, table: Table, members: list[Member], results: list[dict[str, Any]]
+) -> None:
+    """Write results.json (every number) and results.md (the table) into the study's directory."""
+    rows = [
+        {"values": member.values, "run": member.run.path.name} | result
+        for member, result in zip(members, results, strict=True)
+    ]
+    write_whole(root / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    write_whole(root / "results.md", table.markdown())
