@@ -1,0 +1,17 @@
+"""The mathematics: nets and their token mixers. Knows nothing of ranks, files or clusters."""
+
+from torch import nn
+
+from models.attention import Attention
+from models.offsets import OffsetGrid
+from models.translution import Translution
+from models.vit import ViT, ViTConfig
+
+ModelConfig = ViTConfig
+
+__all__ = ["Attention", "ModelConfig", "OffsetGrid", "Translution", "ViT", "ViTConfig", "build_model"]
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """The net that a run's `model` section describes; under torch.device("meta") it takes no memory."""
+    return config.build()

@@ -1,0 +1,205 @@
+"""Which bank entry serves which pair of tokens (DESIGN sections 1 and 3).
+
+The offset of a pair is δ = p_i − p_j, query position minus key position. `OffsetGrid` numbers the
+offsets, shares entries between offsets where asked, and cuts the N² pairs into *blocks*: all pairs
+of one offset are a rectangle of queries facing an equal rectangle of keys. Blocks are grouped into
+*residue classes* of equal cost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+MASKED = -1  # the entry of a pair that does not exist (causal: the key is in the future)
+
+
+@dataclass(frozen=True)
+class Block:
+    """All pairs of one offset: `queries` and `keys` are equal rectangles of grid coordinates.
+
+    A rectangle is a (start, stop) per grid dimension. `None` stands for the class token, which then
+    faces every position of the other side's rectangle.
+    """
+
+    entry: int
+    queries: tuple[tuple[int, int], ...] | None
+    keys: tuple[tuple[int, int], ...] | None
+
+    @property
+    def pairs(self) -> int:
+        rectangle = self.queries or self.keys or ()
+        return math.prod(stop - start for start, stop in rectangle)
+
+    @property
+    def products(self) -> tuple[int, int]:
+        """Tokens that are multiplied on the query and on the key side: one where it is the class token."""
+        return (1 if self.queries is None else self.pairs, 1 if self.keys is None else self.pairs)
+
+
+class OffsetGrid:
+    """The offsets of an N-dimensional grid of tokens.
+
+    shape        tokens along each dimension, e.g. (14, 14); a sequence is (N,)
+    causal       keys in the future do not exist; sequences only
+    class_token  token 0 stands outside the grid and has three offsets of its own
+    share        "none", "clip(r)" (offsets further than r per dimension use the entry at r) or "log"
+                 (one entry per power of two of the distance); "clip(0)" is one matrix for all pairs
+
+    `num_tokens` N includes the class token; `num_offsets` counts the distinct offsets, `num_entries`
+    the bank entries they map to (equal unless shared). Entries are numbered by δ in row-major order,
+    then cls→cls, cls query→tokens, token query→cls key. Two grids of the same arguments are equal
+    and share their tables. Raises ValueError for a grid that makes no sense.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        causal: bool = False,
+        class_token: bool = False,
+        share: str = "none",
+    ) -> None:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
+            raise ValueError(f"grid shape {shape}: one or more positive whole numbers are needed")
+        if causal and len(shape) != 1:
+            raise ValueError(f"causal grid of shape {shape}: only sequences (N,) are causal")
+        if causal and class_token:
+            raise ValueError("a causal sequence has no class token: it would see the future")
+        self.shape, self.causal, self.class_token, self.share = shape, causal, class_token, share
+        self._reach = [_share_rule(share, n) for n in shape]
+        self.grid_tokens = math.prod(shape)
+        self.num_tokens = self.grid_tokens + class_token
+        self.num_offsets = math.prod(n if causal else 2 * n - 1 for n in shape) + 3 * class_token
+        self._sides = [max(reach) + 1 for reach in self._reach]  # distinct distances per dimension
+        self._grid_entries = math.prod(s if causal else 2 * s - 1 for s in self._sides)
+        self._one_matrix = share != "none" and self._grid_entries == 1 and _clip_radius(share) == 0
+        specials = 0 if self._one_matrix else 3 * class_token
+        self.num_entries = self._grid_entries + specials
+
+    @property
+    def _key(self) -> tuple:
+        return (self.shape, self.causal, self.class_token, self.share)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OffsetGrid) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"OffsetGrid({self.shape}, causal={self.causal}, class_token={self.class_token}, share={self.share!r})"
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs (i, j) that exist: N², or N(N+1)/2 for a causal sequence."""
+        n = self.num_tokens
+        return n * (n + 1) // 2 if self.causal else n * n
+
+    def entry(self, offset: tuple[int, ...]) -> int:
+        """The bank entry of a grid offset δ."""
+        index = 0
+        for delta, reach, side in zip(offset, self._reach, self._sides, strict=True):
+            distance = reach[abs(delta)]
+            signed = distance if delta >= 0 else -distance
+            index = index * (side if self.causal else 2 * side - 1)
+            index += signed if self.causal else signed + side - 1
+        return index
+
+    @property
+    def special_entries(self) -> tuple[int, int, int]:
+        """The entries of cls→cls, cls query→tokens, token query→cls key."""
+        if self._one_matrix:
+            return (0, 0, 0)
+        first = self._grid_entries
+        return (first, first + 1, first + 2)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """entry[N, N] of the pair (query i, key j); MASKED where a causal key is in the future."""
+        axes = [torch.arange(n) for n in self.shape]
+        position = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(self.grid_tokens, -1)
+        delta = position[:, None] - position[None, :]
+        table = torch.zeros(delta.shape[:2], dtype=torch.long)
+        for d, (reach, side) in enumerate(zip(self._reach, self._sides, strict=True)):
+            distance = torch.tensor(reach)[delta[..., d].abs()] * delta[..., d].sign()
+            table = table * (side if self.causal else 2 * side - 1)
+            table = table + (distance if self.causal else distance + side - 1)
+        if self.causal:
+            table = table.masked_fill(delta[..., 0] < 0, MASKED)
+        if not self.class_token:
+            return table
+        cls_cls, cls_query, cls_key = self.special_entries
+        whole = torch.full((self.num_tokens, self.num_tokens), cls_key)
+        whole[0, :] = cls_query
+        whole[0, 0] = cls_cls
+        whole[1:, 1:] = table
+        return whole
+
+    @cached_property
+    def classes(self) -> tuple[tuple[Block, ...], ...]:
+        """Blocks by residue class r = δ mod shape; every grid pair stands in exactly one block.
+
+        A class of a full grid meets every query once and every key once; a causal class folds δ with
+        N − δ and has N pairs (the middle one of an even N has N/2).
+        """
+        if self.causal:
+            return self._causal_classes()
+        return tuple(
+            tuple(self._block(offset) for offset in itertools.product(*map(_folded, residue, self.shape)))
+            for residue in itertools.product(*map(range, self.shape))
+        )
+
+    @cached_property
+    def special_blocks(self) -> tuple[Block, ...]:
+        """The class token's blocks: cls→cls, cls query→tokens, token query→cls key."""
+        if not self.class_token:
+            return ()
+        cls_cls, cls_query, cls_key = self.special_entries
+        everything = tuple((0, n) for n in self.shape)
+        return (
+            Block(cls_cls, None, None),
+            Block(cls_query, None, everything),
+            Block(cls_key, everything, None),
+        )
+
+    def _block(self, offset: tuple[int, ...]) -> Block:
+        queries = tuple((max(d, 0), n + min(d, 0)) for d, n in zip(offset, self.shape, strict=True))
+        keys = tuple((start - d, stop - d) for (start, stop), d in zip(queries, offset, strict=True))
+        return Block(self.entry(offset), queries, keys)
+
+    def _causal_classes(self) -> tuple[tuple[Block, ...], ...]:
+        (n,) = self.shape
+        return tuple(
+            tuple(self._block((delta,)) for delta in sorted({r, n - r} - {n}))
+            for r in range(n // 2 + 1)
+        )
+
+
+def _folded(residue: int, n: int) -> tuple[int, ...]:
+    """The offsets along one dimension that fold to `residue`."""
+    return (residue,) if residue == 0 else (residue, residue - n)
+
+
+@lru_cache
+def _share_rule(share: str, n: int) -> tuple[int, ...]:
+    """The shared distance of each distance 0 … n−1 along one dimension."""
+    if share == "none":
+        return tuple(range(n))
+    if share == "log":
+        return tuple(distance.bit_length() for distance in range(n))
+    radius = _clip_radius(share)
+    if radius is None:
+        raise ValueError(f"share {share!r}: none, clip(RADIUS) or log is needed")
+    return tuple(min(distance, radius) for distance in range(n))
+
+
+def _clip_radius(share: str) -> int | None:
+    match = re.fullmatch(r"clip\((\d+)\)", share)
+    return int(match[1]) if match else None

@@ -1,0 +1,1 @@
+"""Translution's operator: `naive` is its definition, `streamed` computes it at scale."""

@@ -1,0 +1,40 @@
+"""Rotary positions on an N-dimensional grid (arXiv 2104.09864; one equal part of the head per dimension)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.offsets import OffsetGrid
+
+
+class Rope(nn.Module):
+    """Rotates queries or keys [N, B, H, E] by their grid position; a class token stays as it is.
+
+    The frequencies of all grid dimensions lie side by side in one half of the head, and channel e is
+    rotated with channel e + E/2. Raises ValueError unless E is a multiple of twice the dimensions.
+    """
+
+    def __init__(self, grid: OffsetGrid, head_dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        dims = len(grid.shape)
+        if head_dim % (2 * dims):
+            raise ValueError(f"head_dim {head_dim}: rope on {dims} dimensions needs a multiple of {2 * dims}")
+        self.grid, self.head_dim, self.base = grid, head_dim, base
+
+    def forward(self, x_NBHE: Tensor) -> Tensor:
+        angle = self._angle(x_NBHE.device).to(x_NBHE.dtype)
+        left, right = x_NBHE.chunk(2, -1)
+        turned = torch.cat((-right, left), -1)
+        return x_NBHE * angle.cos()[:, None, None] + turned * angle.sin()[:, None, None]
+
+    def _angle(self, device: torch.device) -> Tensor:
+        """angle[N, E] in float64, zero for the class token."""
+        dims = len(self.grid.shape)
+        width = self.head_dim // dims
+        exponent = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
+        axes = [torch.arange(n, device=device, dtype=torch.float64) for n in self.grid.shape]
+        position = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, dims, 1)
+        half = (position * self.base**-exponent).flatten(1)  # [grid tokens, E/2]
+        angle = torch.cat((half, half), -1)
+        return torch.cat((angle.new_zeros(1, self.head_dim), angle)) if self.grid.class_token else angle
