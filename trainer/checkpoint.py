@@ -22,6 +22,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     path = folder / f"step-{step:08d}.pt"
     temporary = folder / f".{path.name}.new"
     try:
+        folder.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()

@@ -39,7 +39,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, pattern=r"^[^/\0]+$")
+    name: str = Field(min_length=1, pattern=r"^[^/]+$", description="default: the file's stem")
     run_dir: Path | None = Field(None, description="null: runs/<name>-<time>")
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"

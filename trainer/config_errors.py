@@ -31,6 +31,8 @@ def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
         close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {_join(parent, close[0])}? " if close else ""
         return f"unknown key {key}={_short(value)}: {hint}valid here: {', '.join(valid)}"
+    if kind == "model_type":
+        return f"{key}={_short(value)}: must be a section of `key: value` lines"
     if kind == "missing":
         return f"{key} is missing: it must be given"
     context = problem.get("ctx", {})
@@ -42,8 +44,10 @@ def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
         return f"{_join(key, tag)}={context['tag']}: must be one of {context['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message.removeprefix("Input ")
-    if isinstance(value, dict | list):  # a rule between fields: its message holds the values
-        return f"{key}: {message}" if kind == "value_error" else f"{key}={_short(value)}: {message}"
+    if kind == "value_error" and isinstance(value, dict):
+        # A rule between fields: its message names them, the first one as `field=value`.
+        named = any(message.startswith(f"{name}=") for cls in classes for name in cls.model_fields)
+        return f"{key}.{message}" if named else f"{key}: {message}"
     return f"{key}={_short(value)}: {message}"
 
 

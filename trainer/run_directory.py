@@ -35,7 +35,7 @@ class RunDirectory:
                 f"go on with it by --resume {self.path}, or name another run_dir"
             )
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise machine_error(error, f"run_dir={self.path}", "be created") from None
         self.save_config(config)

@@ -1,0 +1,63 @@
+"""What several test files share: one thread, a tiny config, and the real command."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A net so small that a step takes milliseconds: 3 × 3 tokens, one layer of width 8."""
+    values = {
+        "device": "cpu",
+        "model": {
+            "kind": "vit",
+            "image_size": 84,
+            "patch_size": 28,
+            "channels": 1,
+            "classes": 10,
+            "width": 8,
+            "depth": 1,
+            "mlp": 16,
+            "pool": "mean",
+            "dropout": 0.1,
+            "mixer": {"kind": "translution", "heads": 2, "head_dim": 4},
+        },
+        "data": {"kind": "moving_mnist", "train": "static", "test_samples": 60},
+        "train": {"steps": 6, "batch": 8, "lr": 1e-2, "log_every": 2, "checkpoint_every": 3},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def translution(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """The `translution` command with these words, in this process: starting one takes seconds."""
+    from launch.cli import main
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["translution", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        code = exit_.value.code
+        assert isinstance(code, int | None)
+        return Outcome(code or 0, *capsys.readouterr())
+
+    return run
