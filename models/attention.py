@@ -18,7 +18,9 @@ class Attention(nn.Module):
     Source: arXiv 1706.03762.
     """
 
-    def __init__(self, dim: int, grid: OffsetGrid, heads: int, head_dim: int = 64, rope: bool = False) -> None:
+    def __init__(
+        self, dim: int, grid: OffsetGrid, heads: int, head_dim: int = 64, rope: bool = False
+    ) -> None:
         super().__init__()
         self.heads, self.causal = heads, grid.causal
         self.q = nn.Linear(dim, heads * head_dim, bias=False)

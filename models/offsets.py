@@ -94,7 +94,8 @@ class OffsetGrid:
         return hash(self._key)
 
     def __repr__(self) -> str:
-        return f"OffsetGrid({self.shape}, causal={self.causal}, class_token={self.class_token}, share={self.share!r})"
+        options = f"causal={self.causal}, class_token={self.class_token}, share={self.share!r}"
+        return f"OffsetGrid({self.shape}, {options})"
 
     @property
     def num_pairs(self) -> int:
@@ -177,8 +178,7 @@ class OffsetGrid:
     def _causal_classes(self) -> tuple[tuple[Block, ...], ...]:
         (n,) = self.shape
         return tuple(
-            tuple(self._block((delta,)) for delta in sorted({r, n - r} - {n}))
-            for r in range(n // 2 + 1)
+            tuple(self._block((delta,)) for delta in sorted({r, n - r} - {n})) for r in range(n // 2 + 1)
         )
 
 

@@ -25,7 +25,7 @@ class MixerLayers(BaseModel):
 class TransformerConfig(BaseModel):
     """What every net's `model` section has.
 
-    width C, depth, mlp (hidden width of the feed-forward); `mixer` for all layers, or `hybrid`, a
+    width C, depth, mlp (hidden width of the feed-forward); `mixer` for all layers, or `mixers`, a
     list of runs {mixer, layers} that add up to depth; positions: learned embeddings, none, or auto
     (learned where no mixer knows positions by itself); dropout on the outputs of mixer and
     feed-forward.
@@ -37,26 +37,26 @@ class TransformerConfig(BaseModel):
     depth: int = Field(6, ge=1)
     mlp: int = Field(768, ge=1)
     mixer: MixerConfig = TranslutionConfig()
-    hybrid: list[MixerLayers] | None = None
+    mixers: list[MixerLayers] | None = None
     positions: Literal["auto", "learned", "none"] = "auto"
     dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _check_hybrid(self) -> Self:
-        if self.hybrid is not None and sum(run.layers for run in self.hybrid) != self.depth:
-            layers = [run.layers for run in self.hybrid]
-            raise ValueError(f"hybrid: layers {layers} add up to {sum(layers)}, depth is {self.depth}")
+    def _check_mixers(self) -> Self:
+        if self.mixers is not None and sum(run.layers for run in self.mixers) != self.depth:
+            layers = [run.layers for run in self.mixers]
+            raise ValueError(f"mixers: layers {layers} add up to {sum(layers)}, depth is {self.depth}")
         return self
 
-    def mixers(self) -> list[TranslutionConfig | AttentionConfig]:
+    def layer_mixers(self) -> list[TranslutionConfig | AttentionConfig]:
         """The mixer of each layer."""
-        if self.hybrid is None:
+        if self.mixers is None:
             return [self.mixer] * self.depth
-        return [run.mixer for run in self.hybrid for _ in range(run.layers)]
+        return [run.mixer for run in self.mixers for _ in range(run.layers)]
 
     def learned_positions(self) -> bool:
         if self.positions == "auto":
-            return not any(mixer.knows_positions() for mixer in self.mixers())
+            return not any(mixer.knows_positions() for mixer in self.layer_mixers())
         return self.positions == "learned"
 
 
@@ -99,6 +99,6 @@ def build_layers(
                 FeedForward(config.width, config.mlp),
                 config.dropout,
             )
-            for mixer in config.mixers()
+            for mixer in config.layer_mixers()
         )
     )

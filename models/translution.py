@@ -58,7 +58,9 @@ class Translution(nn.Module):
         if rank is not None and rank < 1:
             raise ValueError(f"rank {rank}: a positive number is needed, or none for full Translution")
         if rope and relative != "v":
-            raise ValueError(f"rope with relative {relative!r}: it turns shared queries and keys, so only 'v' fits")
+            raise ValueError(
+                f"rope with relative {relative!r}: it turns shared queries and keys, so only 'v' fits"
+            )
         if init not in ("linear", "reference"):
             raise ValueError(f"init {init!r}: linear or reference is needed")
         if memory not in ("recompute", "keep"):

@@ -24,7 +24,9 @@ class ViTConfig(TransformerConfig):
     @model_validator(mode="after")
     def _check_patches(self) -> Self:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
         return self
 
     @property
@@ -70,9 +72,10 @@ class ViT(nn.Module):
         """Cuts images into rows of pixels [B, N, patch·patch·channels]."""
         side = self.config.patch_size
         size = self.config.image_size
-        if images.shape[1:] != (self.config.channels, size, size):
+        wanted = (self.config.channels, size, size)
+        if images.shape[1:] != wanted:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}: [batch, {self.config.channels}, {size}, {size}] is needed"
+                f"images of shape {tuple(images.shape)}: [batch, {', '.join(map(str, wanted))}] is needed"
             )
         tiles = images.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # [B, c, rows, side, columns, side]
         return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

@@ -127,9 +127,7 @@ class BlockChunk:
 class ClassChunk:
     """Whole residue classes one after the other: pairs [P, B, …]."""
 
-    def __init__(
-        self, grid: OffsetGrid, classes: Sequence[tuple[Block, ...]], device: torch.device
-    ) -> None:
+    def __init__(self, grid: OffsetGrid, classes: Sequence[tuple[Block, ...]], device: torch.device) -> None:
         tokens = torch.arange(grid.grid_tokens).view(grid.shape)
         blocks = [block for blocks in classes for block in blocks]
         query = torch.cat([tokens[_slices(block.queries)].flatten() for block in blocks])
@@ -237,6 +235,4 @@ def _renumbered(
 ) -> tuple[tuple[Block, ...], ...]:
     if local_entry is None:
         return tuple(classes)
-    return tuple(
-        tuple(Block(local_entry[b.entry], b.queries, b.keys) for b in blocks) for blocks in classes
-    )
+    return tuple(tuple(Block(local_entry[b.entry], b.queries, b.keys) for b in blocks) for blocks in classes)

@@ -25,9 +25,7 @@ def multiply(rows: Tensor, bank: Tensor, runs: Runs, batch: int) -> Tensor:
     return out
 
 
-def multiply_back(
-    grad: Tensor, bank: Tensor, runs: Runs, batch: int, into: Tensor | None
-) -> Tensor:
+def multiply_back(grad: Tensor, bank: Tensor, runs: Runs, batch: int, into: Tensor | None) -> Tensor:
     """grad[n·B, D] by the transposed entries → [n·B, C], added to `into` if given."""
     if _grouped(grad, runs):
         entries, stops = runs.groups(batch, grad.device)

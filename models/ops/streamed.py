@@ -93,7 +93,9 @@ def streamed(
     """
     for source in sources:
         if source.shape[0] != plan.grid.num_tokens:
-            raise ValueError(f"{source.shape[0]} tokens given to {plan.grid}, which has {plan.grid.num_tokens}")
+            raise ValueError(
+                f"{source.shape[0]} tokens given to {plan.grid}, which has {plan.grid.num_tokens}"
+            )
     for bank in banks:
         if bank.shape[0] != plan.num_entries:
             raise ValueError(f"a bank of {bank.shape[0]} entries given, the plan has {plan.num_entries}")
@@ -116,7 +118,9 @@ class _Streamed(torch.autograd.Function):
         ctx.kept = []
         for samples, chunk in _steps(recipe, plan, work, banks):
             state = [chunk.queries(view_tokens(t[:, samples], plan.grid)) for t in (lse, *outs)]
-            q, k, v = _Pairs(recipe, chunk, [view_tokens(w[:, samples], plan.grid) for w in work], banks).project()
+            q, k, v = _Pairs(
+                recipe, chunk, [view_tokens(w[:, samples], plan.grid) for w in work], banks
+            ).project()
             if recipe.keep:
                 ctx.kept.append((q, k, v))
             a = chunk.layers(compute.logits(q, k, recipe.scale, statistics), -torch.inf)
@@ -135,14 +139,20 @@ class _Streamed(torch.autograd.Function):
         outs, sources = tensors[: len(grad_outs)], tensors[len(grad_outs) :][: ctx.num_sources]
         banks = tensors[len(grad_outs) + ctx.num_sources :]
         work = [source.to(ctx.dtype) for source in sources]
-        grad_outs = [g.to(ctx.dtype).unflatten(2, out.shape[2:]) for g, out in zip(grad_outs, outs, strict=True)]
+        grad_outs = [
+            g.to(ctx.dtype).unflatten(2, out.shape[2:]) for g, out in zip(grad_outs, outs, strict=True)
+        ]
         delta = sum((g * out).sum(-1) for g, out in zip(grad_outs, outs, strict=True))
-        grad_sources = [torch.zeros_like(w, dtype=lse.dtype, memory_format=torch.contiguous_format) for w in work]
+        grad_sources = [
+            torch.zeros_like(w, dtype=lse.dtype, memory_format=torch.contiguous_format) for w in work
+        ]
         grad_banks = [BankGradient(bank) for bank in banks]
         compute = stage(recipe.compiled)
         kept = iter(ctx.kept)
         for samples, chunk in _steps(recipe, plan, work, banks):
-            state = [chunk.rows("query", view_tokens(t[:, samples], plan.grid)) for t in (lse, delta, *grad_outs)]
+            state = [
+                chunk.rows("query", view_tokens(t[:, samples], plan.grid)) for t in (lse, delta, *grad_outs)
+            ]
             pairs = _Pairs(recipe, chunk, [view_tokens(w[:, samples], plan.grid) for w in work], banks)
             q, k, v = next(kept) if recipe.keep else pairs.project()
             grads = compute.gradients(q, k, v, *state[:2], state[2:], recipe.scale)
@@ -188,7 +198,12 @@ class _Pairs:
             if operand.bank is None:
                 self._chunk.add_rows(side, grad_sources[operand.source], grad)
                 continue
-            key, bank, runs, batch = (operand.source, side), operand.bank, self._chunk.runs[side], grad.shape[-2]
+            key, bank, runs, batch = (
+                (operand.source, side),
+                operand.bank,
+                self._chunk.runs[side],
+                grad.shape[-2],
+            )
             flat = grad.view(-1, grad.shape[-1])
             grad_banks[bank].add(_flat(self._rows(*key)), flat, runs, batch)
             grad_rows[key] = multiply_back(flat, self._banks[bank], runs, batch, grad_rows.get(key))
@@ -233,8 +248,7 @@ def _pair_numbers(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Ten
     sides += [(o, "key") for o in recipe.values]
     read = {(o.source, side) for o, side in sides}
     return 2 * (
-        sum(sources[source].shape[2] for source, _ in read)
-        + sum(_width(o, sources, banks) for o, _ in sides)
+        sum(sources[source].shape[2] for source, _ in read) + sum(_width(o, sources, banks) for o, _ in sides)
     )
 
 
