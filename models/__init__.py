@@ -1,15 +1,29 @@
 """The mathematics: nets and their token mixers. Knows nothing of ranks, files or clusters."""
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import nn
 
 from models.attention import Attention
+from models.gpt import GPT, GPTConfig
 from models.offsets import OffsetGrid
 from models.translution import Translution
 from models.vit import ViT, ViTConfig
 
-ModelConfig = ViTConfig
+ModelConfig = Annotated[ViTConfig | GPTConfig, Field(discriminator="kind")]
 
-__all__ = ["Attention", "ModelConfig", "OffsetGrid", "Translution", "ViT", "ViTConfig", "build_model"]
+__all__ = [
+    "GPT",
+    "Attention",
+    "GPTConfig",
+    "ModelConfig",
+    "OffsetGrid",
+    "Translution",
+    "ViT",
+    "ViTConfig",
+    "build_model",
+]
 
 
 def build_model(config: ModelConfig) -> nn.Module:
