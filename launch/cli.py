@@ -1,7 +1,7 @@
 """The `translution` command. Heavy imports stay inside commands, so that help answers at once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,9 +23,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all err
 
 @app.command("train")
 def train_command(
-    config: Annotated[
-        str | None, typer.Argument(help="YAML file; may be left out with --resume.")
-    ] = None,
+    config: Annotated[str | None, typer.Argument(help="YAML file; may be left out with --resume.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run or study.")
@@ -54,6 +52,26 @@ def evaluate_command(
         from trainer.run import evaluate_run
 
         evaluate_run(run_dir, overrides or [])
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("export")
+def export_command(
+    run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the weights go.")],
+    layout: Annotated[
+        Literal["reference", "safetensors"],
+        typer.Option("--format", help="The public Translution code's state dict, or our own names."),
+    ] = "safetensors",
+    debug: Debug = False,
+) -> None:
+    """Write the weights of the newest checkpoint of RUN_DIR to one file."""
+
+    def action() -> None:
+        from launch.export import export
+
+        export(run_dir, layout, out)
 
     raise typer.Exit(exit_code(action, debug))
 

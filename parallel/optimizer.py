@@ -15,13 +15,13 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int = Field(300, ge=1)
-    lr: float = Field(3e-4, gt=0, allow_inf_nan=False)
-    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
+    steps: int = Field(default=300, ge=1)
+    lr: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
+    min_lr: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    clip: float | None = Field(1.0, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "OptimizerConfig":
@@ -47,8 +47,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """
     tokens: set[str] = model.no_decay() if hasattr(model, "no_decay") else set()  # pyright: ignore
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    unknown = tokens - {name for name, _ in named}
-    assert not unknown, f"no_decay names no parameter: {unknown}"
     decay = [p for name, p in named if p.ndim > 1 and name not in tokens]
     rest = [p for name, p in named if p.ndim <= 1 or name in tokens]
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0}]

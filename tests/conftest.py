@@ -58,6 +58,7 @@ def translution(
             main()
         code = exit_.value.code
         assert isinstance(code, int | None)
-        return Outcome(code or 0, *capsys.readouterr())
+        written = capsys.readouterr()
+        return Outcome(code or 0, str(written.out), str(written.err))
 
     return run

@@ -54,6 +54,4 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         return torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = str(error).split("\n")[0]
-        raise UserError(
-            f"{path}: damaged checkpoint ({why}); delete it to go on from an older one"
-        ) from None
+        raise UserError(f"{path}: damaged checkpoint ({why}); delete it to go on from an older one") from None

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models import ModelConfig
+from parallel.errors import UserError
 from parallel.optimizer import OptimizerConfig
 from trainer.config_errors import ConfigError, explain
 from trainer.data.moving_mnist import MovingMnistConfig
@@ -84,7 +85,10 @@ def parse_config(values: dict[Any, Any]) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig, values)) from None
-    config.data.check(config.model)
+    try:
+        config.data.check(config.model)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
     return config
 
 

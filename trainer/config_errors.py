@@ -1,6 +1,7 @@
 """One line for what pydantic found wrong: the key, its value and what is allowed."""
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -24,10 +25,10 @@ def explain(error: ValidationError, root: type[BaseModel], values: Any) -> str:
 
 
 def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
-    key, parent, classes = _locate(problem, root, values)
+    key, parent, above, classes = _locate(problem, root, values)
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        valid = sorted({name for cls in classes for name in cls.model_fields})
+        valid = sorted({name for cls in above for name in cls.model_fields})
         close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {_join(parent, close[0])}? " if close else ""
         return f"unknown key {key}={_short(value)}: {hint}valid here: {', '.join(valid)}"
@@ -45,16 +46,17 @@ def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message.removeprefix("Input ")
     if kind == "value_error" and isinstance(value, dict):
-        # A rule between fields: its message names them, the first one as `field=value`.
-        named = any(message.startswith(f"{name}=") for cls in classes for name in cls.model_fields)
+        # A rule between fields: its message begins with one of them and that one's value.
+        fields = {name for cls in classes for name in cls.model_fields}
+        named = re.split(r"[= ]", message)[0] in fields
         return f"{key}.{message}" if named else f"{key}: {message}"
     return f"{key}={_short(value)}: {message}"
 
 
 def _locate(
     problem: ErrorDetails, root: type[BaseModel], values: Any
-) -> tuple[str, str, list[type[BaseModel]]]:
-    """The key a person wrote, the key above it, and the config classes that could stand there.
+) -> tuple[str, str, list[type[BaseModel]], list[type[BaseModel]]]:
+    """The key a person wrote, the key above it, and the config classes possible above and there.
 
     Pydantic's path also holds union tags and validator names, which are no keys: they are told
     apart by walking down the values. The last part of a path may be missing from them.
@@ -76,7 +78,7 @@ def _locate(
             classes = _below(classes, part, values)
         elif isinstance(values, dict):
             classes = _of_kind(classes, values)
-    return key or "config", parent, above
+    return key or "config", parent, above, classes
 
 
 def _below(classes: list[type[BaseModel]], field: str, value: Any) -> list[type[BaseModel]]:

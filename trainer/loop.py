@@ -13,6 +13,7 @@ from parallel.engine import StepResult, TorchEngine
 from parallel.errors import UserError
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from trainer.config import RunConfig
+from trainer.config_errors import ConfigError
 from trainer.data.order import random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
@@ -40,6 +41,15 @@ def build_engine(config: RunConfig) -> TorchEngine:
     return TorchEngine(model, config.train, pick_device(config), config.precision)
 
 
+def check_net(config: RunConfig) -> None:
+    """Raise ConfigError when the net cannot be built; takes neither memory nor time."""
+    try:
+        with torch.device("meta"):
+            build_model(config.model)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+
+
 def restore(engine: TorchEngine, run: RunDirectory) -> int:
     """Load the newest checkpoint of `run`; returns the number of samples consumed until then.
 
@@ -47,9 +57,7 @@ def restore(engine: TorchEngine, run: RunDirectory) -> int:
     """
     saved = checkpoints(run.checkpoints)
     if not saved:
-        raise UserError(
-            f"{run.path}: holds no checkpoint to resume from; start it without --resume"
-        )
+        raise UserError(f"{run.path}: holds no checkpoint to resume from; start it without --resume")
     state = load_checkpoint(saved[-1], engine.device)
     try:
         engine.load_state(state["engine"])
@@ -94,9 +102,7 @@ class Loop:
         batches = self.source.train_batches(
             self.samples, train.batch, train.accumulate, engine.data_rank, engine.data_world
         )
-        progress = open_progress(
-            label, self.source.unit, engine.steps_done, train.steps, train.batch
-        )
+        progress = open_progress(label, self.source.unit, engine.steps_done, train.steps, train.batch)
         events = SummaryWriter(self.run.events, purge_step=engine.steps_done + 1)
         with progress, events:
             if self.samples and self._due(train.evaluate_every):
@@ -225,4 +231,5 @@ def train_net(
     samples = restore(engine, run) if resume else 0
     if resume:
         run.forget_after(engine.steps_done)
+        run.save_config(config)
     return Loop(config, run, source, engine, samples, stop).fit(config.name)

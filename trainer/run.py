@@ -10,7 +10,7 @@ from trainer.data.source import Source
 from trainer.errors import Interrupted
 from trainer.evaluation import evaluate
 from trainer.interrupt import StopRequest
-from trainer.loop import build_engine, pick_device, restore, train_net
+from trainer.loop import build_engine, check_net, pick_device, restore, train_net
 from trainer.run_directory import RunDirectory, new_run_path
 from trainer.study import Member, study_members, study_table, train_study
 from trainer.table import Table
@@ -40,16 +40,18 @@ def train(config_path: str | None, overrides: list[str], resume: Path | None = N
     path = resume or config.run_dir or new_run_path(config.name)
     run = RunDirectory(path)
     members = study_members(config, path)
+    for each in [member.config for member in members] or [config]:
+        check_net(each)
     source = build_source(config)
     if resume is None:
         run.create(config)
     else:
         _check_resumable(run, config, members)
-        run.save_config(config)
     print(f"run directory: {path}", flush=True)
     with StopRequest() as stop:
         try:
             if config.study:
+                run.save_config(config)
                 train_study(config, run, members, stop).show()
             else:
                 result = train_net(config, run, source, stop, resume is not None)

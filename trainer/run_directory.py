@@ -42,7 +42,9 @@ class RunDirectory:
 
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved config and the version of the code that runs it."""
-        values = config.model_dump(mode="json", exclude={"run_dir"})
+        # A study's nets resolve on their own: what is default for one may be unknown to another.
+        given_only = config.study is not None
+        values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_whole(self.config, text)
         versions = {
@@ -112,9 +114,7 @@ def code_version() -> str:
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
         try:
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             pass
     return metadata.version("translution")

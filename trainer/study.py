@@ -1,12 +1,14 @@
 """A study: one net per combination of values, everything else alike, and one table at the end."""
 
 import json
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import checkpoints
 from trainer.config import RunConfig, with_values
+from trainer.config_errors import ConfigError
 from trainer.data.build import build_source
 from trainer.data.source import Source
 from trainer.errors import Interrupted
@@ -22,7 +24,7 @@ class Member:
     """One combination of a study's values: its config, and where it runs."""
 
     def __init__(self, config: RunConfig, values: dict[str, Any], root: Path) -> None:
-        label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values.items())
+        label = ",".join(f"{key.split('.')[-1]}={_word(value)}" for key, value in values.items())
         self.values = values
         self.config = with_values(config, {"study": None, "name": label} | values)
         self.run = RunDirectory(root / label)
@@ -35,16 +37,19 @@ class Member:
 
 def study_members(config: RunConfig, root: Path) -> list[Member]:
     """All combinations in the order of the config; raises ConfigError for one that cannot run."""
-    study = config.study or {}
-    return [
-        Member(config, dict(zip(study, values, strict=True)), root)
-        for values in product(*study.values())
+    study = config.study
+    if not study:
+        return []
+    members = [
+        Member(config, dict(zip(study, values, strict=True)), root) for values in product(*study.values())
     ]
+    for label, count in Counter(member.config.name for member in members).items():
+        if count > 1:
+            raise ConfigError(f"study: {count} nets would be called {label}; their values must differ in it")
+    return members
 
 
-def train_study(
-    config: RunConfig, root: RunDirectory, members: list[Member], stop: StopRequest
-) -> Table:
+def train_study(config: RunConfig, root: RunDirectory, members: list[Member], stop: StopRequest) -> Table:
     """Train every member that has no result yet; write results.json and results.md.
 
     A member with a checkpoint goes on from it. Raises Interrupted when `stop` is requested.
@@ -59,9 +64,7 @@ def train_study(
             raise Interrupted(stop.number, 0)
         print(heading, flush=True)
         resume = bool(checkpoints(member.run.checkpoints))
-        if resume or member.run.config.exists():
-            member.run.save_config(member.config)
-        else:
+        if not member.run.config.exists():
             member.run.create(member.config)
         train_net(member.config, member.run, source, stop, resume)
     results = [member.result() or {} for member in members]
@@ -84,18 +87,21 @@ def study_table(
     return table
 
 
+def _word(value: Any) -> str:
+    """A value as part of a name; of a whole section, such as a mixer's, its kind."""
+    return str(value["kind"]) if isinstance(value, dict) and "kind" in value else str(value).replace("/", "_")
+
+
 def _row_title(member: Member, source: Source) -> str:
     parts = [
-        _TITLES.get(str(value), f"{key.split('.')[-1]}={value}")
+        _TITLES.get(_word(value), f"{key.split('.')[-1]}={_word(value)}")
         for key, value in member.values.items()
         if key not in source.column_keys
     ]
     return ", ".join(parts) or member.config.name
 
 
-def write_results(
-    root: Path, table: Table, members: list[Member], results: list[dict[str, Any]]
-) -> None:
+def write_results(root: Path, table: Table, members: list[Member], results: list[dict[str, Any]]) -> None:
     """Write results.json (every number) and results.md (the table) into the study's directory."""
     rows = [
         {"values": member.values, "run": member.run.path.name} | result

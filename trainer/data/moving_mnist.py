@@ -38,11 +38,14 @@ class MovingMnistConfig(BaseModel):
 
     def check(self, model: "ModelConfig") -> None:
         """Raise UserError where a model cannot take this data."""
-        for key, value, wanted in (
-            ("image_size", model.image_size, self.canvas),
-            ("channels", model.channels, 1),
-            ("classes", model.classes, CLASSES),
+        for key, wanted in (
+            ("image_size", self.canvas),
+            ("channels", 1),
+            ("classes", CLASSES),
         ):
+            value = getattr(model, key, None)
+            if value is None:
+                raise UserError(f"model.kind={model.kind}: data.kind=moving_mnist needs a net for images")
             if value != wanted:
                 raise UserError(
                     f"model.{key}={value}: data.kind=moving_mnist with data.canvas={self.canvas} "
@@ -80,9 +83,7 @@ class MovingMnist:
                 yield self._train_batch(np.arange(first, first + micro))
             start += batch
 
-    def evaluation_batches(
-        self, name: str, batch: int, rank: int = 0, world: int = 1
-    ) -> Iterator[Batch]:
+    def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         mine = np.arange(rank, self.test_samples, world)
         for first in range(0, len(mine), batch):
             index = mine[first : first + batch]

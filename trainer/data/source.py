@@ -44,9 +44,7 @@ class Source(Protocol):
         """
         ...
 
-    def evaluation_batches(
-        self, name: str, batch: int, rank: int = 0, world: int = 1
-    ) -> Iterator[Batch]:
+    def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every sample of an evaluation set once over all ranks, at most `batch` at a time."""
         ...
 
