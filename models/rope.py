@@ -23,12 +23,12 @@ class Rope(nn.Module):
         self.grid, self.head_dim, self.base = grid, head_dim, base
 
     def forward(self, x_NBHE: Tensor) -> Tensor:
-        angle = self._angle(x_NBHE.device).to(x_NBHE.dtype)
+        angle = self.angle(x_NBHE.device).to(x_NBHE.dtype)
         left, right = x_NBHE.chunk(2, -1)
         turned = torch.cat((-right, left), -1)
         return x_NBHE * angle.cos()[:, None, None] + turned * angle.sin()[:, None, None]
 
-    def _angle(self, device: torch.device) -> Tensor:
+    def angle(self, device: torch.device) -> Tensor:
         """angle[N, E] in float64, zero for the class token."""
         dims = len(self.grid.shape)
         width = self.head_dim // dims

@@ -13,32 +13,30 @@ from torch.nn.functional import grouped_mm
 from models.ops.plan import Runs
 
 
-def multiply(rows: Tensor, bank: Tensor, runs: Runs, batch: int) -> Tensor:
-    """rows[n·B, C] by bank[K, C, D], each run by its entry → [n·B, D]."""
+def multiply(rows: Tensor, bank: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
+    """rows[n·B, C] by bank[K, C, D], each run by its entry, into out[n·B, D]."""
     if _grouped(rows, runs):
         entries, stops = runs.groups(batch, rows.device)
-        return grouped_mm(rows, bank[entries].to(rows.dtype), offs=stops)
-    out = rows.new_empty(rows.shape[0], bank.shape[2])
+        out.copy_(grouped_mm(rows, bank[entries].to(rows.dtype), offs=stops))
+        return
     for entry, start, stop in runs.spans:
         run = slice(start * batch, stop * batch)
         torch.mm(rows[run], bank[entry].to(rows.dtype), out=out[run])
-    return out
 
 
-def multiply_back(grad: Tensor, bank: Tensor, runs: Runs, batch: int, into: Tensor | None) -> Tensor:
-    """grad[n·B, D] by the transposed entries → [n·B, C], added to `into` if given."""
+def multiply_back(grad: Tensor, bank: Tensor, runs: Runs, batch: int, out: Tensor, add: bool) -> None:
+    """grad[n·B, D] by the transposed entries, into out[n·B, C], or added to it."""
     if _grouped(grad, runs):
         entries, stops = runs.groups(batch, grad.device)
-        out = grouped_mm(grad, bank[entries].to(grad.dtype).mT, offs=stops)
-        return out if into is None else into.add_(out)
-    out = grad.new_empty(grad.shape[0], bank.shape[1]) if into is None else into
+        product = grouped_mm(grad, bank[entries].to(grad.dtype).mT, offs=stops)
+        out.add_(product) if add else out.copy_(product)
+        return
     for entry, start, stop in runs.spans:
         run, weight = slice(start * batch, stop * batch), bank[entry].to(grad.dtype).t()
-        if into is None:
-            torch.mm(grad[run], weight, out=out[run])
-        else:
+        if add:
             out[run].addmm_(grad[run], weight)
-    return out
+        else:
+            torch.mm(grad[run], weight, out=out[run])
 
 
 class BankGradient:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from models.ops.plan import Chunk, Plan, Side, Tokens, view_tokens
 from models.ops.products import BankGradient, multiply, multiply_back
-from models.ops.stage import stage
+from models.ops.stage import Scratch, stage
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,21 @@ class _Streamed(torch.autograd.Function):
             work[0].new_zeros((N, B, H, width // H), dtype=statistics)
             for width in (_width(operand, work, banks) for operand in recipe.values)
         ]
-        compute = stage(recipe.compiled)
+        compute, scratch = stage(recipe.compiled), Scratch(work[0])
         ctx.kept = []
-        for samples, chunk in _steps(recipe, plan, work, banks):
-            state = [chunk.queries(view_tokens(t[:, samples], plan.grid)) for t in (lse, *outs)]
-            q, k, v = _Pairs(
-                recipe, chunk, [view_tokens(w[:, samples], plan.grid) for w in work], banks
-            ).project()
-            if recipe.keep:
-                ctx.kept.append((q, k, v))
-            a = chunk.layers(compute.logits(q, k, recipe.scale, statistics), -torch.inf)
-            compute.merge(state[0], state[1:], a, [chunk.layers(value, 0.0) for value in v])
+        for samples, chunks in _steps(recipe, plan, work, banks):
+            state, tokens = (_views(ts, samples, plan) for ts in ((lse, *outs), work))
+            for chunk in chunks:
+                pairs = _Pairs(recipe, chunk, tokens, banks, scratch)
+                q, k, v = pairs.project(fresh=recipe.keep)
+                if recipe.keep:
+                    ctx.kept.append((q, k, v))
+                a = compute.logits(q, k, recipe.scale, statistics, scratch)
+                compute.merge(
+                    *(chunk.queries(t) for t in state),
+                    logits=chunk.layers(a, -torch.inf),
+                    values=[chunk.layers(value, 0.0) for value in v],
+                )
         lse, outs = combine.softmax(lse, outs)
         ctx.save_for_backward(lse, *outs, *sources, *banks)
         ctx.recipe, ctx.plan, ctx.combine, ctx.num_sources = recipe, plan, combine, num_sources
@@ -139,25 +143,21 @@ class _Streamed(torch.autograd.Function):
         outs, sources = tensors[: len(grad_outs)], tensors[len(grad_outs) :][: ctx.num_sources]
         banks = tensors[len(grad_outs) + ctx.num_sources :]
         work = [source.to(ctx.dtype) for source in sources]
-        grad_outs = [
-            g.to(ctx.dtype).unflatten(2, out.shape[2:]) for g, out in zip(grad_outs, outs, strict=True)
-        ]
+        grad_outs = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in zip(grad_outs, outs, strict=True)]
         delta = sum((g * out).sum(-1) for g, out in zip(grad_outs, outs, strict=True))
-        grad_sources = [
-            torch.zeros_like(w, dtype=lse.dtype, memory_format=torch.contiguous_format) for w in work
-        ]
+        grad_sources = [torch.zeros(w.shape, dtype=lse.dtype, device=w.device) for w in work]
         grad_banks = [BankGradient(bank) for bank in banks]
-        compute = stage(recipe.compiled)
-        kept = iter(ctx.kept)
-        for samples, chunk in _steps(recipe, plan, work, banks):
-            state = [
-                chunk.rows("query", view_tokens(t[:, samples], plan.grid)) for t in (lse, delta, *grad_outs)
-            ]
-            pairs = _Pairs(recipe, chunk, [view_tokens(w[:, samples], plan.grid) for w in work], banks)
-            q, k, v = next(kept) if recipe.keep else pairs.project()
-            grads = compute.gradients(q, k, v, *state[:2], state[2:], recipe.scale)
-            grad_tokens = [view_tokens(g[:, samples], plan.grid) for g in grad_sources]
-            pairs.backpropagate(*grads, grad_tokens, grad_banks)
+        compute, scratch, kept = stage(recipe.compiled), Scratch(work[0]), iter(ctx.kept)
+        for samples, chunks in _steps(recipe, plan, work, banks):
+            state, tokens, grad_tokens = (
+                _views(ts, samples, plan) for ts in ((lse, delta, *grad_outs), work, grad_sources)
+            )
+            for chunk in chunks:
+                pairs = _Pairs(recipe, chunk, tokens, banks, scratch)
+                q, k, v = next(kept) if recipe.keep else pairs.project()
+                at_pairs = [chunk.rows("query", t) for t in state]
+                grads = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
+                pairs.backpropagate(*grads, grad_tokens, grad_banks)
         grad_sources = ctx.combine.gradient(grad_sources)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
         return None, None, None, None, *grad_sources, *(g.total() for g in grad_banks)
@@ -166,16 +166,25 @@ class _Streamed(torch.autograd.Function):
 class _Pairs:
     """The operands of one chunk: projected forward, and their gradients brought back."""
 
-    def __init__(self, recipe: Recipe, chunk: Chunk, sources: list[Tokens], banks: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        chunk: Chunk,
+        sources: list[Tokens],
+        banks: Sequence[Tensor],
+        scratch: Scratch,
+    ) -> None:
         self._recipe, self._chunk, self._sources, self._banks = recipe, chunk, sources, banks
+        self._scratch = scratch
         self._read: dict[tuple[int, Side], Tensor] = {}
 
-    def project(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]."""
+    def project(self, fresh: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in memory
+        of their own if `fresh`, else in the scratch."""
         return (
-            [self._project(q, "query") for q, _ in self._recipe.logits],
-            [self._project(k, "key") for _, k in self._recipe.logits],
-            [self._project(v, "key") for v in self._recipe.values],
+            [self._project(q, "query", None if fresh else ("q", i)) for i, (q, _) in enumerate(self._recipe.logits)],
+            [self._project(k, "key", None if fresh else ("k", i)) for i, (_, k) in enumerate(self._recipe.logits)],
+            [self._project(v, "key", None if fresh else ("v", i)) for i, v in enumerate(self._recipe.values)],
         )
 
     def backpropagate(
@@ -192,35 +201,40 @@ class _Pairs:
             *((k, "key", g) for (_, k), g in zip(self._recipe.logits, grad_k, strict=True)),
             *((v, "key", g) for v, g in zip(self._recipe.values, grad_v, strict=True)),
         ]
-        grad_rows: dict[tuple[int, Side], Tensor] = {}
+        products: dict[tuple[int, Side], list[tuple[int, Tensor]]] = {}
         for operand, side, grad in operands:
             grad = self._chunk.fold(side, grad).flatten(-2)
             if operand.bank is None:
                 self._chunk.add_rows(side, grad_sources[operand.source], grad)
-                continue
-            key, bank, runs, batch = (
-                (operand.source, side),
-                operand.bank,
-                self._chunk.runs[side],
-                grad.shape[-2],
-            )
-            flat = grad.view(-1, grad.shape[-1])
-            grad_banks[bank].add(_flat(self._rows(*key)), flat, runs, batch)
-            grad_rows[key] = multiply_back(flat, self._banks[bank], runs, batch, grad_rows.get(key))
-        for (source, side), rows in grad_rows.items():
-            self._chunk.add_rows(side, grad_sources[source], rows.view(self._rows(source, side).shape))
+            else:
+                products.setdefault((operand.source, side), []).append((operand.bank, grad))
+        for (source, side), grads in products.items():
+            rows, runs = self._rows(source, side), self._chunk.runs[side]
+            for bank, grad in grads:
+                grad_banks[bank].add(_flat(rows), _flat(grad), runs, rows.shape[-2])
+            # Nobody reads the rows again: their gradient takes their place.
+            for index, (bank, grad) in enumerate(grads):
+                multiply_back(_flat(grad), self._banks[bank], runs, rows.shape[-2], _flat(rows), index > 0)
+            self._chunk.add_rows(side, grad_sources[source], rows)
 
-    def _project(self, operand: Operand, side: Side) -> Tensor:
-        rows = self._rows(operand.source, side)
-        if operand.bank is not None:
-            product = multiply(_flat(rows), self._banks[operand.bank], self._chunk.runs[side], rows.shape[-2])
-            rows = product.view(*rows.shape[:-1], -1)
+    def _project(self, operand: Operand, side: Side, place: object) -> Tensor:
+        if operand.bank is None:
+            rows = self._chunk.rows(side, self._sources[operand.source])
+        else:
+            rows = self._rows(operand.source, side)
+            bank, batch = self._banks[operand.bank], rows.shape[-2]
+            shape = (*rows.shape[:-1], bank.shape[2])
+            out = rows.new_empty(shape) if place is None else self._scratch(place, shape)
+            multiply(_flat(rows), bank, self._chunk.runs[side], batch, _flat(out))
+            rows = out
         return rows.unflatten(-1, (self._recipe.heads, -1))
 
     def _rows(self, source: int, side: Side) -> Tensor:
+        """Rows of a source that banks multiply: a contiguous copy of our own."""
         key = (source, side)
         if key not in self._read:
-            self._read[key] = self._chunk.rows(side, self._sources[source]).contiguous()
+            rows = self._chunk.rows(side, self._sources[source])
+            self._read[key] = self._scratch(key, rows.shape).copy_(rows)
         return self._read[key]
 
 
@@ -228,28 +242,29 @@ def _flat(rows: Tensor) -> Tensor:
     return rows.view(-1, rows.shape[-1])
 
 
+def _views(tensors: Sequence[Tensor], samples: slice, plan: Plan) -> list[Tokens]:
+    return [view_tokens(t[:, samples], plan.grid) for t in tensors]
+
+
 def _steps(
     recipe: Recipe, plan: Plan, sources: Sequence[Tensor], banks: Sequence[Tensor]
-) -> Iterator[tuple[slice, Chunk]]:
+) -> Iterator[tuple[slice, list[Chunk]]]:
     """The chunks, for as many samples at a time as the workspace holds."""
     batch, device = sources[0].shape[1], sources[0].device
     pair_bytes = _pair_numbers(recipe, sources, banks) * sources[0].element_size()
     step = plan.batch_slice(batch, pair_bytes, recipe.workspace)
     for start in range(0, batch, step):
         samples = slice(start, min(start + step, batch))
-        for chunk in plan.chunks(samples.stop - start, pair_bytes, recipe.workspace, device):
-            yield samples, chunk
+        yield samples, plan.chunks(samples.stop - start, pair_bytes, recipe.workspace, device)
 
 
 def _pair_numbers(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
-    """The numbers a pair takes in backward, the larger pass: rows read and their gradients, each
-    operand and its gradient."""
+    """The numbers a pair takes in backward, the larger pass: rows, operands and their gradients."""
     sides = [(o, side) for pair in recipe.logits for o, side in zip(pair, ("query", "key"), strict=True)]
     sides += [(o, "key") for o in recipe.values]
     read = {(o.source, side) for o, side in sides}
-    return 2 * (
-        sum(sources[source].shape[2] for source, _ in read) + sum(_width(o, sources, banks) for o, _ in sides)
-    )
+    rows = sum(sources[source].shape[2] for source, _ in read)
+    return rows + 2 * sum(_width(o, sources, banks) for o, _ in sides)
 
 
 def _width(operand: Operand, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
