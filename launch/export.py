@@ -1,0 +1,67 @@
+"""`translution export`: the weights of a run as one file for other programs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.reference import to_reference_state
+from parallel.errors import UserError
+from trainer.config import load_config
+from trainer.errors import machine_error
+from trainer.loop import build_engine, restore
+from trainer.run_directory import RunDirectory
+
+Format = Literal["reference", "safetensors"]
+
+
+def export(run_dir: Path, layout: Format, out: Path) -> None:
+    """Write the weights of the newest checkpoint of `run_dir` to `out`.
+
+    layout  "reference": a state dict of the public code, written by torch.save. "safetensors": our
+            own parameters, the net's config as JSON in the file's metadata under "model"
+
+    The file appears under its name when it is whole. Raises UserError where there is no checkpoint,
+    where the public code has no such net, and for a file that cannot be written.
+    """
+    run = RunDirectory(run_dir)
+    if not run.config.is_file():
+        raise UserError(f"{run_dir}: is no run directory, it has no {run.config.name}")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a directory; name a file")
+    config = load_config(run.config, ["device=cpu"])
+    if config.study:
+        raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
+    engine = build_engine(config)
+    restore(engine, run)
+    if layout == "reference":
+        try:
+            state = to_reference_state(engine.model)
+        except ValueError as error:
+            raise UserError(f"{run_dir}: {error}; --format safetensors can write it") from None
+        _write(out, lambda path: torch.save(state, path))
+        return
+    own: dict[str, Tensor] = {name: p.detach() for name, p in engine.model.named_parameters()}
+    metadata = {"model": config.model.model_dump_json()}
+    _write(out, lambda path: save_file(own, path, metadata))
+
+
+def _write(out: Path, save: Callable[[Path], None]) -> None:
+    temporary = out.with_name(f".{out.name}.new")
+    try:
+        save(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    except OSError as error:
+        raise machine_error(error, out, "be written") from None
+    except (RuntimeError, SafetensorError) as error:  # how the two libraries report a full disk
+        raise UserError(f"{out}: cannot be written: {str(error).splitlines()[0]}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"wrote {out}")
