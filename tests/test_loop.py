@@ -89,7 +89,9 @@ def test_a_run_directory_holds_the_whole_run(train: Callable):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml",
         "version.json",
+        "life",
         "metrics.jsonl",
+        "saves.jsonl",
         "tensorboard",
         "checkpoints",
         "result.json",

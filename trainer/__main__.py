@@ -13,6 +13,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", help="YAML file; may be left out with --resume")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run")
+    parser.add_argument(
+        "--requeued", action="store_true", help="go on with run_dir if it holds a checkpoint, else begin it"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of all errors")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(arguments)
@@ -20,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     def action() -> None:
         from trainer.run import split_words, train  # after the parser, for torch takes seconds
 
-        train(*split_words(given.config, given.overrides), given.resume)
+        train(*split_words(given.config, given.overrides), given.resume, given.requeued)
 
     return exit_code(action, given.debug)
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,28 @@ from trainer.errors import machine_error
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], keep: int, check: Callable[[], None] = lambda: None
+) -> Path:
     """Write `state` (tensors, numbers, strings) as the checkpoint of `step`; keep the newest few.
 
-    Raises UserError, and leaves the older ones alone, when it cannot be written.
+    Raises UserError, and leaves the older ones alone, when it cannot be written. `check` may refuse,
+    by raising, before the file is begun and once more before it gets its name.
     """
     path = folder / f"step-{step:08d}.pt"
     temporary = folder / f".{path.name}.new"
+    check()
     try:
         folder.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        check()
         temporary.replace(path)
+    except UserError:
+        temporary.unlink(missing_ok=True)
+        raise
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         # torch reports a full disk as a RuntimeError whose cause may be the system's own error.

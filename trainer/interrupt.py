@@ -1,32 +1,61 @@
-"""Ctrl-C and termination: remember the signal, let the current step finish."""
+"""Ctrl-C, termination and early warnings: remember the signal, let the current step finish."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import distributed
+
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM only set `number`; a second one acts at once."""
+    """A context in which SIGINT, SIGTERM and SIGUSR2 only ask for a stop; a second Ctrl-C acts at once.
+
+    SIGUSR2 is the usual warning ahead of the end of a cluster job. `number` is the signal that all
+    ranks know of: in one process at once, in several after `agree`, for each rank hears of a signal
+    at a moment of its own, and one that left a collective operation early would hang the others.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._seen: int | None = None
         self._previous: dict[int, Any] = {}
+        self._group: distributed.ProcessGroup | None = None
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only and lets no other set handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
-
-    def _restore(self) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())
+
+    def agree(self) -> int | None:
+        """The signal that any rank has seen, the same answer on every rank.
+
+        A collective operation over all ranks: call it at the same step boundary everywhere.
+        """
+        if not _several_ranks():
+            return self.number
+        if self._group is None:
+            # Over gloo, so that a step on a CUDA device need not be waited for.
+            self._group = distributed.new_group(backend="gloo")
+        flag = torch.tensor([self._seen or 0])
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)
+        self.number = int(flag) or None
+        return self.number
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._seen = self._seen or number
+        if not _several_ranks():
+            self.number = self._seen
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
+
+
+def _several_ranks() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -108,7 +108,7 @@ class Loop:
             if self.samples and self._due(train.evaluate_every):
                 self._evaluate(progress, events)  # the one that belongs to the checkpoint's step
             self._mark = time.perf_counter()
-            while engine.steps_done < train.steps and not self.stop.number:
+            while engine.steps_done < train.steps and not self.stop.agree():
                 self._step(batches)
                 progress.advance()
                 step = engine.steps_done
@@ -189,8 +189,12 @@ class Loop:
         self._saved = self.engine.steps_done
         state = {"engine": self.engine.state(), "samples": self.samples}
         keep = self.config.train.keep_checkpoints
-        save_checkpoint(self.run.checkpoints, self.engine.steps_done, state, keep)
+        start = time.perf_counter()
+        path = save_checkpoint(
+            self.run.checkpoints, self.engine.steps_done, state, keep, self.run.fence.check
+        )
         self._mark = time.perf_counter()
+        self.run.append_save(self.engine.steps_done, self._mark - start, path.stat().st_size)
 
     def _evaluate(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
         self._log(progress, events)
@@ -227,6 +231,7 @@ def train_net(
     config: RunConfig, run: RunDirectory, source: Source, stop: StopRequest, resume: bool
 ) -> dict[str, Any]:
     """Train one net in its run directory, which exists; `resume` takes its newest checkpoint."""
+    run.fence.claim()
     engine = build_engine(config)
     samples = restore(engine, run) if resume else 0
     if resume:

@@ -23,12 +23,16 @@ def split_words(config: str | None, overrides: list[str]) -> tuple[str | None, l
     return config, overrides
 
 
-def train(config_path: str | None, overrides: list[str], resume: Path | None = None) -> Path:
+def train(
+    config_path: str | None, overrides: list[str], resume: Path | None = None, requeued: bool = False
+) -> Path:
     """Start a run, or go on with the one in `resume`, and print its table.
 
-    With `resume` and no config the run's own is taken; overrides apply in both cases. Everything
-    a person can get wrong is checked before training starts and raises UserError. Returns the run
-    directory; raises Interrupted when a signal stopped the run.
+    With `resume` and no config the run's own is taken; overrides apply in both cases. With
+    `requeued` the config's run_dir is gone on with when it holds a checkpoint, else begun anew:
+    what a job needs that may be started several times over. Everything a person can get wrong is
+    checked before training starts and raises UserError. Returns the run directory; raises
+    Interrupted when a signal stopped the run.
     """
     if resume is not None:
         config = _config_of(resume, config_path, overrides)
@@ -40,17 +44,20 @@ def train(config_path: str | None, overrides: list[str], resume: Path | None = N
     path = resume or config.run_dir or new_run_path(config.name)
     run = RunDirectory(path)
     members = study_members(config, path)
+    if requeued and _resumable(run, config, members):
+        resume = path
     for each in [member.config for member in members] or [config]:
         check_net(each)
     source = build_source(config)
     if resume is None:
-        run.create(config)
+        run.create(config, again=requeued)
     else:
         _check_resumable(run, config, members)
     print(f"run directory: {path}", flush=True)
     with StopRequest() as stop:
         try:
             if config.study:
+                run.fence.claim()
                 run.save_config(config)
                 train_study(config, run, members, stop).show()
             else:
@@ -91,12 +98,15 @@ def _config_of(run_dir: Path, config_path: str | None, overrides: list[str]) -> 
 
 
 def _check_resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> None:
+    if not _resumable(run, config, members):
+        what = "net of this study to resume" if config.study else "checkpoint to resume from"
+        raise UserError(f"{run.path}: holds no {what}")
+
+
+def _resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> bool:
     if config.study:
-        if any(member.run.config.exists() for member in members):
-            return
-        raise UserError(f"{run.path}: holds no net of this study to resume")
-    if not checkpoints(run.checkpoints):
-        raise UserError(f"{run.path}: holds no checkpoint to resume from")
+        return any(member.run.config.exists() for member in members)
+    return bool(checkpoints(run.checkpoints))
 
 
 def _net_table(config: RunConfig, source: Source, evaluation: dict[str, dict[str, float]]) -> Table:

@@ -14,6 +14,7 @@ import yaml
 from parallel.errors import UserError
 from trainer.config import RunConfig
 from trainer.errors import machine_error
+from trainer.fence import Fence
 
 
 class RunDirectory:
@@ -26,10 +27,17 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.events = path / "tensorboard"
         self.result = path / "result.json"
+        self.saves = path / "saves.jsonl"
+        self.fence = Fence(path)
 
-    def create(self, config: RunConfig) -> None:
-        """Make a new run; raises UserError when `path` holds one or cannot be written."""
-        if self.config.exists():
+    def create(self, config: RunConfig, again: bool = False) -> None:
+        """Make a new run; raises UserError when `path` holds one or cannot be written.
+
+        With `again` a run that `path` holds is begun anew.
+        """
+        if again and self.config.exists():
+            self._replace(self.metrics, "")
+        elif self.config.exists():
             raise UserError(
                 f"run_dir={self.path} already holds a run; "
                 f"go on with it by --resume {self.path}, or name another run_dir"
@@ -46,21 +54,21 @@ class RunDirectory:
         given_only = config.study is not None
         values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        write_whole(self.config, text)
+        self._replace(self.config, text)
         versions = {
             "translution": code_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
-        write_whole(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
+        self._replace(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add one line of JSON per record to metrics.jsonl."""
-        try:
-            with self.metrics.open("a") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-        except OSError as error:
-            raise machine_error(error, self.metrics, "be written") from None
+        self._append(self.metrics, records)
+
+    def append_save(self, step: int, seconds: float, size: int) -> None:
+        """Note in saves.jsonl how long a checkpoint took to write, and its bytes."""
+        self._append(self.saves, [{"step": step, "seconds": round(seconds, 3), "bytes": size}])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole records; a line torn by a crash is left out."""
@@ -78,15 +86,27 @@ class RunDirectory:
         """Drop what a run resumed at `step` repeats: later steps, and the evaluation at `step`."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         records = [r for r in kept if r["step"] < step or "evaluation" not in r]
-        write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+        self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
-        write_whole(self.result, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        self._replace(self.result, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
         """The result of a finished run."""
         return json.loads(self.result.read_text()) if self.result.exists() else None
+
+    def _replace(self, path: Path, text: str) -> None:
+        self.fence.check()
+        write_whole(path, text)
+
+    def _append(self, path: Path, records: list[dict[str, Any]]) -> None:
+        self.fence.check()
+        try:
+            with path.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            raise machine_error(error, path, "be written") from None
 
 
 def new_run_path(name: str) -> Path:

@@ -23,9 +23,10 @@ _TITLES = {"translution": "Translution", "attention": "Self-attention"}
 class Member:
     """One combination of a study's values: its config, and where it runs."""
 
-    def __init__(self, config: RunConfig, values: dict[str, Any], root: Path) -> None:
-        label = ",".join(f"{key.split('.')[-1]}={_word(value)}" for key, value in values.items())
+    def __init__(self, config: RunConfig, values: dict[str, Any], words: list[str], root: Path) -> None:
+        label = ",".join(f"{key.split('.')[-1]}={word}" for key, word in zip(values, words, strict=True))
         self.values = values
+        self.words = words
         self.config = with_values(config, {"study": None, "name": label} | values)
         self.run = RunDirectory(root / label)
 
@@ -40,8 +41,10 @@ def study_members(config: RunConfig, root: Path) -> list[Member]:
     study = config.study
     if not study:
         return []
+    named = [list(zip(values, _words(values), strict=True)) for values in study.values()]
     members = [
-        Member(config, dict(zip(study, values, strict=True)), root) for values in product(*study.values())
+        Member(config, dict(zip(study, values, strict=True)), list(words), root)
+        for values, words in (zip(*combination, strict=True) for combination in product(*named))
     ]
     for label, count in Counter(member.config.name for member in members).items():
         if count > 1:
@@ -69,6 +72,7 @@ def train_study(config: RunConfig, root: RunDirectory, members: list[Member], st
         train_net(member.config, member.run, source, stop, resume)
     results = [member.result() or {} for member in members]
     table = study_table(config, members, sources, results)
+    root.fence.check()
     write_results(root.path, table, members, results)
     return table
 
@@ -83,21 +87,31 @@ def study_table(
         row = _row_title(member, source)
         table.put(row, "parameters", f"{result['parameters']:,}")
         for name, measures in result["evaluation"].items():
-            table.put(row, source.evaluations[name], f"{measures[headline]:.1f}")
+            table.put(row, source.evaluations[name], f"{measures[headline]:.{source.task.decimals}f}")
     return table
 
 
-def _word(value: Any) -> str:
-    """A value as part of a name; of a whole section, such as a mixer's, its kind."""
-    return str(value["kind"]) if isinstance(value, dict) and "kind" in value else str(value).replace("/", "_")
+def _words(values: list[Any]) -> list[str]:
+    """Values as parts of names; of a section, such as a mixer's, its kind and what it has alone."""
+    sections = [value for value in values if isinstance(value, dict)]
+    words = []
+    for value in values:
+        if not isinstance(value, dict) or "kind" not in value:
+            words.append(str(value).replace("/", "_"))
+            continue
+        kin = [section for section in sections if section.get("kind") == value["kind"]]
+        own = [f"-{key}={v}" for key, v in value.items() if any(each.get(key) != v for each in kin)]
+        words.append(str(value["kind"]) + "".join(own).replace("/", "_"))
+    return words
 
 
 def _row_title(member: Member, source: Source) -> str:
-    parts = [
-        _TITLES.get(_word(value), f"{key.split('.')[-1]}={_word(value)}")
-        for key, value in member.values.items()
-        if key not in source.column_keys
-    ]
+    parts = []
+    for key, word in zip(member.values, member.words, strict=True):
+        if key not in source.column_keys:
+            kind, *own = word.split("-")
+            title = " ".join([_TITLES.get(kind, kind), *own])
+            parts.append(title if kind in _TITLES else f"{key.split('.')[-1]}={word}")
     return ", ".join(parts) or member.config.name
 
 
