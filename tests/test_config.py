@@ -58,7 +58,7 @@ def test_with_values_changes_the_keys_and_nothing_else(config_file: Path):
         ("train.accumulate=3", "train.batch=8 is not divisible by accumulate=3"),
         ("train=3", "train=3: must be a section"),
         ("data.train=sideways", "data.train=sideways: should be 'static' or 'dynamic'"),
-        ("data.kind=imagenet", "data.kind=imagenet: should be 'moving_mnist'"),
+        ("data.kind=cifar", "data.kind=cifar: must be one of 'moving_mnist'"),
         ("model.width=null", "model.width=null: should be a valid integer"),
         ("model.classes=9", "model.classes=9: data.kind=moving_mnist"),
         ("name=a/b", "name=a/b: "),

@@ -1,7 +1,7 @@
 """A run's configuration: YAML, then `key=value` overrides, then checked and typed."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -13,8 +13,12 @@ from parallel.errors import UserError
 from parallel.optimizer import OptimizerConfig
 from trainer.config_errors import ConfigError, explain
 from trainer.data.moving_mnist import MovingMnistConfig
+from trainer.data.synthetic import SyntheticConfig
+from trainer.data.text import BookConfig, OpenWebTextConfig
 
-DataConfig = MovingMnistConfig
+DataConfig = Annotated[
+    MovingMnistConfig | OpenWebTextConfig | BookConfig | SyntheticConfig, Field(discriminator="kind")
+]
 
 
 class TrainConfig(OptimizerConfig):

@@ -1,5 +1,6 @@
 """What a net is trained for: its loss, and the measure that is reported."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from trainer.data.source import Batch
 
+IGNORED = -100  # a target that does not count
+
 
 class Classification:
     """Cross-entropy of logits[B, classes] against labels[B]; reports accuracy in per cent."""
 
     headline = "accuracy"
     title = "test accuracy, %"
+    decimals = 1
 
     def loss(self, model: nn.Module, batch: "Batch") -> Tensor:
         """The mean loss of a batch, a scalar in float32."""
@@ -33,4 +37,32 @@ class Classification:
         return {"accuracy": 100 * correct / samples, "loss": loss / samples}
 
 
-Task = Classification
+class LanguageModel:
+    """Cross-entropy of logits[B, N, V] against the next ids[B, N]; reports perplexity.
+
+    Targets that are IGNORED count neither in the loss nor in the number of tokens.
+    """
+
+    headline = "perplexity"
+    title = "validation perplexity (lower is better)"
+    decimals = 2
+
+    def loss(self, model: nn.Module, batch: "Batch") -> Tensor:
+        """The mean loss of a batch's tokens, a scalar in float32."""
+        logits = model(batch.inputs).flatten(0, 1).float()
+        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED)
+
+    def sums(self, model: nn.Module, batch: "Batch") -> Tensor:
+        """Sums over a batch, float64 [2]: losses of all tokens in nats, tokens."""
+        logits = model(batch.inputs).flatten(0, 1).float()
+        targets = batch.targets.flatten()
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return torch.stack([losses.double().sum(), (targets != IGNORED).sum().double()])
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        """The measures of a whole evaluation set from its summed `sums`."""
+        loss = sums[0] / sums[1]
+        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss}
+
+
+Task = Classification | LanguageModel

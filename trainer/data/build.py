@@ -1,10 +1,9 @@
 """From a config's data section to its source."""
 
 from trainer.config import RunConfig
-from trainer.data.moving_mnist import MovingMnist
 from trainer.data.source import Source
 
 
 def build_source(config: RunConfig) -> Source:
     """The data source of a config; raises UserError for files it cannot use."""
-    return MovingMnist(config.data, config.seed)
+    return config.data.build(config.model, config.seed)

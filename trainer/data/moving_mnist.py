@@ -38,6 +38,8 @@ class MovingMnistConfig(BaseModel):
 
     def check(self, model: "ModelConfig") -> None:
         """Raise UserError where a model cannot take this data."""
+        if model.kind != "vit":
+            raise UserError(f"model.kind={model.kind}: data.kind=moving_mnist is images and needs vit")
         for key, wanted in (
             ("image_size", self.canvas),
             ("channels", 1),
@@ -51,6 +53,10 @@ class MovingMnistConfig(BaseModel):
                     f"model.{key}={value}: data.kind=moving_mnist with data.canvas={self.canvas} "
                     f"needs {wanted}"
                 )
+
+    def build(self, model: "ModelConfig", seed: int) -> "MovingMnist":
+        """The source; raises UserError for files it cannot use."""
+        return MovingMnist(self, seed)
 
 
 class MovingMnist:

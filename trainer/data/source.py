@@ -26,7 +26,11 @@ class Source(Protocol):
 
     unit: str  # what is counted per second: "images"
     column_keys: tuple[str, ...]  # config keys that choose a study's column, not its row
-    task: Task
+
+    @property
+    def task(self) -> Task:
+        """Loss and measures."""
+        ...
 
     @property
     def evaluations(self) -> dict[str, str]:

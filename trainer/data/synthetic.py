@@ -1,0 +1,85 @@
+"""Random data for timing a machine without a data set, images or text as the model asks."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.data.order import random_bits
+from trainer.data.source import Batch
+from trainer.task import Classification, LanguageModel
+
+if TYPE_CHECKING:
+    from models import ModelConfig
+
+_INPUTS, _LABELS = 0, 1
+_DISTINCT = 64  # samples; they come again, for drawing an image takes as long as decoding one
+
+
+class SyntheticConfig(BaseModel):
+    """Random images with random labels for a ViT, random tokens for a GPT."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["synthetic"] = "synthetic"
+    test_samples: int = Field(256, ge=1)
+
+    def check(self, model: "ModelConfig") -> None:
+        """Every model can take this data."""
+
+    def build(self, model: "ModelConfig", seed: int) -> "Synthetic":
+        return Synthetic(self, model, seed)
+
+
+class Synthetic:
+    """uint8 [B, channels, height, width] and labels [B], or ids and next ids [B, N]; see `Source`."""
+
+    column_keys: tuple[str, ...] = ()
+
+    def __init__(self, config: SyntheticConfig, model: "ModelConfig", seed: int) -> None:
+        self.test_samples = config.test_samples
+        sample = np.arange(_DISTINCT)
+        if model.kind == "vit":
+            self.unit, self.task = "images", Classification()
+            bytes_each = model.channels * model.image_size**2
+            words = random_bits(seed, _INPUTS, np.arange(_DISTINCT * -(-bytes_each // 8)))
+            pixels = words.view(np.uint8).reshape(_DISTINCT, -1)[:, :bytes_each]
+            self.inputs = pixels.reshape(_DISTINCT, model.channels, model.image_size, -1)
+            self.targets = _below(model.classes, random_bits(seed, _LABELS, sample))
+        else:
+            self.unit, self.task = "sequences", LanguageModel()
+            words = random_bits(seed, _INPUTS, np.arange(_DISTINCT * (model.tokens + 1)))
+            ids = _below(model.vocabulary, words).reshape(_DISTINCT, -1)
+            self.inputs, self.targets = ids[:, :-1], ids[:, 1:]
+        self.evaluations = {"test": self.task.headline}
+
+    def train_batches(
+        self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        micro = batch // (accumulate * world)
+        while True:
+            for part in range(accumulate):
+                first = start + (part * world + rank) * micro
+                yield self._batch(np.arange(first, first + micro))
+            start += batch
+
+    def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        mine = np.arange(rank, self.test_samples, world)
+        for first in range(0, len(mine), batch):
+            yield self._batch(mine[first : first + batch])
+
+    def on_device(self, batch: Batch) -> Batch:
+        """Images as float in [−1, 1]; tokens as they are."""
+        if batch.inputs.dtype != torch.uint8:
+            return batch
+        return Batch(batch.inputs.float().div_(127.5).sub_(1), batch.targets)
+
+    def _batch(self, samples: np.ndarray) -> Batch:
+        index = samples % _DISTINCT
+        return Batch(torch.from_numpy(self.inputs[index]), torch.from_numpy(self.targets[index]))
+
+
+def _below(bound: int, bits: np.ndarray) -> np.ndarray:
+    return (bits % np.uint64(bound)).astype(np.int64)
