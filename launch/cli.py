@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from launch import prepare
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -13,6 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(prepare.app, name="prepare")
 
 Overrides = Annotated[
     list[str] | None,
