@@ -12,12 +12,14 @@ from models import ModelConfig
 from parallel.errors import UserError
 from parallel.optimizer import OptimizerConfig
 from trainer.config_errors import ConfigError, explain
+from trainer.data.imagenet import ImagenetConfig
 from trainer.data.moving_mnist import MovingMnistConfig
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text import BookConfig, OpenWebTextConfig
 
 DataConfig = Annotated[
-    MovingMnistConfig | OpenWebTextConfig | BookConfig | SyntheticConfig, Field(discriminator="kind")
+    MovingMnistConfig | ImagenetConfig | OpenWebTextConfig | BookConfig | SyntheticConfig,
+    Field(discriminator="kind"),
 ]
 
 

@@ -142,7 +142,7 @@ class Loop:
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for _ in range(self.config.train.accumulate):
             start = time.perf_counter()
-            batch = self.source.on_device(next(batches).to(self.engine.device))
+            batch = self.source.on_device(next(batches).to(self.engine.device), training=True)
             self.data_seconds += time.perf_counter() - start
             yield batch
 
@@ -203,10 +203,10 @@ class Loop:
         self.evaluation = evaluate(self.engine, self.source, batch, self.stop)
         if self.evaluation and not self.stop.number:
             self.run.append_metrics([{"step": step, "evaluation": self.evaluation}])
-        headline = self.source.task.headline
         for name, measures in self.evaluation.items():
             title = self.source.evaluations[name]
-            progress.say(f"step {step}  {title}  {headline} {measures[headline]:.2f}")
+            figures = "  ".join(f"{name} {value:.2f}" for name, value in measures.items() if name != "loss")
+            progress.say(f"step {step}  {title}  {figures}")
             for measure, value in measures.items():
                 events.add_scalar(f"{name}/{measure}", value, step)
         self._mark = time.perf_counter()

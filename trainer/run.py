@@ -112,5 +112,5 @@ def _resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> b
 def _net_table(config: RunConfig, source: Source, evaluation: dict[str, dict[str, float]]) -> Table:
     table = Table(f"{config.name}: {source.task.title}, after {config.train.steps} steps")
     for name, measures in evaluation.items():
-        table.put(config.name, source.evaluations[name], f"{measures[source.task.headline]:.1f}")
+        table.put(config.name, source.evaluations[name], source.task.cell(measures))
     return table

@@ -80,14 +80,13 @@ def train_study(config: RunConfig, root: RunDirectory, members: list[Member], st
 def study_table(
     config: RunConfig, members: list[Member], sources: list[Source], results: list[dict[str, Any]]
 ) -> Table:
-    """Rows are combinations of the values that do not name the columns; cells the headline."""
-    headline = sources[0].task.headline
+    """Rows are combinations of the values that do not name the columns; cells what was measured."""
     table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps")
     for member, source, result in zip(members, sources, results, strict=True):
         row = _row_title(member, source)
         table.put(row, "parameters", f"{result['parameters']:,}")
         for name, measures in result["evaluation"].items():
-            table.put(row, source.evaluations[name], f"{measures[headline]:.{source.task.decimals}f}")
+            table.put(row, source.evaluations[name], source.task.cell(measures))
     return table
 
 

@@ -14,27 +14,41 @@ IGNORED = -100  # a target that does not count
 
 
 class Classification:
-    """Cross-entropy of logits[B, classes] against labels[B]; reports accuracy in per cent."""
+    """Cross-entropy of logits[B, classes]; reports accuracy in per cent, with `top5` also that of five.
+
+    Targets are labels[B], or in training shares of the classes [B, classes], as mixed images have.
+    Labels that are IGNORED count neither among the answers nor among the samples.
+    """
 
     headline = "accuracy"
-    title = "test accuracy, %"
-    decimals = 1
+
+    def __init__(self, top5: bool = False) -> None:
+        self.top5 = top5
+        self.title = "test accuracy, top-1 / top-5, %" if top5 else "test accuracy, %"
 
     def loss(self, model: nn.Module, batch: "Batch") -> Tensor:
         """The mean loss of a batch, a scalar in float32."""
         return F.cross_entropy(model(batch.inputs).float(), batch.targets)
 
     def sums(self, model: nn.Module, batch: "Batch") -> Tensor:
-        """Sums over a batch, float64 [3]: correct answers, losses, samples."""
+        """Sums over a batch, float64 [4]: answers correct and among the first five, losses, samples."""
         logits = model(batch.inputs).float()
-        correct = (logits.argmax(-1) == batch.targets).sum().double()
-        loss = F.cross_entropy(logits, batch.targets, reduction="sum").double()
-        return torch.stack([correct, loss, torch.full_like(loss, len(batch.targets))])
+        correct = (logits.argmax(-1) == batch.targets).sum()
+        five = logits.topk(min(5, logits.shape[-1])).indices
+        near = (five == batch.targets.unsqueeze(1)).sum()
+        loss = F.cross_entropy(logits, batch.targets, ignore_index=IGNORED, reduction="sum")
+        return torch.stack([n.double() for n in (correct, near, loss, (batch.targets != IGNORED).sum())])
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """The measures of a whole evaluation set from its summed `sums`."""
-        correct, loss, samples = sums
-        return {"accuracy": 100 * correct / samples, "loss": loss / samples}
+        correct, near, loss, samples = sums
+        five = {"accuracy_top5": 100 * near / samples} if self.top5 else {}
+        return {"accuracy": 100 * correct / samples} | five | {"loss": loss / samples}
+
+    def cell(self, measures: dict[str, float]) -> str:
+        """The measures as a result table shows them."""
+        shown = [measures["accuracy"]] + ([measures["accuracy_top5"]] if self.top5 else [])
+        return " / ".join(f"{value:.1f}" for value in shown)
 
 
 class LanguageModel:
@@ -45,7 +59,6 @@ class LanguageModel:
 
     headline = "perplexity"
     title = "validation perplexity (lower is better)"
-    decimals = 2
 
     def loss(self, model: nn.Module, batch: "Batch") -> Tensor:
         """The mean loss of a batch's tokens, a scalar in float32."""
@@ -63,6 +76,10 @@ class LanguageModel:
         """The measures of a whole evaluation set from its summed `sums`."""
         loss = sums[0] / sums[1]
         return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss}
+
+    def cell(self, measures: dict[str, float]) -> str:
+        """The measures as a result table shows them."""
+        return f"{measures['perplexity']:.2f}"
 
 
 Task = Classification | LanguageModel

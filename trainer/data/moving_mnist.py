@@ -96,7 +96,7 @@ class MovingMnist:
             images, labels = self.digits.test_images[index], self.digits.test_labels[index]
             yield self._batch(images, labels, name, _EVALUATION_SEED, index)
 
-    def on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch, training: bool = False) -> Batch:
         return Batch(batch.inputs.float().mul_(1 / (255 * _DEVIATION)), batch.targets)
 
     def _train_batch(self, samples: np.ndarray) -> Batch:

@@ -43,8 +43,8 @@ class Source(Protocol):
         """Endless micro-batches of data rank `rank`, `accumulate` for each optimizer step.
 
         Step after step consumes `batch` samples of one global order, from sample number `start`
-        on. Micro-batch m of rank r holds its samples [(m·world + r)·b, (m·world + r + 1)·b) with
-        b = batch / (accumulate·world).
+        on. The ranks' micro-batches m together hold its samples [m·world·b, (m + 1)·world·b), each
+        rank b = batch / (accumulate·world) of them: a run of neighbours, or every world-th.
         """
         ...
 
@@ -52,6 +52,10 @@ class Source(Protocol):
         """Every sample of an evaluation set once over all ranks, at most `batch` at a time."""
         ...
 
-    def on_device(self, batch: Batch) -> Batch:
-        """What remains to be done to a batch once it is on the device, such as normalisation."""
+    def on_device(self, batch: Batch, training: bool = False) -> Batch:
+        """What remains to be done to a batch once it is on the device, such as normalisation.
+
+        In training this may draw from torch's global generators, which the loop seeds by step and
+        data rank.
+        """
         ...

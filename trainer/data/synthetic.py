@@ -70,7 +70,7 @@ class Synthetic:
         for first in range(0, len(mine), batch):
             yield self._batch(mine[first : first + batch])
 
-    def on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch, training: bool = False) -> Batch:
         """Images as float in [−1, 1]; tokens as they are."""
         if batch.inputs.dtype != torch.uint8:
             return batch

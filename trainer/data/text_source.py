@@ -76,7 +76,7 @@ class TextSource:
             inputs, targets = zip(*map(self._validation_window, mine[first : first + batch]), strict=True)
             yield Batch(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets)))
 
-    def on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch, training: bool = False) -> Batch:
         return batch
 
     def _starts(self, samples: np.ndarray) -> np.ndarray:

@@ -1,0 +1,193 @@
+"""Worker processes that turn shards into batches of pixels, in an order that no process changes."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from parallel.errors import UserError
+from trainer.data.image_jpeg import DRAWS, UNREADABLE, decode_evaluation, decode_training
+from trainer.data.image_manifest import ImageManifest
+from trainer.data.image_order import Order
+from trainer.data.image_shards import Encoded, read_lane, read_shard
+from trainer.data.order import random_bits
+from trainer.data.source import Batch
+from trainer.task import IGNORED
+
+_CROP_STREAM = 2
+_AHEAD = 3  # portions that each worker prepares in advance
+
+log = logging.getLogger(__name__)
+
+
+class ImageSet:
+    """Prepared images in a folder: its manifest and the paths of its shards."""
+
+    def __init__(self, folder: Path, manifest: ImageManifest) -> None:
+        self.paths = [folder / shard.file for shard in manifest.shards]
+        self.counts = [shard.samples for shard in manifest.shards]
+        self.names = manifest.classes
+        self.classes = len(manifest.classes)
+
+
+class Portion(NamedTuple):
+    """A worker's part of a batch: pixels uint8 [b, size, size, 3], labels int64 [b]; what failed."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    skipped: list[str]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """Where random crops come from: size in pixels, share of the area, mirroring, seed."""
+
+    size: int
+    scale: tuple[float, float]
+    flip: bool
+    seed: int
+
+    def __call__(self, jpeg: bytes, number: int) -> np.ndarray:
+        """The crop of sample `number`, which depends on that and the seed alone."""
+        counter = np.arange(number * DRAWS, (number + 1) * DRAWS)
+        draws = random_bits(self.seed, _CROP_STREAM, counter) / 2.0**64
+        return decode_training(jpeg, self.size, draws, self.scale, self.flip)
+
+
+class _Portions(IterableDataset):
+    """What a worker process runs: an iterator over its portions, errors of users included."""
+
+    def __init__(self, portions: Callable[[int, int], Iterator[Portion]]) -> None:
+        self.portions = portions
+
+    def __iter__(self) -> Iterator[Portion]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        try:
+            yield from self.portions(worker, workers)
+        except UserError as error:  # crossing a process would bury its line in a traceback
+            yield Portion(torch.empty(0), torch.empty(0), [], str(error))
+
+
+class Loader:
+    """The worker processes of one rank, and the count of what they had to skip."""
+
+    def __init__(self, images: ImageSet, workers: int) -> None:
+        self.images = images
+        self.workers = workers
+        self.skipped = 0
+
+    def training(
+        self, order: Order, cropping: Cropping, start: int, batch: int, rank: int, world: int
+    ) -> Iterator[Batch]:
+        """Endless batches of `batch` samples of this rank, from sample number `start` on."""
+        workers = max(1, self.workers)
+
+        def numbers() -> Iterator[np.ndarray]:
+            first = start
+            while True:
+                yield order.numbers(first, batch, rank, world)
+                first += batch * world
+
+        def portions(worker: int, workers: int) -> Iterator[Portion]:
+            lanes: dict[int, tuple[int, Iterator[Encoded]]] = {}
+            for number in numbers():
+                mine = number[order.worker(number, world, workers) == worker]
+                samples = []
+                for one in mine.tolist():
+                    epoch, place = divmod(one, order.samples)
+                    lane = place % order.lanes
+                    if lanes.get(lane, (-1,))[0] != epoch:
+                        wanted = order.wanted(epoch, lane, one, rank, world)
+                        lanes[lane] = epoch, read_lane(self.images.paths, wanted)
+                    samples.append((one, next(lanes[lane][1])))
+                yield self._portion(samples, cropping.size, cropping)
+
+        received = self._received(portions)
+        for number in numbers():
+            pixels = torch.empty(batch, cropping.size, cropping.size, 3, dtype=torch.uint8)
+            labels = torch.empty(batch, dtype=torch.int64)
+            worker = torch.from_numpy(order.worker(number, world, workers))
+            for each in range(workers):
+                portion = self._checked(next(received))
+                pixels[worker == each] = portion.pixels
+                labels[worker == each] = portion.labels
+            yield Batch(pixels, labels)
+
+    def evaluation(self, size: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
+        """Every sample once over all ranks, each a run of neighbours in the shards.
+
+        Every rank gets equally many batches of equal sizes, for engines whose ranks must all take
+        part; places left over have the label IGNORED.
+        """
+        order = Order(self.images.counts, 1, 1, 0)
+        ends = np.cumsum(order.counts)
+
+        def portions(worker: int, workers: int) -> Iterator[Portion]:
+            share = -(-order.samples // (world * workers))
+            first = (rank * workers + worker) * share
+            line = np.arange(first, min(first + share, order.samples))
+            samples = self._neighbours(line, ends)
+            for at in range(0, share, batch):
+                count = min(batch, share - at)
+                part = [(0, sample) for sample, _ in zip(samples, range(count), strict=False)]
+                portion = self._portion(part, size, lambda jpeg, _: decode_evaluation(jpeg, size))
+                pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+                labels = torch.full((count,), IGNORED)
+                pixels[: len(part)], labels[: len(part)] = portion.pixels, portion.labels
+                yield portion._replace(pixels=pixels, labels=labels)
+
+        for portion in self._received(portions):
+            self._checked(portion)
+            yield Batch(portion.pixels, portion.labels)
+
+    def _neighbours(self, line: np.ndarray, ends: np.ndarray) -> Iterator[Encoded]:
+        shards = np.searchsorted(ends, line, side="right")
+        for shard in np.unique(shards).tolist():
+            yield from read_shard(
+                self.images.paths[shard], line[shards == shard] - (ends[shard] - self.images.counts[shard])
+            )
+
+    def _portion(
+        self,
+        samples: Sequence[tuple[int, Encoded]],
+        size: int,
+        decode: Callable[[bytes, int], np.ndarray],
+    ) -> Portion:
+        pixels = np.zeros((len(samples), size, size, 3), np.uint8)
+        labels = np.full(len(samples), IGNORED, np.int64)
+        skipped = []
+        for place, (number, sample) in enumerate(samples):
+            try:
+                label = int(sample.label)
+                if not 0 <= label < self.images.classes:
+                    raise ValueError(f"class {label} is not below {self.images.classes}")
+                pixels[place] = decode(sample.jpeg, number)
+                labels[place] = label
+            except UNREADABLE as error:
+                skipped.append(f"{sample.name}: {' '.join(str(error).split())}")
+        return Portion(torch.from_numpy(pixels), torch.from_numpy(labels), skipped)
+
+    def _received(self, portions: Callable[[int, int], Iterator[Portion]]) -> Iterator[Portion]:
+        loader = DataLoader(
+            _Portions(portions),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=_AHEAD if self.workers else None,
+            generator=torch.Generator(),  # or it would draw from the one that dropout draws from
+        )
+        return iter(loader)
+
+    def _checked(self, portion: Portion) -> Portion:
+        if portion.error:
+            raise UserError(portion.error)
+        for line in portion.skipped:
+            self.skipped += 1
+            log.warning("skipped %s (%d in this run)", line, self.skipped)
+        return portion
