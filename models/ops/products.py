@@ -13,67 +13,77 @@ from torch.nn.functional import grouped_mm
 from models.ops.plan import Runs
 
 
-def multiply(rows: Tensor, bank: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
-    """rows[n·B, C] by bank[K, C, D], each run by its entry, into out[n·B, D]."""
-    if _grouped(rows, runs):
-        entries, stops = runs.groups(batch, rows.device)
-        out.copy_(grouped_mm(rows, bank[entries].to(rows.dtype), offs=stops))
-        return
-    for entry, start, stop in runs.spans:
-        run = slice(start * batch, stop * batch)
-        torch.mm(rows[run], bank[entry].to(rows.dtype), out=out[run])
-
-
-def multiply_back(grad: Tensor, bank: Tensor, runs: Runs, batch: int, out: Tensor, add: bool) -> None:
-    """grad[n·B, D] by the transposed entries, into out[n·B, C], or added to it."""
-    if _grouped(grad, runs):
-        entries, stops = runs.groups(batch, grad.device)
-        product = grouped_mm(grad, bank[entries].to(grad.dtype).mT, offs=stops)
-        out.add_(product) if add else out.copy_(product)
-        return
-    for entry, start, stop in runs.spans:
-        run, weight = slice(start * batch, stop * batch), bank[entry].to(grad.dtype).t()
-        if add:
-            out[run].addmm_(grad[run], weight)
-        else:
-            torch.mm(grad[run], weight, out=out[run])
-
-
-class BankGradient:
-    """Collects ∂bank[K, C, D]; an entry's first product is written, later ones are added."""
+class Bank:
+    """A bank[K, C, D] during one pass over the pairs, and the gradient ∂bank that backward collects."""
 
     def __init__(self, bank: Tensor) -> None:
-        self._total = torch.empty_like(bank, memory_format=torch.contiguous_format)
-        self._unwritten = set(range(bank.shape[0]))
+        self.width = bank.shape[2]
+        self._bank = bank
+        self._entries = bank.unbind(0)  # views are made once, not at every product
+        self._gradient: tuple[Tensor, ...] | None = None
+        self._unwritten: set[int] = set()
 
-    def add(self, rows: Tensor, grad: Tensor, runs: Runs, batch: int) -> None:
-        """Adds rowsᵀ·grad of every run, rows[n·B, C], grad[n·B, D], to its entry."""
+    def multiply(self, rows: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
+        """rows[n·B, C] by the entries of their runs, into out[n·B, D]."""
         if _grouped(rows, runs):
             entries, stops = runs.groups(batch, rows.device)
+            out.copy_(grouped_mm(rows, self._bank[entries].to(rows.dtype), offs=stops))
+            return
+        for entry, run in runs.slices(batch):
+            torch.mm(rows[run], _cast(self._entries[entry], rows), out=out[run])
+
+    def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor, add: bool) -> None:
+        """grad[n·B, D] by the transposed entries, into out[n·B, C], or added to it."""
+        if _grouped(grad, runs):
+            entries, stops = runs.groups(batch, grad.device)
+            product = grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops)
+            out.add_(product) if add else out.copy_(product)
+            return
+        for entry, run in runs.slices(batch):
+            weight = _cast(self._entries[entry], grad).t()
+            if add:
+                out[run].addmm_(grad[run], weight)
+            else:
+                torch.mm(grad[run], weight, out=out[run])
+
+    def add_gradient(self, rows: Tensor, grad: Tensor, runs: Runs, batch: int) -> None:
+        """Adds rowsᵀ·grad of every run, rows[n·B, C], grad[n·B, D], to its entry's gradient."""
+        if self._gradient is None:
+            self._total = torch.empty_like(self._bank, memory_format=torch.contiguous_format)
+            self._gradient = self._total.unbind(0)
+            self._unwritten = set(range(len(self._gradient)))
+        if _grouped(rows, runs):
+            entries, stops = runs.groups(batch, rows.device)
+            self._zero({span.entry for span in runs.spans} & self._unwritten)
             products = grouped_mm(rows.t(), grad, offs=stops)
-            self._zero([span.entry for span in runs.spans if span.entry in self._unwritten])
             self._total.index_add_(0, entries, products.to(self._total.dtype))
             return
-        for entry, start, stop in runs.spans:
-            run = slice(start * batch, stop * batch)
-            total = self._total[entry]
+        for entry, run in runs.slices(batch):
+            total, first = self._gradient[entry], entry in self._unwritten
             if rows.dtype != total.dtype:
                 product = torch.mm(rows[run].t(), grad[run])
-                total.copy_(product) if entry in self._unwritten else total.add_(product)
-            elif entry in self._unwritten:
+                total.copy_(product) if first else total.add_(product)
+            elif first:
                 torch.mm(rows[run].t(), grad[run], out=total)
             else:
                 total.addmm_(rows[run].t(), grad[run])
             self._unwritten.discard(entry)
 
-    def _zero(self, entries: list[int]) -> None:
+    def gradient(self) -> Tensor:
+        """∂bank[K, C, D]; zero for an entry that no pair used."""
+        if self._gradient is None:
+            return torch.zeros_like(self._bank)
+        self._zero(set(self._unwritten))
+        return self._total
+
+    def _zero(self, entries: set[int]) -> None:
         for entry in entries:
             self._total[entry].zero_()
-        self._unwritten.difference_update(entries)
+        self._unwritten -= entries
 
-    def total(self) -> Tensor:
-        self._zero(list(self._unwritten))
-        return self._total
+
+def _cast(weight: Tensor, like: Tensor) -> Tensor:
+    return weight if weight.dtype == like.dtype else weight.to(like.dtype)
 
 
 def _grouped(rows: Tensor, runs: Runs) -> bool:

@@ -16,7 +16,11 @@ from torch import Tensor
 
 
 class Scratch:
-    """Named buffers that chunks take turns in: memory that stays warm in the caches."""
+    """Named buffers that chunks take turns in: memory that stays warm in the caches.
+
+    Gradients lie where their operands lay: ("k", 0) holds the first k, then ∂k; ("q'", 0) a product
+    that is summed at once, then ∂q. An operand that is kept for backward is not in here.
+    """
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
@@ -24,10 +28,10 @@ class Scratch:
 
     def __call__(self, name: object, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Uninitialised memory of this shape; what the name held before is lost."""
-        numbers = math.prod(shape)
-        buffer = self._buffers.get(name)
+        numbers, key = math.prod(shape), (name, dtype or self._like.dtype)
+        buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numbers:
-            buffer = self._buffers[name] = self._like.new_empty(numbers, dtype=dtype)
+            buffer = self._buffers[key] = self._like.new_empty(numbers, dtype=dtype)
         return buffer[:numbers].view(shape)
 
 
@@ -81,15 +85,15 @@ def gradients(
     grad_logits = ((grad_weight - delta) * weight).mul_(scale).to(q[0].dtype).unsqueeze(-1)
     weight = weight.to(q[0].dtype).unsqueeze(-1)
     return (
-        [_times(key, grad_logits, scratch, ("∂q", i)) for i, key in enumerate(k)],
-        [_times(query, grad_logits, scratch, ("∂k", i)) for i, query in enumerate(q)],
-        [_times(g, weight, scratch, ("∂v", i)) for i, g in enumerate(grad_outs)],
+        [_times(key, grad_logits, scratch, ("q'", i)) for i, key in enumerate(k)],
+        [_times(query, grad_logits, scratch, ("k", i)) for i, query in enumerate(q)],
+        [_times(g, weight, scratch, ("v", i)) for i, g in enumerate(grad_outs)],
     )
 
 
 def _dot(a: Tensor, b: Tensor, dtype: torch.dtype, scratch: Scratch) -> Tensor:
     a, b = a.to(dtype), b.to(dtype)
-    return torch.mul(a, b, out=scratch("dot", _broadcast(a, b), dtype)).sum(-1)
+    return torch.mul(a, b, out=scratch(("q'", 0), _broadcast(a, b), dtype)).sum(-1)
 
 
 def _times(a: Tensor, factor: Tensor, scratch: Scratch, name: object) -> Tensor:

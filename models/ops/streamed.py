@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.ops.plan import Chunk, Plan, Side, Tokens, view_tokens
-from models.ops.products import BankGradient, multiply, multiply_back
+from models.ops.products import Bank
 from models.ops.stage import Scratch, stage
 
 
@@ -114,12 +114,13 @@ class _Streamed(torch.autograd.Function):
             work[0].new_zeros((N, B, H, width // H), dtype=statistics)
             for width in (_width(operand, work, banks) for operand in recipe.values)
         ]
+        entries = [Bank(bank) for bank in banks]
         compute, scratch = stage(recipe.compiled), Scratch(work[0])
         ctx.kept = []
         for samples, chunks in _steps(recipe, plan, work, banks):
             state, tokens = (_views(ts, samples, plan) for ts in ((lse, *outs), work))
             for chunk in chunks:
-                pairs = _Pairs(recipe, chunk, tokens, banks, scratch)
+                pairs = _Pairs(recipe, chunk, tokens, entries, scratch)
                 q, k, v = pairs.project(fresh=recipe.keep)
                 if recipe.keep:
                     ctx.kept.append((q, k, v))
@@ -146,21 +147,21 @@ class _Streamed(torch.autograd.Function):
         grad_outs = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in zip(grad_outs, outs, strict=True)]
         delta = sum((g * out).sum(-1) for g, out in zip(grad_outs, outs, strict=True))
         grad_sources = [torch.zeros(w.shape, dtype=lse.dtype, device=w.device) for w in work]
-        grad_banks = [BankGradient(bank) for bank in banks]
+        entries = [Bank(bank) for bank in banks]
         compute, scratch, kept = stage(recipe.compiled), Scratch(work[0]), iter(ctx.kept)
         for samples, chunks in _steps(recipe, plan, work, banks):
             state, tokens, grad_tokens = (
                 _views(ts, samples, plan) for ts in ((lse, delta, *grad_outs), work, grad_sources)
             )
             for chunk in chunks:
-                pairs = _Pairs(recipe, chunk, tokens, banks, scratch)
+                pairs = _Pairs(recipe, chunk, tokens, entries, scratch)
                 q, k, v = next(kept) if recipe.keep else pairs.project()
                 at_pairs = [chunk.rows("query", t) for t in state]
                 grads = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
-                pairs.backpropagate(*grads, grad_tokens, grad_banks)
+                pairs.backpropagate(*grads, grad_tokens)
         grad_sources = ctx.combine.gradient(grad_sources)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
-        return None, None, None, None, *grad_sources, *(g.total() for g in grad_banks)
+        return None, None, None, None, *grad_sources, *(bank.gradient() for bank in entries)
 
 
 class _Pairs:
@@ -171,7 +172,7 @@ class _Pairs:
         recipe: Recipe,
         chunk: Chunk,
         sources: list[Tokens],
-        banks: Sequence[Tensor],
+        banks: Sequence[Bank],
         scratch: Scratch,
     ) -> None:
         self._recipe, self._chunk, self._sources, self._banks = recipe, chunk, sources, banks
@@ -182,8 +183,14 @@ class _Pairs:
         """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in memory
         of their own if `fresh`, else in the scratch."""
         return (
-            [self._project(q, "query", None if fresh else ("q", i)) for i, (q, _) in enumerate(self._recipe.logits)],
-            [self._project(k, "key", None if fresh else ("k", i)) for i, (_, k) in enumerate(self._recipe.logits)],
+            [
+                self._project(q, "query", None if fresh else ("q", i))
+                for i, (q, _) in enumerate(self._recipe.logits)
+            ],
+            [
+                self._project(k, "key", None if fresh else ("k", i))
+                for i, (_, k) in enumerate(self._recipe.logits)
+            ],
             [self._project(v, "key", None if fresh else ("v", i)) for i, v in enumerate(self._recipe.values)],
         )
 
@@ -193,7 +200,6 @@ class _Pairs:
         grad_k: list[Tensor],
         grad_v: list[Tensor],
         grad_sources: list[Tokens],
-        grad_banks: list[BankGradient],
     ) -> None:
         """Adds the operands' gradients [*pair_shape, B, H, E] to those of their sources and banks."""
         operands: list[tuple[Operand, Side, Tensor]] = [
@@ -203,7 +209,8 @@ class _Pairs:
         ]
         products: dict[tuple[int, Side], list[tuple[int, Tensor]]] = {}
         for operand, side, grad in operands:
-            grad = self._chunk.fold(side, grad).flatten(-2)
+            grad = self._chunk.fold(side, grad)
+            grad = grad.view(*grad.shape[:-2], -1)
             if operand.bank is None:
                 self._chunk.add_rows(side, grad_sources[operand.source], grad)
             else:
@@ -211,10 +218,10 @@ class _Pairs:
         for (source, side), grads in products.items():
             rows, runs = self._rows(source, side), self._chunk.runs[side]
             for bank, grad in grads:
-                grad_banks[bank].add(_flat(rows), _flat(grad), runs, rows.shape[-2])
+                self._banks[bank].add_gradient(_flat(rows), _flat(grad), runs, rows.shape[-2])
             # Nobody reads the rows again: their gradient takes their place.
             for index, (bank, grad) in enumerate(grads):
-                multiply_back(_flat(grad), self._banks[bank], runs, rows.shape[-2], _flat(rows), index > 0)
+                self._banks[bank].multiply_back(_flat(grad), runs, rows.shape[-2], _flat(rows), index > 0)
             self._chunk.add_rows(side, grad_sources[source], rows)
 
     def _project(self, operand: Operand, side: Side, place: object) -> Tensor:
@@ -223,11 +230,11 @@ class _Pairs:
         else:
             rows = self._rows(operand.source, side)
             bank, batch = self._banks[operand.bank], rows.shape[-2]
-            shape = (*rows.shape[:-1], bank.shape[2])
+            shape = (*rows.shape[:-1], bank.width)
             out = rows.new_empty(shape) if place is None else self._scratch(place, shape)
-            multiply(_flat(rows), bank, self._chunk.runs[side], batch, _flat(out))
+            bank.multiply(_flat(rows), self._chunk.runs[side], batch, _flat(out))
             rows = out
-        return rows.unflatten(-1, (self._recipe.heads, -1))
+        return rows.view(*rows.shape[:-1], self._recipe.heads, -1)
 
     def _rows(self, source: int, side: Side) -> Tensor:
         """Rows of a source that banks multiply: a contiguous copy of our own."""
