@@ -20,9 +20,9 @@ def digits() -> Digits:
     sizes = {"train": 12, "test": 5}
     return Digits(
         **{
-            f"{split}_{part}": rng.integers(
-                0, 10, (size, 28, 28)[: 3 if part == "images" else 1]
-            ).astype(np.uint8)
+            f"{split}_{part}": rng.integers(0, 10, (size, 28, 28)[: 3 if part == "images" else 1]).astype(
+                np.uint8
+            )
             for split, size in sizes.items()
             for part in ("images", "labels")
         }
@@ -85,9 +85,7 @@ def test_a_truncated_file_tells_found_and_expected(folder: Path):
     path = folder / IMAGES
     path.write_bytes(path.read_bytes()[:-100])
     found = 12 * 28 * 28 - 100
-    assert f"{path}: truncated, {found} bytes of data where 12×28×28 = 9408 belong" in refusal(
-        folder
-    )
+    assert f"{path}: truncated, {found} bytes of data where 12×28×28 = 9408 belong" in refusal(folder)
     path.write_bytes(b"\0\0\x08")
     assert f"{path}: truncated, 3 bytes" in refusal(folder)
 

@@ -89,9 +89,7 @@ def test_another_seed_gives_another_order_and_other_places():
 def test_evaluation_holds_every_sample_once_at_any_world_size(world: int):
     mnist = source(test_samples=100)
     batches = [
-        batch
-        for rank in range(world)
-        for batch in mnist.evaluation_batches("dynamic", 32, rank, world)
+        batch for rank in range(world) for batch in mnist.evaluation_batches("dynamic", 32, rank, world)
     ]
     assert max(len(batch.targets) for batch in batches) <= 32
     ink = take(iter(batches), len(batches)).inputs.long().sum((1, 2, 3))
