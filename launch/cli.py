@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch import prepare
+from launch import bench, prepare
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -15,6 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prepare.app, name="prepare")
+commands_slurm.register(app)
+app.add_typer(bench.app, name="bench")
 
 Overrides = Annotated[
     list[str] | None,

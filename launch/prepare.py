@@ -42,3 +42,31 @@ def openwebtext_command(
         print(summary(prepare(source, out, bpe, workers, shard_tokens, validation_share)), flush=True)
 
     raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("imagenet")
+def imagenet_command(
+    source: Annotated[
+        Path, typer.Option("--input", help="Folder with one folder of images for each class, as n01440764/.")
+    ],
+    out: Out,
+    resize_short: Annotated[
+        int | None, typer.Option(min=1, help="Pixels that the short side shall have at most.")
+    ] = None,
+    shard_mb: Annotated[float, typer.Option(min=0.001, help="Size of a shard in MiB, about.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the one shuffle of all images.")] = 0,
+    workers: Workers = CORES,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Class names, one a line, in the order of their numbers."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write class folders of images to webdataset shards with a manifest."""
+
+    def action() -> None:
+        from trainer.data.image_prepare import prepare, summary
+
+        print(summary(prepare(source, out, resize_short, shard_mb, seed, workers, classes)), flush=True)
+
+    raise typer.Exit(exit_code(action, debug))

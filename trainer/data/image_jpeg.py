@@ -53,7 +53,9 @@ def centre_crop(width: int, height: int, size: int) -> Crop:
     return Crop((left, upper, left + side, upper + side), False)
 
 
-def decode_training(jpeg: bytes, size: int, draws: np.ndarray, scale: tuple[float, float], flip: bool):
+def decode_training(
+    jpeg: bytes, size: int, draws: np.ndarray, scale: tuple[float, float], flip: bool
+) -> np.ndarray:
     """Pixels uint8 [size, size, 3] of a random part; raises one of UNREADABLE."""
     image = Image.open(io.BytesIO(jpeg))
     return _pixels(image, random_crop(*image.size, draws, scale, flip), size)
@@ -73,9 +75,9 @@ def _pixels(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
     image.draft("RGB", least)
     x, y = image.size[0] / full[0], image.size[1] / full[1]
     box = (left * x, upper * y, min(right * x, image.size[0]), min(lower * y, image.size[1]))
-    part = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
-    pixels = np.asarray(part)
-    return pixels[:, ::-1] if crop.flip else pixels
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    part = rgb.resize((size, size), Image.Resampling.BICUBIC, box)
+    return np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else part)
 
 
 def as_jpeg(content: bytes, resize_short: int | None) -> bytes:

@@ -111,14 +111,15 @@ class Loader:
 
         received = self._received(portions)
         for number in numbers():
-            pixels = torch.empty(batch, cropping.size, cropping.size, 3, dtype=torch.uint8)
-            labels = torch.empty(batch, dtype=torch.int64)
-            worker = torch.from_numpy(order.worker(number, world, workers))
+            # NumPy puts whole images in their places ten times as fast as torch does.
+            pixels = np.empty((batch, cropping.size, cropping.size, 3), np.uint8)
+            labels = np.empty(batch, np.int64)
+            worker = order.worker(number, world, workers)
             for each in range(workers):
                 portion = self._checked(next(received))
-                pixels[worker == each] = portion.pixels
-                labels[worker == each] = portion.labels
-            yield Batch(pixels, labels)
+                pixels[worker == each] = portion.pixels.numpy()
+                labels[worker == each] = portion.labels.numpy()
+            yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels))
 
     def evaluation(self, size: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
         """Every sample once over all ranks, each a run of neighbours in the shards.

@@ -1,0 +1,36 @@
+"""`translution bench`: how fast the parts are on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.prepare import CORES
+from trainer.errors import exit_code
+
+app = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps the subcommand's name in the command line while there is only one."""
+
+
+@app.command("data")
+def data_command(
+    path: Annotated[Path, typer.Argument(help="A folder made by translution prepare imagenet.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = CORES,
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels of a side.")] = 224,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each of six measurements.")] = 10,
+    debug: Debug = False,
+) -> None:
+    """Images per second from shards, beside bare Pillow on the same files and as many processes."""
+
+    def action() -> None:
+        from trainer.data.image_throughput import bench_data
+
+        bench_data(path, workers, image_size, seconds).show()
+
+    raise typer.Exit(exit_code(action, debug))
