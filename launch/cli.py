@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch import bench, prepare
+from launch import bench, commands_slurm, prepare
 from trainer.errors import exit_code
 
 app = typer.Typer(

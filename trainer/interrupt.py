@@ -43,7 +43,7 @@ class StopRequest:
             return self.number
         if self._group is None:
             # Over gloo, so that a step on a CUDA device need not be waited for.
-            self._group = distributed.new_group(backend="gloo")
+            self._group = distributed.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
         flag = torch.tensor([self._seen or 0])
         distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)
         self.number = int(flag) or None

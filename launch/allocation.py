@@ -1,0 +1,119 @@
+"""What is asked of a cluster: a YAML file of defaults, options of the command line on top."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from parallel.errors import UserError
+
+_DAYS = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
+
+
+def minutes(text: str | int) -> int:
+    """Slurm's way of writing a duration, as minutes, rounded up: 90, 12:00:00, 2-00:00:00, 1-12."""
+    match = _DAYS.fullmatch(str(text).strip())
+    if not match:
+        raise ValueError("expected minutes or [days-]hours:minutes:seconds, as in 90 or 12:00:00")
+    parts = [int(part) for part in match["parts"].split(":")]
+    if match["days"]:  # the first part is hours
+        hours, mins, secs = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, mins, secs = parts
+    else:
+        hours, mins, secs = 0, *[*parts, 0][:2]
+    total = (int(match["days"] or 0) * 24 + hours) * 60 + mins + -(-secs // 60)
+    if total < 1:
+        raise ValueError("must be at least one minute")
+    return total
+
+
+def _one_word(text: str) -> str:
+    if not text or text != text.strip() or any(c in text for c in "\n\r"):
+        raise ValueError("must be one line without spaces around it")
+    return text
+
+
+Minutes = Annotated[int, BeforeValidator(minutes)]
+Word = Annotated[str, AfterValidator(_one_word)]
+
+
+class Allocation(BaseModel):
+    """Nodes, processes, time and place of a job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    nodes: int = Field(1, ge=1)
+    gpus_per_node: int | None = Field(None, ge=1, description="one process per GPU")
+    tasks_per_node: int | None = Field(None, ge=1, description="processes per node without GPUs")
+    cpus_per_task: int | None = Field(None, ge=1)
+    mem_gb: float | None = Field(None, gt=0, description="memory per node")
+    partition: Word | None = None
+    time: Minutes = 60
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    container: Word | None = None
+    setup: list[str] = Field(default_factory=list)
+    signal_delay: int = Field(120, ge=10, description="seconds between warning and end")
+    max_requeues: int = Field(10, ge=0)
+    device_memory_gb: float | None = Field(None, gt=0)
+
+    @property
+    def processes_per_node(self) -> int:
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+def read_allocation(cluster: Path | None, options: dict[str, Any]) -> Allocation:
+    """The file's values, replaced by those `options` that are not None.
+
+    Raises UserError, one line that names the key and the value.
+    """
+    values = _read(cluster) if cluster else {}
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    # One process per device or a number of processes: what is typed replaces either.
+    for key, other in (("gpus_per_node", "tasks_per_node"), ("tasks_per_node", "gpus_per_node")):
+        if key in given and other not in given:
+            values.pop(other, None)
+    try:
+        allocation = Allocation.model_validate(values | given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        value = problem["input"]
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if problem["type"] == "extra_forbidden":
+            raise UserError(
+                f"{cluster}: unknown key {key}; valid: {', '.join(Allocation.model_fields)}"
+            ) from None
+        raise UserError(f"{key}={value}: {message}") from None
+    if allocation.gpus_per_node and allocation.tasks_per_node:
+        raise UserError(
+            f"gpus_per_node={allocation.gpus_per_node} and tasks_per_node={allocation.tasks_per_node}: "
+            "give one of them; with GPUs there is one process for each"
+        )
+    if allocation.time * 60 <= allocation.signal_delay:
+        raise UserError(
+            f"time={allocation.time} min is too short to save: the warning comes "
+            f"signal_delay={allocation.signal_delay} s before the end; raise --time or lower --signal-delay"
+        )
+    return allocation
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # Every scalar as written: YAML 1.1 would read 24:00:00 as a number to the base of 60.
+        values = yaml.load(path.read_text(), yaml.BaseLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines")
+    return {key: value for key, value in values.items() if value not in ("", "null")}

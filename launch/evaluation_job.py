@@ -1,0 +1,57 @@
+"""`--evaluate-every N`: a job of its own that evaluates a run's checkpoints while the run goes on."""
+
+import os
+import time
+from pathlib import Path
+
+from launch.allocation import Allocation
+from launch.batch import executor, submit_tasks
+from launch.facts import read_facts, read_notes, write_facts
+
+_POLL_SECONDS = 5.0
+
+
+def submit_evaluation(run: Path, allocation: Allocation, every: int) -> str:
+    """Submit the evaluation of `run` at every `every`-th step, to start once its training has begun."""
+    facts = read_facts(run)
+    one = allocation.model_copy(
+        update={
+            "nodes": 1,
+            "gpus_per_node": 1 if allocation.gpus_per_node else None,
+            "tasks_per_node": None if allocation.gpus_per_node else 1,
+        }
+    )
+    made = executor(
+        [run], one, run / "slurm", f"{run.name[:40]}-evaluation", None, dependency=f"after:{facts.job}"
+    )
+    made.parameters["teardown"] = None  # it is no training: Slurm requeues it where that is due
+    (job,) = submit_tasks(made, [EvaluateTask(run, every)])
+    facts.evaluation_jobs.append(job)
+    write_facts(run, facts)
+    print(f"  evaluation every {every} steps: job {job}, results in {run / 'evaluations.jsonl'}")
+    return job
+
+
+class EvaluateTask:
+    """Evaluates each new checkpoint whose step `every` divides, until the run has ended."""
+
+    def __init__(self, run: Path, every: int) -> None:
+        self.run = run
+        self.every = every
+
+    def __call__(self) -> int:
+        from trainer.checkpoint_watch import evaluate_new_checkpoints
+
+        while True:
+            over = self._over()  # before the look, so that the last checkpoint is not missed
+            evaluate_new_checkpoints(self.run, self.every)
+            if over:
+                return 0
+            time.sleep(_POLL_SECONDS)
+
+    def _over(self) -> bool:
+        if (self.run / "result.json").exists():
+            return True
+        notes = read_notes(self.run)
+        last = notes[-1]["event"] if notes else ""
+        return last in ("finished", "refused", "exhausted") or not os.path.exists(self.run)

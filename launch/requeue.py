@@ -1,0 +1,76 @@
+"""`python -m launch.requeue RUN CODE`: what the batch script asks when its ranks have ended.
+
+Requeues the job when the run stopped for a signal or for the loss of a node, or crashed after it had
+got on; leaves it when it has finished, was cancelled, met a user's mistake, or crashed where it began.
+Standard library only, for it runs on the node itself in the seconds before a job's end.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from launch.facts import job_id, note, read_facts, read_notes, restart_count
+from launch.slurm_commands import job_facts, slurm, unresponsive
+from parallel.errors import UserError
+
+_NODE_LOSS_SECONDS = 45.0
+"""How long to wait for Slurm to see that a node is gone: connections break before it does."""
+
+
+def why_again(run: Path, code: int, wait: float = _NODE_LOSS_SECONDS) -> str | None:
+    """The reason to start the job again, None when there is none. `code` is srun's exit code."""
+    if read_facts(run).cancelled:
+        return None
+    here = [n for n in read_notes(run) if n["job"] == job_id() and n["restart"] == restart_count()]
+    events = {n["event"]: n for n in here}
+    if "finished" in events or "refused" in events:
+        return None
+    if "stopped" in events:
+        return f"stopped by signal {events['stopped']['signal']}"
+    if code == 0:
+        return None
+    begun = events["start"]["time"] if "start" in events else time.time()
+    if _newest_checkpoint(run) > begun:
+        return f"ended with code {code} after it had saved"
+    end = time.monotonic() + wait
+    nodes = job_facts(job_id()).get("NodeList", "")
+    while True:
+        if lost := unresponsive(nodes):
+            return f"lost {', '.join(lost)}"
+        if time.monotonic() >= end or ("," not in nodes and "[" not in nodes):
+            return None
+        time.sleep(1)
+
+
+def requeue(run: Path, code: int) -> None:
+    """Requeue the running job if there is reason to, at most `max_requeues` times."""
+    reason = why_again(run, code)
+    if reason is None:
+        return
+    state = job_facts(job_id()).get("JobState", "RUNNING")
+    if state != "RUNNING":  # cancelled, out of time, or being requeued by Slurm itself
+        print(f"{reason}; the job is {state}, so it is left to Slurm", flush=True)
+        return
+    limit = read_facts(run).allocation["max_requeues"]
+    if restart_count() >= limit:
+        note(run, "exhausted")
+        print(
+            f"{reason}; not requeued: max_requeues={limit} are used up; translution resume {run}", flush=True
+        )
+        return
+    note(run, "requeued", reason=reason)
+    print(f"{reason}; requeued ({restart_count() + 1} of {limit})", flush=True)
+    slurm("scontrol", "requeue", job_id())
+
+
+def _newest_checkpoint(run: Path) -> float:
+    """When the newest checkpoint of the run, or of a study's nets in it, was written."""
+    found = [*run.glob("checkpoints/*"), *run.glob("*/checkpoints/*")]
+    return max((path.stat().st_mtime for path in found if not path.name.startswith(".")), default=0.0)
+
+
+if __name__ == "__main__":
+    try:
+        requeue(Path(sys.argv[1]), int(sys.argv[2]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

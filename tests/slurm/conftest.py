@@ -1,0 +1,144 @@
+"""A real Slurm of four simulated hosts for the tests of this folder, where this machine can run one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent / "box"
+ROOT = Path(__file__).parent.parent.parent
+_COMMANDS = ("slurmctld", "slurmd", "srun", "munged", "ip", "unshare", "nsenter")
+
+
+def why_not() -> str | None:
+    """Why the box cannot run here, None when it can."""
+    if os.geteuid() != 0:
+        return "the simulated Slurm cluster needs root"
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    missing = [name for name in _COMMANDS if not shutil.which(name, path=path)]
+    if missing:
+        packages = "slurmctld slurmd slurm-client munge iproute2 util-linux"
+        return f"no {', '.join(missing)}: apt-get install {packages}"
+    if subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode:
+        return "this machine does not let root make namespaces (unshare fails)"
+    return None
+
+
+class Box:
+    """The cluster: run commands on its login node, break its hosts, wait for what happens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = os.environ | {
+            "SLURMBOX": str(folder),
+            "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def start(self) -> "Box":
+        # The box ends when this pipe does: none outlives the tests, however they end.
+        read, self._write = os.pipe()
+        env = self.env | {"OWNER_FD": str(read)}
+        started = subprocess.run(
+            [HERE / "start.sh"], env=env, pass_fds=[read], capture_output=True, text=True, timeout=60
+        )
+        os.close(read)
+        assert started.returncode == 0, started.stdout + started.stderr
+        return self
+
+    def stop(self) -> None:
+        subprocess.run([HERE / "stop.sh"], env=self.env, check=True, timeout=30)
+        os.close(self._write)
+
+    def popen(self, *words: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Start a command on the login node."""
+        command = [str(HERE / "run.sh"), *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=self.env, cwd=cwd, text=True, **pipes)
+
+    def run(self, *words: object, cwd: Path | None = None, check: bool = True) -> str:
+        """Run a command on the login node; returns its output and errors."""
+        process = self.popen(*words, cwd=cwd)
+        out, err = process.communicate(timeout=100)
+        assert not check or process.returncode == 0, f"{words}: {process.returncode}\n{out}{err}"
+        return out + err
+
+    def translution(self, *words: object, cwd: Path, code: int = 0) -> str:
+        """Run the `translution` command on the login node and expect its exit code."""
+        main = "from launch.cli import main; main()"
+        process = self.popen(sys.executable, "-c", main, *words, cwd=cwd)
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == code, f"{words}: {process.returncode}\n{out}{err}"
+        return out + err
+
+    def node(self, name: str, how: str) -> None:
+        """Break or mend a host: die, crash, unplug, plug, up."""
+        script = [HERE / "node-up.sh", name] if how == "up" else [HERE / "node-kill.sh", name, how]
+        self.run(*script)
+
+    def fact(self, job: str, key: str) -> str:
+        """A field of `scontrol show job`."""
+        shown = self.run("scontrol", "-o", "show", "job", job)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)[key]
+
+    def until(self, what: Callable[[], object], seconds: float, describe: str) -> float:
+        """Wait until `what()` is true; returns the seconds it took."""
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
+            if what():
+                return time.monotonic() - start
+            time.sleep(0.2)
+        state = self.run("squeue", "-t", "all", "-l") + self.run("sinfo", "-Nl")
+        raise AssertionError(f"not within {seconds} s: {describe}\n{state}")
+
+    def ended(self, job: str, seconds: float = 100) -> str:
+        """Wait for the job's end; returns its state."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        self.until(lambda: self.fact(job, "JobState") in over, seconds, f"job {job} ends")
+        return self.fact(job, "JobState")
+
+
+@pytest.fixture(scope="session")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    if reason := why_not():
+        pytest.skip(reason)
+    box = Box(tmp_path_factory.mktemp("box")).start()
+    yield box
+    box.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict:
+    """A net whose steps take milliseconds; its runs are slowed down by the number of steps alone."""
+    return {
+        "device": "cpu",
+        "model": {
+            "kind": "vit",
+            "image_size": 84,
+            "patch_size": 28,
+            "channels": 1,
+            "classes": 10,
+            "width": 8,
+            "depth": 1,
+            "mlp": 16,
+            "pool": "mean",
+            "mixer": {"kind": "translution", "heads": 2, "head_dim": 4},
+        },
+        "data": {"kind": "moving_mnist", "train": "static", "test_samples": 20},
+        "train": {"steps": 6, "batch": 8, "lr": 1e-3, "log_every": 1, "checkpoint_every": None},
+    }
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny: dict) -> Path:
+    """A directory to submit from, with the net's config in it."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    return tmp_path
