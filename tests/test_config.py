@@ -41,8 +41,39 @@ def test_study_null_switches_the_study_off(config_file: Path):
 def test_with_values_changes_the_keys_and_nothing_else(config_file: Path):
     config = load_config(config_file, [])
     changed = with_values(config, {"data.train": "dynamic", "train.lr": 0.5})
-    assert (changed.data.train, changed.train.lr) == ("dynamic", 0.5)
+    assert (changed.data.model_dump()["train"], changed.train.lr) == ("dynamic", 0.5)
     assert with_values(changed, {"data.train": "static", "train.lr": 1e-2}) == config
+
+
+def test_a_file_can_build_on_another_and_override_it(config_file: Path):
+    folder = config_file.parent / "sub"
+    folder.mkdir()
+    (folder / "middle.yaml").write_text("base: ../tiny.yaml\nmodel: {width: 16}\nseed: 3\n")
+    top = folder / "top.yaml"
+    top.write_text("base: middle.yaml\nseed: 4\nmodel: {mixer: {kind: attention, heads: 4}}\n")
+    config = load_config(top, ["train.lr=0.5"])
+    assert (config.name, config.seed, config.train.lr, config.train.steps) == ("top", 4, 0.5, 6)
+    assert (config.model.width, config.model.depth) == (16, 1)
+    # The mixer is of another kind, so nothing of the base's one is left; heads alone would merge.
+    assert config.model.mixer.model_dump(exclude_unset=True) == {"kind": "attention", "heads": 4}
+    top.write_text("base: middle.yaml\nmodel: {mixer: {heads: 4}}\n")
+    mixer = load_config(top, []).model.mixer
+    assert (mixer.kind, mixer.heads, mixer.head_dim) == ("translution", 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", "nowhere.yaml: no such config file"),
+        ("tiny.yaml", "base=tiny.yaml: leads back to this file"),
+        ("[a, b]", "must be the path of another config file"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named(config_file: Path, base: str, message: str):
+    config_file.write_text(config_file.read_text() + f"base: {base}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(config_file, [])
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ class RunConfig(BaseModel):
 def load_config(path: Path | str, overrides: list[str]) -> RunConfig:
     """Read the YAML file `path`, apply `key=value` overrides and check the result.
 
+    The file's key `base` may name another one, relative to it, whose values hold where its own do
+    not; a section with another `kind` replaces the base's.
     Values are YAML: `train.lr=1e-4`, `study=null`, `train.betas=[0.9,0.95]`; keys may index lists:
     `model.mixers[0].rank=4`. Raises ConfigError, one line naming the key, its value and what is
     allowed.
@@ -107,7 +109,34 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     return parse_config(OmegaConf.to_container(tree))  # pyright: ignore[reportArgumentType]
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """The file's values over those of the file that its key `base` names, relative to it."""
+    own = _read_one(path)
+    base = own.pop("base", None)
+    if base is None:
+        return own
+    above = (*above, path.resolve())
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base={base}: must be the path of another config file")
+    if (path.parent / base).resolve() in above:
+        raise ConfigError(f"{path}: base={base}: leads back to this file")
+    values = (OmegaConf.to_container(tree) for tree in (_read(path.parent / base, above), own))
+    return OmegaConf.create(_layered(*values))  # pyright: ignore[reportArgumentType]
+
+
+def _layered(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
+    """`own` over `base`, section by section; one of another kind replaces the base's whole."""
+    merged = dict(base)
+    for key, value in own.items():
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            kind = value.get("kind", below.get("kind"))
+            value = _layered(below, value) if kind == below.get("kind") else value
+        merged[key] = value
+    return merged
+
+
+def _read_one(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
