@@ -46,13 +46,6 @@ def random_crop(
     return Crop((left, upper, left + w, upper + h), mirrored)
 
 
-def centre_crop(width: int, height: int, size: int) -> Crop:
-    """What is left of an image whose short side is resized to size·256/224, cropped to size²."""
-    side = min(width, height) * size / round(size * 256 / 224)
-    left, upper = (width - side) / 2, (height - side) / 2
-    return Crop((left, upper, left + side, upper + side), False)
-
-
 def decode_training(
     jpeg: bytes, size: int, draws: np.ndarray, scale: tuple[float, float], flip: bool
 ) -> np.ndarray:
@@ -62,9 +55,17 @@ def decode_training(
 
 
 def decode_evaluation(jpeg: bytes, size: int) -> np.ndarray:
-    """Pixels uint8 [size, size, 3] of the middle; raises one of UNREADABLE."""
-    image = Image.open(io.BytesIO(jpeg))
-    return _pixels(image, centre_crop(*image.size, size), size)
+    """Pixels uint8 [size, size, 3] of the middle; raises one of UNREADABLE.
+
+    The short side is resized to size·256/224, then size² are cropped, rounded as torchvision does,
+    so that accuracies compare.
+    """
+    image = _rgb(Image.open(io.BytesIO(jpeg)))
+    short = round(size * 256 / 224)
+    width, height = (int(side * short / min(image.size)) for side in image.size)
+    left, upper = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, upper, left + size, upper + size)))
 
 
 def _pixels(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
@@ -75,9 +76,12 @@ def _pixels(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
     image.draft("RGB", least)
     x, y = image.size[0] / full[0], image.size[1] / full[1]
     box = (left * x, upper * y, min(right * x, image.size[0]), min(lower * y, image.size[1]))
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    part = rgb.resize((size, size), Image.Resampling.BICUBIC, box)
+    part = _rgb(image).resize((size, size), Image.Resampling.BICUBIC, box)
     return np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else part)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def as_jpeg(content: bytes, resize_short: int | None) -> bytes:

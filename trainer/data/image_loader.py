@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,7 +138,7 @@ class Loader:
             samples = self._neighbours(line, ends)
             for at in range(0, share, batch):
                 count = min(batch, share - at)
-                part = [(0, sample) for sample, _ in zip(samples, range(count), strict=False)]
+                part = [(0, sample) for sample in islice(samples, count)]
                 portion = self._portion(part, size, lambda jpeg, _: decode_evaluation(jpeg, size))
                 pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
                 labels = torch.full((count,), IGNORED)
