@@ -28,8 +28,10 @@ class Attention(nn.Module):
         self.v = nn.Linear(dim, heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim)
         self.rope = Rope(grid, head_dim) if rope else None
+        self.enter = nn.Identity()  # stands where the heads part; parallel/ sums their gradients here
 
     def forward(self, x_BNC: Tensor) -> Tensor:
+        x_BNC = self.enter(x_BNC)
         q, k, v = (project(x_BNC).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v))
         if self.rope is not None:
             q, k = (self.rope(t.transpose(0, 1)).transpose(0, 1) for t in (q, k))

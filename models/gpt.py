@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.transformer import TransformerConfig, build_layers
+
+
+EMBEDDING_STD = 0.02  # GPT-2's; with more, tied logits begin at √C and learning is slow
 
 
 class GPTConfig(TransformerConfig):
@@ -51,10 +55,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_embeddings(self) -> None:
-        """GPT-2's small scale, without which tied logits begin at √C and learning is slow."""
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         if self.positions is not None:
-            nn.init.normal_(self.positions, std=0.02)
+            nn.init.normal_(self.positions, std=EMBEDDING_STD)
 
     def no_decay(self) -> set[str]:
         """Parameters beside norms and biases that weight decay leaves alone."""
@@ -67,3 +70,9 @@ class GPT(nn.Module):
         if self.positions is not None:
             x_BNC = x_BNC + self.positions
         return self.head(self.norm(self.layers(self.dropout(x_BNC))))
+
+    def token_losses(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
+        """Cross-entropy of each token in nats [B, N], float32; 0 where the target is negative."""
+        targets = targets_BN.clamp_min(0)
+        losses = F.cross_entropy(logits_BNV.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return losses.view_as(targets).masked_fill(targets_BN < 0, 0.0)

@@ -83,6 +83,7 @@ class Translution(nn.Module):
         self.recipe = self._recipe(memory == "keep", workspace, compiled)
         self.plan = whole_plan(grid)
         self.combine: Combine | None = None
+        self.enter = nn.Identity()  # stands where the heads part; parallel/ sums their gradients here
         self.reset_banks()
 
     @property
@@ -111,10 +112,11 @@ class Translution(nn.Module):
         return Recipe(logits, values, self.heads, scale, keep, workspace, compiled)
 
     def _sources(self, x_NBC: Tensor) -> list[Tensor]:
-        shared = [self._shared(name, x_NBC) for name in "qkv" if hasattr(self, name)]
+        entered = self.enter(x_NBC)
+        shared = [self._shared(name, entered) for name in "qkv" if hasattr(self, name)]
         if self.rank is None:
-            return [x_NBC, *shared]
-        return shared + [self.get_submodule(f"{name}_down")(x_NBC) for name in self._narrow]
+            return [entered, *shared]
+        return shared + [self.enter(self.get_submodule(f"{name}_down")(x_NBC)) for name in self._narrow]
 
     def _shared(self, name: str, x_NBC: Tensor) -> Tensor:
         projected = self.get_submodule(name)(x_NBC)
@@ -122,12 +124,15 @@ class Translution(nn.Module):
             return projected
         return self.rope(projected.unflatten(-1, (-1, self.head_dim))).flatten(2)
 
-    @torch.no_grad()
+    def bank_bound(self, bank: Tensor) -> float:
+        """A bank's initial numbers are drawn uniformly within plus and minus this."""
+        fan_in = bank.shape[1] if self.init == "linear" else bank.shape[1] * bank.shape[2]
+        return 1 / math.sqrt(fan_in)
+
     def reset_banks(self) -> None:
         for name in self.relative:
             bank = self.get_parameter(f"{name}_bank")
-            fan_in = bank.shape[1] if self.init == "linear" else bank.shape[1] * bank.shape[2]
-            nn.init.uniform_(bank, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+            nn.init.uniform_(bank, -self.bank_bound(bank), self.bank_bound(bank))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         if x_BNC.dim() != 3 or x_BNC.shape[1:] != (self.grid.num_tokens, self.dim):

@@ -62,15 +62,13 @@ class LanguageModel:
 
     def loss(self, model: nn.Module, batch: "Batch") -> Tensor:
         """The mean loss of a batch's tokens, a scalar in float32."""
-        logits = model(batch.inputs).flatten(0, 1).float()
-        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED)
+        losses = model.token_losses(model(batch.inputs), batch.targets)  # pyright: ignore
+        return losses.sum() / (batch.targets != IGNORED).sum()
 
     def sums(self, model: nn.Module, batch: "Batch") -> Tensor:
         """Sums over a batch, float64 [2]: losses of all tokens in nats, tokens."""
-        logits = model(batch.inputs).flatten(0, 1).float()
-        targets = batch.targets.flatten()
-        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-        return torch.stack([losses.double().sum(), (targets != IGNORED).sum().double()])
+        losses = model.token_losses(model(batch.inputs), batch.targets)  # pyright: ignore
+        return torch.stack([losses.double().sum(), (batch.targets != IGNORED).sum().double()])
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """The measures of a whole evaluation set from its summed `sums`."""

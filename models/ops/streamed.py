@@ -41,8 +41,9 @@ class Combine(Protocol):
         """From this process's lse[N, B, H] and normalised outs[N, B, H, E] to those of all pairs."""
         ...
 
-    def gradient(self, grads: list[Tensor]) -> list[Tensor]:
-        """Sums the gradients of the sources [N, B, C] over the processes."""
+    def gradient(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
+        """Sums the gradients of the sources [N, B, C] over the processes; those of banks [K, C, D]
+        stay, unless processes hold the same bank (then they are summed in place)."""
         ...
 
 
@@ -52,8 +53,8 @@ class Alone:
     def softmax(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         return lse, outs
 
-    def gradient(self, grads: list[Tensor]) -> list[Tensor]:
-        return grads
+    def gradient(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
+        return grad_sources
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,10 @@ class _Streamed(torch.autograd.Function):
                 at_pairs = [chunk.rows("query", t) for t in state]
                 grads = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
                 pairs.backpropagate(*grads, grad_tokens)
-        grad_sources = ctx.combine.gradient(grad_sources)
+        grad_banks = [bank.gradient() for bank in entries]
+        grad_sources = ctx.combine.gradient(grad_sources, grad_banks)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
-        return None, None, None, None, *grad_sources, *(bank.gradient() for bank in entries)
+        return None, None, None, None, *grad_sources, *grad_banks
 
 
 class _Pairs:

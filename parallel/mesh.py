@@ -1,0 +1,165 @@
+"""The mesh of processes: world = data × offset × tensor (DESIGN section 4).
+
+The model-parallel group (offset × tensor) is a run of neighbouring ranks, fairscale's; inside it the
+tensor axis runs fastest. All ranks of such a group see the same samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from fairscale.nn.model_parallel import initialize as fairscale_groups
+from pydantic import BaseModel, ConfigDict, Field
+
+from parallel.errors import UserError
+
+Group = dist.ProcessGroup | None  # None where the axis has one process
+
+
+class ParallelConfig(BaseModel):
+    """The `parallel` section: the mesh, the engine, and what is saved of activations.
+
+    offset      ranks over which every bank's residue classes are dealt
+    tensor      ranks over which heads and vocabulary are split
+    data        replicas of the model-parallel group; auto: as many as there are processes for
+    engine      torch, or deepspeed (which alone has zero > 0 and offloading)
+    zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data
+    activations none: all are saved; block: each layer saves its input and recomputes the rest;
+                block_cpu: the same, kept in host memory; operator: only the mixer recomputes
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    offset: int = Field(1, ge=1)
+    tensor: int = Field(1, ge=1)
+    data: int | Literal["auto"] = "auto"
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero: int = Field(0, ge=0, le=3)
+    offload_optimizer: bool = False
+    activations: Literal["none", "block", "block_cpu", "operator"] = "none"
+
+    def check(self, world: int | None) -> None:
+        """Raises UserError where this cannot be run, on `world` processes if that is known."""
+        if self.engine == "torch" and self.zero:
+            raise UserError(
+                f"parallel.zero={self.zero}: the torch engine has no ZeRO; use parallel.engine=deepspeed"
+            )
+        if self.engine == "torch" and self.offload_optimizer:
+            raise UserError("parallel.offload_optimizer=true: only parallel.engine=deepspeed offloads")
+        if world is None:
+            return
+        model = self.offset * self.tensor
+        if world % model:
+            raise UserError(
+                f"parallel.offset={self.offset} × parallel.tensor={self.tensor} = {model} does not divide "
+                f"the {world} processes"
+            )
+        if self.data not in ("auto", world // model):
+            raise UserError(
+                f"parallel.data={self.data} × offset {self.offset} × tensor {self.tensor} are not the "
+                f"{world} processes; data={world // model} or auto fits"
+            )
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The sizes of the axes, this process's place, and the groups it talks to.
+
+    Without groups it is a place on a mesh that need not exist: enough to count and to plan.
+    """
+
+    data: int = 1
+    offset: int = 1
+    tensor: int = 1
+    rank: int = 0
+    groups: dict[str, Group] = field(default_factory=dict, compare=False)
+
+    @property
+    def world(self) -> int:
+        return self.data * self.offset * self.tensor
+
+    @property
+    def model(self) -> int:
+        """The size of the model-parallel group."""
+        return self.offset * self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.model
+
+    @property
+    def model_rank(self) -> int:
+        return self.rank % self.model
+
+    @property
+    def offset_rank(self) -> int:
+        return self.model_rank // self.tensor
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.model_rank % self.tensor
+
+    def group(self, axis: str) -> Group:
+        """The processes along "data", "offset", "tensor" or "model" through this one."""
+        return self.groups.get(axis)
+
+    def __str__(self) -> str:
+        return f"data {self.data} × offset {self.offset} × tensor {self.tensor}"
+
+
+def mesh_of(config: ParallelConfig, world: int, rank: int = 0) -> Mesh:
+    """The mesh that `world` processes make of the config; raises UserError where it does not factor."""
+    config.check(world)
+    return Mesh(world // (config.offset * config.tensor), config.offset, config.tensor, rank)
+
+
+def join_mesh(config: ParallelConfig, fingerprint: str = "") -> Mesh:
+    """Every process's first collective act: the groups of the mesh, on an initialised torch.distributed.
+
+    A process on its own has no groups. Raises UserError if the mesh does not factor or if the ranks'
+    fingerprints (of their configs) differ.
+    """
+    if not dist.is_initialized():
+        return mesh_of(config, 1)
+    mesh = mesh_of(config, dist.get_world_size(), dist.get_rank())
+    _agree(fingerprint)
+    if not fairscale_groups.model_parallel_is_initialized():
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+            fairscale_groups.initialize_model_parallel(mesh.model)
+    groups: dict[str, Group] = {
+        "data": fairscale_groups.get_data_parallel_group() if mesh.data > 1 else None,
+        "model": fairscale_groups.get_model_parallel_group() if mesh.model > 1 else None,
+    }
+    for axis, stride, size in (("tensor", 1, mesh.tensor), ("offset", mesh.tensor, mesh.offset)):
+        groups[axis] = _axis_group(mesh, stride, size)
+    return Mesh(mesh.data, mesh.offset, mesh.tensor, mesh.rank, groups)
+
+
+def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
+    """Groups of `size` ranks, `stride` apart, inside each model-parallel group; all ranks make all."""
+    if size == 1:
+        return None
+    own = None
+    for first in range(mesh.world):
+        position = first % mesh.model // stride % size
+        if position == 0:
+            ranks = [first + stride * i for i in range(size)]
+            group = dist.new_group(ranks)
+            own = group if mesh.rank in ranks else own
+    return own
+
+
+def _agree(fingerprint: str) -> None:
+    everyone: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(everyone, fingerprint)
+    odd = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
+    if odd:
+        raise UserError(
+            f"ranks disagree on the config: rank {odd[0]} has {everyone[odd[0]]}, rank 0 has {everyone[0]}"
+        )
