@@ -20,15 +20,24 @@ def _group() -> None:
 
 @app.command("data")
 def data_command(
-    path: Annotated[Path, typer.Argument(help="A folder made by translution prepare imagenet.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = CORES,
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels of a side.")] = 224,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each of six measurements.")] = 10,
+    path: Annotated[Path, typer.Argument(help="A folder made by translution prepare.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode images.")] = CORES,
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels of an image's side.")] = 224,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each measurement.")] = 10,
     debug: Debug = False,
 ) -> None:
-    """Images per second from shards, beside bare Pillow on the same files and as many processes."""
+    """Speed of loading prepared data.
+
+    Images per second from shards, beside bare Pillow on the same files and as many processes; or
+    tokens per second, and what share of a training step loading them takes.
+    """
 
     def action() -> None:
+        from trainer.data.text_throughput import bench_text, holds_text
+
+        if holds_text(path):
+            bench_text(path, seconds).show()
+            return
         from trainer.data.image_throughput import bench_data
 
         bench_data(path, workers, image_size, seconds).show()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.data.order import random_bits
 from trainer.data.source import Batch
-from trainer.task import Classification, LanguageModel
+from trainer.task import IGNORED, Classification, LanguageModel
 
 if TYPE_CHECKING:
     from models import ModelConfig
@@ -66,9 +66,13 @@ class Synthetic:
             start += batch
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        mine = np.arange(rank, self.test_samples, world)
+        # Ranks have equally many batches; what fills them up does not count.
+        mine = np.arange(-(-self.test_samples // world)) * world + rank
         for first in range(0, len(mine), batch):
-            yield self._batch(mine[first : first + batch])
+            portion = mine[first : first + batch]
+            filled = self._batch(portion)
+            filled.targets[torch.from_numpy(portion >= self.test_samples)] = IGNORED
+            yield filled
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
         """Images as float in [−1, 1]; tokens as they are."""

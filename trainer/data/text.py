@@ -1,6 +1,7 @@
 """The `data` sections for text: a prepared corpus, and the embedded book."""
 
 import lzma
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -86,10 +87,10 @@ class ArrayTokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.ids[start:stop]
+    def windows(self, starts: Sequence[int], length: int) -> np.ndarray:
+        return self.ids[np.asarray(starts)[:, None] + np.arange(length)].astype(np.int64)
 
-    def expect(self, start: int, stop: int) -> None:
+    def expect(self, starts: Sequence[int], length: int) -> None:
         """They are here already."""
 
 

@@ -4,6 +4,7 @@ import hashlib
 import mmap
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -23,12 +24,12 @@ class Tokens(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """The ids at [start, stop), which lie within the sequence; any integer type."""
+    def windows(self, starts: Sequence[int], length: int) -> np.ndarray:
+        """The ids at [start, start + length) for each start, int64 [starts, length]."""
         ...
 
-    def expect(self, start: int, stop: int) -> None:
-        """Say that `read(start, stop)` comes soon; returns at once."""
+    def expect(self, starts: Sequence[int], length: int) -> None:
+        """Say that these windows are wanted soon; returns at once."""
         ...
 
 
@@ -42,28 +43,35 @@ class ShardTokens:
         self.vocabulary = vocabulary
         self.paths = [folder / shard.file for shard in split.shards]
         self._ends = list(accumulate(shard.tokens for shard in split.shards))
-        self._maps = [np.memmap(path, _TOKEN, "r") for path in self.paths]
+        maps = [np.memmap(path, _TOKEN, "r") for path in self.paths]
+        self._ids = [np.asarray(ids) for ids in maps]  # slices of a memmap cost more than what they hold
+        self._pages: list[mmap.mmap] = [ids._mmap for ids in maps]  # pyright: ignore
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        parts = [self._maps[shard][first:last] for shard, first, last in self._places(start, stop)]
-        ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, _TOKEN), *parts])
-        if len(ids) and ids.max() >= self.vocabulary:
-            place = start + int((ids >= self.vocabulary).argmax())
-            shard, offset, _ = next(iter(self._places(place, place + 1)))
+    def windows(self, starts: Sequence[int], length: int) -> np.ndarray:
+        ids = np.empty((len(starts), length), np.int64)
+        for row, start in zip(ids, starts, strict=True):
+            done = 0
+            for shard, first, last in self._places(start, start + length):
+                row[done : done + last - first] = self._ids[shard][first:last]
+                done += last - first
+        if ids.size and ids.max() >= self.vocabulary:
+            row, column = np.argwhere(ids >= self.vocabulary)[0].tolist()
+            place = starts[row] + column
+            shard, offset, _ = self._places(place, place + 1)[0]
             raise UserError(
-                f"{self.paths[shard]}: token {ids.max()} at {offset:,} is above the vocabulary of "
-                f"{self.vocabulary:,}; prepare the data again"
+                f"{self.paths[shard]}: token {ids[row, column]} at {offset:,} is above the vocabulary "
+                f"of {self.vocabulary:,}; prepare the data again"
             )
         return ids
 
-    def expect(self, start: int, stop: int) -> None:
-        for shard, first, last in self._places(start, stop):
-            begin = first * TOKEN_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
-            pages: mmap.mmap = self._maps[shard]._mmap  # pyright: ignore[reportAttributeAccessIssue]
-            pages.madvise(mmap.MADV_WILLNEED, begin, last * TOKEN_BYTES - begin)
+    def expect(self, starts: Sequence[int], length: int) -> None:
+        for start in starts:
+            for shard, first, last in self._places(start, start + length):
+                begin = first * TOKEN_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
+                self._pages[shard].madvise(mmap.MADV_WILLNEED, begin, last * TOKEN_BYTES - begin)
 
     def _places(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """(shard, first, last) of the parts of [start, stop)."""

@@ -1,5 +1,6 @@
 """Sequences for a language net out of one long line of tokens, in an order that needs no index."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from trainer.data.source import Batch
 from trainer.data.text_shards import Tokens
 from trainer.task import IGNORED, LanguageModel
 
+_AHEAD = 16  # micro-batches
 _SHIFT = 2**33  # the stream of random numbers for the epochs' shifts
 
 
@@ -44,7 +46,7 @@ class TextSource:
     def __init__(self, corpus: Corpus, context: int, seed: int) -> None:
         self.corpus, self.context, self.seed = corpus, context, seed
         self.task = LanguageModel()
-        self.evaluations = {"validation": "perplexity"}
+        self.evaluations = {"validation": "validation"}
         self.epoch_samples = len(corpus.train) // context - 1
         assert self.epoch_samples > 0
         assert len(corpus.validation) > 0
@@ -52,22 +54,13 @@ class TextSource:
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        micro = batch // (accumulate * world)
-        N, train = self.context, self.corpus.train
-
-        def micro_batch(number: int) -> list[int]:
-            step, part = divmod(number, accumulate)
-            first = start + step * batch + (part * world + rank) * micro
-            return self._starts(np.arange(first, first + micro)).tolist()
-
-        here, number = micro_batch(0), 0
-        while True:
-            windows = np.stack([train.read(at, at + N + 1) for at in here]).astype(np.int64)
-            number += 1
-            here = micro_batch(number)
-            for at in here:
-                train.expect(at, at + N + 1)
-            yield Batch(*(torch.from_numpy(ids) for ids in (windows[:, :-1], windows[:, 1:])))
+        wanted = self._wanted(start, batch, accumulate, rank, world)
+        here = next(wanted)
+        for ahead in wanted:
+            self.corpus.train.expect(ahead, self.context + 1)
+            ids = torch.from_numpy(self.corpus.train.windows(here, self.context + 1))
+            yield Batch(ids[:, :-1], ids[:, 1:])
+            here = ahead
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         windows = -(-len(self.corpus.validation) // self.context)
@@ -78,6 +71,14 @@ class TextSource:
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
         return batch
+
+    def _wanted(self, start: int, batch: int, accumulate: int, rank: int, world: int) -> Iterator[list[int]]:
+        """Where the windows of each micro-batch begin; several at a time, for NumPy's calls are dear."""
+        micro = batch // (accumulate * world)
+        for ahead in itertools.count(0, _AHEAD):
+            step, part = np.divmod(np.arange(ahead, ahead + _AHEAD), accumulate)
+            first = start + step * batch + (part * world + rank) * micro
+            yield from self._starts(first[:, None] + np.arange(micro)).tolist()
 
     def _starts(self, samples: np.ndarray) -> np.ndarray:
         """Where the windows of these samples of the endless order begin in the training tokens."""
@@ -97,8 +98,8 @@ class TextSource:
         targets = np.full(N, IGNORED, np.int64)
         if start >= stop:
             return inputs, targets
-        targets[: stop - start] = tokens.read(start, stop)
+        targets[: stop - start] = tokens.windows([start], stop - start)[0]
         inputs[1 : stop - start] = targets[: stop - start - 1]
         if start > 0:
-            inputs[:1] = tokens.read(start - 1, start)
+            inputs[:1] = tokens.windows([start - 1], 1)[0]
         return inputs, targets
