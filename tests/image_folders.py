@@ -36,7 +36,7 @@ def shards(root: Path, classes: int, per_shard: float = 4.0) -> tuple[Path, Imag
     source = class_folders(root / "in", classes)
     for label in range(0, classes, 5):  # skipped, and so missing from some of the shards
         (source / f"n{label:08d}" / "torn.JPEG").write_bytes(b"\xff\xd8\xff torn")
-    size = np.mean([path.stat().st_size for path in source.glob("*/0.JPEG")]) + 2048
+    size = float(np.mean([path.stat().st_size for path in source.glob("*/0.JPEG")])) + 2048
     manifest = prepare(source, root / "out", shard_mb=per_shard * 1.2 * size / 2**20, workers=0)
     return root / "out", manifest
 

@@ -18,7 +18,7 @@ def epoch_of(
     return [pair for one in lanes for pair in zip(one.shard.tolist(), one.index.tolist(), strict=True)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(COUNTS, st.integers(1, 8), st.integers(1, 30), st.integers(0, 3), st.integers(1, 5))
 def test_an_epoch_is_every_sample_once_over_all_ranks(counts, lanes, buffer, epoch, world):
     order = Order(counts, lanes, buffer, seed=1)
@@ -27,7 +27,7 @@ def test_an_epoch_is_every_sample_once_over_all_ranks(counts, lanes, buffer, epo
     assert sorted(read) == every
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(COUNTS, st.integers(1, 8), st.integers(1, 30), st.integers(0, 60))
 def test_a_later_start_leaves_out_just_what_was_consumed(counts, lanes, buffer, start):
     order = Order(counts, lanes, buffer, seed=1)
@@ -37,7 +37,7 @@ def test_a_later_start_leaves_out_just_what_was_consumed(counts, lanes, buffer, 
         assert rest == whole[before:]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(COUNTS, st.integers(1, 4), st.integers(1, 40))
 def test_a_lane_never_holds_more_than_its_share_of_the_buffer(counts, lanes, buffer):
     order = Order(counts, lanes, buffer, seed=0)
