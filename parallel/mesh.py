@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Literal
 
-import torch
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 from pydantic import BaseModel, ConfigDict, Field
@@ -139,6 +137,12 @@ def join_mesh(config: ParallelConfig, fingerprint: str = "") -> Mesh:
     for axis, stride, size in (("tensor", 1, mesh.tensor), ("offset", mesh.tensor, mesh.offset)):
         groups[axis] = _axis_group(mesh, stride, size)
     return Mesh(mesh.data, mesh.offset, mesh.tensor, mesh.rank, groups)
+
+
+def forget_mesh() -> None:
+    """Ends the groups of a mesh, so that the same processes can form another."""
+    if fairscale_groups.model_parallel_is_initialized():
+        fairscale_groups.destroy_model_parallel()
 
 
 def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:

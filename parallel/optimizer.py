@@ -44,11 +44,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     Without decay are parameters of at most one dimension (norms, biases) and those whose names
     `model.no_decay()` gives (class token, position embeddings), where the model has that method.
+    (A parameter that ZeRO-3 has taken apart tells its shape as `ds_shape`.)
     """
     tokens: set[str] = model.no_decay() if hasattr(model, "no_decay") else set()  # pyright: ignore
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decay = [p for name, p in named if p.ndim > 1 and name not in tokens]
-    rest = [p for name, p in named if p.ndim <= 1 or name in tokens]
+    decays = {name: len(getattr(p, "ds_shape", p.shape)) > 1 and name not in tokens for name, p in named}
+    decay = [p for name, p in named if decays[name]]
+    rest = [p for name, p in named if not decays[name]]
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0}]
     return [group for group in groups if group["params"]]
 

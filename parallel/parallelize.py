@@ -18,7 +18,7 @@ from models.translution import Translution
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.offset import shard_offsets
 from parallel.shard import Shard, shards
-from parallel.tensor import EnterHeads, shard_heads
+from parallel.tensor import shard_heads
 from parallel.vocabulary import shard_vocabulary
 
 

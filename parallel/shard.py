@@ -171,7 +171,8 @@ def offset_share(grid: OffsetGrid, ranks: int) -> list[OffsetShare]:
     """
     if ranks > len(grid.classes):
         raise UserError(
-            f"parallel.offset={ranks} is more than the {len(grid.classes)} residue classes of a grid of {grid.shape}"
+            f"parallel.offset={ranks} is more than the {len(grid.classes)} residue classes "
+            f"of a grid of {grid.shape}"
         )
     dealt: list[list[tuple[Block, ...]]] = [[] for _ in range(ranks)]
     specials: list[list[Block]] = [[] for _ in range(ranks)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from fairscale.nn.model_parallel.cross_entropy import vocab_parallel_cross_entropy
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, VocabParallelEmbedding
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.gpt import GPT
 from parallel.mesh import Mesh

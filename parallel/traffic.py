@@ -1,0 +1,117 @@
+"""Bytes that collectives send, by axis of the mesh: the one convention, and counting what is really sent.
+
+The *payload* of a collective is the whole tensor that it is about: what every rank holds after an
+all-reduce, broadcast or all-gather, and before a reduce-scatter. Payloads are whole numbers, so that
+predicted and counted ones can be compared exactly. *Sent* are the bytes that leave one rank when the n
+ranks of the axis pass pieces around a ring, which is what large collectives do: 2(n − 1)/n of an
+all-reduce's payload, (n − 1)/n of any other's. Only so an all-reduce of activations compares with the
+gathers of ZeRO-3, and with a bandwidth.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.mesh import Mesh
+
+AXES = ("data", "offset", "tensor", "model")
+
+# The methods of a process group that all of torch.distributed ends in, whoever calls it and whenever
+# they took hold of its functions: the operation, and which argument holds the whole tensor.
+_METHODS = {
+    "allreduce": ("all_reduce", 0),
+    "allreduce_coalesced": ("all_reduce", 0),
+    "broadcast": ("broadcast", 0),
+    "reduce": ("reduce", 0),
+    "allgather": ("all_gather", 0),
+    "allgather_coalesced": ("all_gather", 0),
+    "allgather_into_tensor_coalesced": ("all_gather", 0),
+    "all_gather_single": ("all_gather", 0),
+    "all_gather_single_coalesced": ("all_gather", 0),
+    "_allgather_base": ("all_gather", 0),
+    "reduce_scatter": ("reduce_scatter", 1),
+    "reduce_scatter_single": ("reduce_scatter", 1),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", 1),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 1),
+    "_reduce_scatter_base": ("reduce_scatter", 1),
+    "alltoall": ("all_to_all", 1),
+    "alltoall_base": ("all_to_all", 1),
+    "all_to_all_single": ("all_to_all", 1),
+}
+
+
+@dataclass
+class Traffic:
+    """Payload bytes by (axis, operation), as one rank sees them."""
+
+    payload: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, axis: str, operation: str, payload: int) -> None:
+        """One more collective; an axis "world" or "other" is none of the mesh's."""
+        if payload:
+            self.payload[axis, operation] += payload
+
+    def times(self, count: int) -> Traffic:
+        return Traffic(Counter({key: payload * count for key, payload in self.payload.items()}))
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.payload + other.payload)
+
+    def sent(self, mesh: Mesh) -> dict[str, int]:
+        """Bytes that leave this rank, by axis; every axis of the mesh is there."""
+        total = dict.fromkeys(AXES, 0.0)
+        for (axis, operation), payload in self.payload.items():
+            ranks = getattr(mesh, axis) if axis in AXES else mesh.world
+            passes = 2 if operation == "all_reduce" else 1
+            total[axis] = total.get(axis, 0.0) + passes * payload * (ranks - 1) / ranks
+        return {axis: round(sent) for axis, sent in total.items()}
+
+
+@contextmanager
+def counted_traffic(mesh: Mesh) -> Iterator[Traffic]:
+    """Counts all collectives of this process on the groups of `mesh` while the context lasts.
+
+    May be entered at any time, and costs a few microseconds a collective.
+    """
+    traffic = Traffic()
+    originals = {name: method for name, method in vars(dist.ProcessGroup).items() if name in _METHODS}
+    for name in originals:
+        method = getattr(dist.ProcessGroup, name)
+        setattr(dist.ProcessGroup, name, _counting(method, *_METHODS[name], mesh, traffic))
+    try:
+        yield traffic
+    finally:
+        for name, original in originals.items():
+            setattr(dist.ProcessGroup, name, original)
+
+
+def _counting(
+    original: Callable[..., Any], operation: str, argument: int, mesh: Mesh, traffic: Traffic
+) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
+        traffic.add(_axis(group, mesh), operation, _bytes(arguments[argument]))
+        return original(group, *arguments, **options)
+
+    return collective
+
+
+def _axis(group: dist.ProcessGroup, mesh: Mesh) -> str:
+    for axis, own in mesh.groups.items():
+        if group is own:
+            return axis
+    return "world" if group is dist.group.WORLD else "other"
+
+
+def _bytes(tensors: Any) -> int:
+    if isinstance(tensors, Tensor):
+        return tensors.numel() * tensors.element_size()
+    return sum(map(_bytes, tensors))
