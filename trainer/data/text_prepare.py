@@ -11,8 +11,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -82,11 +83,9 @@ def prepare(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("w") as lock:
-            _lock(lock, out)
-            done = _finished(out, settings)
-            if done:
-                return done
+        if done := _finished(out, settings):
+            return done
+        with _lock(out):
             state = _resumed(out, settings)
             writers = {
                 name: ShardWriter(out, name, shard_tokens, getattr(state, name))
@@ -107,7 +106,6 @@ def prepare(
             )
             write_json(out / MANIFEST, manifest.model_dump())
             (out / PROGRESS).unlink()
-        (out / ".lock").unlink(missing_ok=True)
     except OSError as error:
         where = error.filename or out
         raise machine_error(error, where, "be written; run the command again to go on") from None
@@ -191,13 +189,21 @@ def _listing(files: list[InputFile]) -> str:
     return digest.hexdigest()
 
 
-def _lock(lock: Any, out: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out {out}: another prepare command is writing here") from None
-    except OSError:
-        pass  # a file system without locks
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keep a second command out; a killed one's lock is gone with it."""
+    path = out / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out}: another prepare command is writing here") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _finished(out: Path, settings: dict[str, int | float | str]) -> Manifest | None:
