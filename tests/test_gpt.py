@@ -28,7 +28,7 @@ NETS = {
 )
 def test_parameter_counts_are_the_papers(mixer, millions):
     with torch.device("meta"):
-        model = build_model(GPTConfig(**{"mixer": mixer}))
+        model = build_model(GPTConfig.model_validate({"mixer": mixer}))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
 
 
