@@ -21,7 +21,7 @@ from trainer.data.source import Batch
 from trainer.task import IGNORED
 
 _CROP_STREAM = 2
-_AHEAD = 3  # portions that each worker prepares in advance
+AHEAD = 3  # portions that each worker prepares in advance
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class Loader:
             _Portions(portions),
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=_AHEAD if self.workers else None,
+            prefetch_factor=AHEAD if self.workers else None,
             generator=torch.Generator(),  # or it would draw from the one that dropout draws from
         )
         return iter(loader)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections.abc import Iterator
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -10,13 +11,15 @@ from statistics import median
 import numpy as np
 
 from trainer.data.image_jpeg import DRAWS, UNREADABLE, decode_training
+from trainer.data.image_loader import AHEAD
 from trainer.data.image_manifest import check_shards, read_manifest
 from trainer.data.image_shards import read_shard
 from trainer.data.imagenet import Imagenet, ImagenetConfig
+from trainer.data.source import Batch
 from trainer.table import Table
 
 _BATCH = 64
-_ROUNDS = 3
+_ROUNDS = 5
 _SCALE = (0.08, 1.0)
 
 
@@ -24,22 +27,25 @@ def bench_data(path: Path, workers: int, image_size: int, seconds: float) -> Tab
     """Images per second of the training loader over the shards in `path`, and of bare Pillow.
 
     Bare Pillow: as many processes decode and crop the same JPEGs out of memory, in the same way,
-    and throw the pixels away. Both are measured in turns, each `seconds` long; medians count.
+    and throw the pixels away. Both are measured in turns, each `seconds` long, for the load of a
+    machine changes; medians count, of the ratio too.
     Raises UserError for a folder that cannot be used.
     """
     manifest = read_manifest(path)
     check_shards(path, manifest)
     jpegs = _some_jpegs(path)
-    config = ImagenetConfig(path=path, workers=workers, crop_scale=_SCALE)
+    config = ImagenetConfig.model_validate({"path": path, "workers": workers, "crop_scale": _SCALE})
     source = Imagenet(config, image_size, len(manifest.classes), 0)
-    shards, bare = [], []
+    batches = source.train_batches(0, _BATCH)
+    shards, bare, ratios = [], [], []
     for _ in range(_ROUNDS):
-        shards.append(_loader_rate(source, seconds))
+        shards.append(_loader_rate(batches, seconds))
         bare.append(_bare_rate(jpegs, workers, image_size, seconds))
+        ratios.append(shards[-1] / bare[-1])
     table = Table(f"{path}: images per second at {image_size} pixels, {workers} processes")
     table.put("from shards", "images/s", f"{median(shards):,.0f}")
     table.put("bare Pillow", "images/s", f"{median(bare):,.0f}")
-    table.put("ratio", "images/s", f"{median(shards) / median(bare):.2f}")
+    table.put("ratio", "images/s", f"{median(ratios):.2f}")
     return table
 
 
@@ -52,9 +58,8 @@ def _some_jpegs(path: Path, most: int = 512) -> list[bytes]:
     return found
 
 
-def _loader_rate(source: Imagenet, seconds: float) -> float:
-    batches = source.train_batches(0, _BATCH)
-    for _ in range(2 * source.config.workers):  # until the portions prepared meanwhile are used up
+def _loader_rate(batches: Iterator[Batch], seconds: float) -> float:
+    for _ in range(AHEAD + 1):  # what was prepared while nobody asked
         next(batches)
     start, images = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < seconds:
@@ -63,7 +68,7 @@ def _loader_rate(source: Imagenet, seconds: float) -> float:
 
 
 def _bare_rate(jpegs: list[bytes], workers: int, image_size: int, seconds: float) -> float:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context()  # as the DataLoader starts its processes
     barrier, rates = context.Barrier(workers), context.Queue()
     processes = [
         context.Process(target=_decode, args=(jpegs, worker, image_size, seconds, barrier, rates))
