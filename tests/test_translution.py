@@ -190,14 +190,6 @@ def test_convolution_is_translution_with_uniform_weights_in_the_window():
     torch.testing.assert_close(got[:, :, 1:-1, 1:-1], expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("workspace", [1, 64 << 20], ids=["blocks", "classes"])
-def test_compiled_stage_equals_the_plain_one(workspace):
-    torch.manual_seed(0)
-    grid = OffsetGrid((3, 4), class_token=True)
-    layer = Translution(DIM, grid, HEADS, HEAD_DIM, workspace=workspace, compiled=True)
-    assert_equal_with_gradients(layer, naive_full)
-
-
 @pytest.mark.parametrize("rank", [None, 3])
 def test_bfloat16_autocast_stays_near_float32_and_keeps_float32_gradients(rank):
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from models.offsets import Block, OffsetGrid
 Side = Literal["query", "key"]
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
+MAX_RUNS = 1023  # of a chunk of classes: as many as one grouped product takes
 
 
 class Tokens(NamedTuple):
@@ -66,9 +67,13 @@ class Runs:
 
 
 class Chunk(Protocol):
-    """Some pairs. Pair tensors are [*pair_shape, B, …]; `runs` are the products of each side."""
+    """Some pairs. Pair tensors are [*pair_shape, B, …]; `runs` are the products of each side.
+
+    `uniform` chunks of all plans have shapes of one rank, so one compiled function serves them.
+    """
 
     pairs: int
+    uniform: bool
     runs: dict[Side, Runs]
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
@@ -95,6 +100,8 @@ class Chunk(Protocol):
 class BlockChunk:
     """One block: pairs [*rectangle, B, …]; a class token's side is [1, …, 1, B, …]."""
 
+    uniform = False
+
     def __init__(self, block: Block) -> None:
         self._slices = {"query": _slices(block.queries), "key": _slices(block.keys)}
         rectangle = block.queries or block.keys
@@ -103,7 +110,7 @@ class BlockChunk:
         self._many_queries = block.keys is None and block.queries is not None
         self.pairs = block.pairs
         query_rows, key_rows = block.products
-        self.runs = {
+        self.runs: dict[Side, Runs] = {
             "query": Runs([Span(block.entry, 0, query_rows)]),
             "key": Runs([Span(block.entry, 0, key_rows)]),
         }
@@ -132,6 +139,8 @@ class BlockChunk:
 class ClassChunk:
     """Whole residue classes one after the other: pairs [P, B, …]."""
 
+    uniform = True
+
     def __init__(self, grid: OffsetGrid, classes: Sequence[tuple[Block, ...]], device: torch.device) -> None:
         tokens = torch.arange(grid.grid_tokens).view(grid.shape)
         blocks = [block for blocks in classes for block in blocks]
@@ -140,7 +149,7 @@ class ClassChunk:
         self.pairs = len(query)
         stops = torch.tensor([block.pairs for block in blocks]).cumsum(0).tolist()
         spans = tuple(Span(b.entry, stop - b.pairs, stop) for b, stop in zip(blocks, stops, strict=True))
-        self.runs = dict.fromkeys(("query", "key"), Runs(spans))
+        self.runs: dict[Side, Runs] = dict.fromkeys(("query", "key"), Runs(spans))
         self._complete = not grid.causal  # a class of a full grid meets every query exactly once
         self._layers = _layer_table(query, spans, grid, len(classes), self.pairs).to(device)
         self._index = {"query": query.to(device), "key": key.to(device)}
@@ -211,19 +220,26 @@ class Plan:
         for each of its pairs and samples, within `workspace` bytes; at least one sample."""
         return min(batch, max(1, workspace // (self.largest_block * pair_bytes)))
 
-    def chunks(self, batch: int, pair_bytes: int, workspace: int, device: torch.device) -> list[Chunk]:
-        """All blocks, as whole classes if one or more fit the workspace, else one by one."""
+    def chunks(
+        self, batch: int, pair_bytes: int, workspace: int, device: torch.device, entry_bytes: int = 0
+    ) -> Sequence[Chunk]:
+        """All blocks, as whole classes if one or more fit the workspace, else one by one.
+
+        pair_bytes   that a pair of one sample takes
+        entry_bytes  that a bank entry takes when entries are gathered for a grouped product
+        """
         if device.type == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
-        fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes)
+        runs = max(map(len, self.classes), default=1)
+        fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes + runs * entry_bytes)
         if fitting == 0 or not self.classes:
             return self._block_chunks()
-        return self._class_chunks(min(fitting, len(self.classes)), device)
+        return self._class_chunks(min(fitting, len(self.classes), max(1, MAX_RUNS // runs)), device)
 
-    def _cut_blocks(self) -> list[Chunk]:
+    def _cut_blocks(self) -> Sequence[Chunk]:
         return [BlockChunk(b) for blocks in self.classes for b in blocks] + self._special_chunks
 
-    def _cut_classes(self, count: int, device: torch.device) -> list[Chunk]:
+    def _cut_classes(self, count: int, device: torch.device) -> Sequence[Chunk]:
         starts = range(0, len(self.classes), count)
         chunks = [ClassChunk(self.grid, self.classes[s : s + count], device) for s in starts]
         return chunks + self._special_chunks

@@ -1,16 +1,20 @@
 """The matrix products of a chunk: runs of rows, each with the bank entry of its offset.
 
-On CUDA, in a dtype the grouped kernel takes, all runs of a chunk are one grouped product; elsewhere
-they are a loop of plain products (on the CPU `grouped_mm` computes float32 at reduced precision).
+On CUDA, where the grouped kernel takes the device, dtype and widths, all runs of a chunk are one
+grouped product; elsewhere they are a loop of plain products (there `grouped_mm` itself is a loop, one
+that waits for the device).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from models.ops.plan import Runs
+from models.ops.plan import MAX_RUNS, Runs
 
 
 class Bank:
@@ -25,7 +29,7 @@ class Bank:
 
     def multiply(self, rows: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
         """rows[n·B, C] by the entries of their runs, into out[n·B, D]."""
-        if _grouped(rows, runs):
+        if _grouped(rows, self.width, runs):
             entries, stops = runs.groups(batch, rows.device)
             out.copy_(grouped_mm(rows, self._bank[entries].to(rows.dtype), offs=stops))
             return
@@ -34,7 +38,7 @@ class Bank:
 
     def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor, add: bool) -> None:
         """grad[n·B, D] by the transposed entries, into out[n·B, C], or added to it."""
-        if _grouped(grad, runs):
+        if _grouped(grad, out.shape[1], runs):
             entries, stops = runs.groups(batch, grad.device)
             product = grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops)
             out.add_(product) if add else out.copy_(product)
@@ -52,7 +56,7 @@ class Bank:
             self._total = torch.empty_like(self._bank, memory_format=torch.contiguous_format)
             self._gradient = self._total.unbind(0)
             self._unwritten = set(range(len(self._gradient)))
-        if _grouped(rows, runs):
+        if _grouped(rows, self.width, runs):
             entries, stops = runs.groups(batch, rows.device)
             self._zero({span.entry for span in runs.spans} & self._unwritten)
             products = grouped_mm(rows.t(), grad, offs=stops)
@@ -86,5 +90,23 @@ def _cast(weight: Tensor, like: Tensor) -> Tensor:
     return weight if weight.dtype == like.dtype else weight.to(like.dtype)
 
 
-def _grouped(rows: Tensor, runs: Runs) -> bool:
-    return rows.is_cuda and rows.dtype == torch.bfloat16 and len(runs.spans) > 1
+def gathered_bytes(banks: Sequence[Tensor], rows: Tensor) -> int:
+    """The most that one entry takes in a grouped product: as it is, and in the dtype of the rows."""
+    if not (banks and _has_kernel(rows)):
+        return 0
+    return max(bank[0].numel() * (bank.element_size() + rows.element_size()) for bank in banks)
+
+
+def _grouped(rows: Tensor, width: int, runs: Runs) -> bool:
+    """Whether rows[n, C] and entries [C, width] are given to the grouped kernel."""
+    aligned = rows.shape[1] % 8 == 0 and width % 8 == 0  # strides of 16 bytes
+    return 1 < len(runs.spans) <= MAX_RUNS and aligned and _has_kernel(rows)
+
+
+def _has_kernel(rows: Tensor) -> bool:
+    return rows.is_cuda and rows.dtype == torch.bfloat16 and _capability(rows.device)[0] in (9, 10)
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)

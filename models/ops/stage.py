@@ -1,7 +1,7 @@
 """The element-wise stage of the streamed operator, on the pairs of one chunk.
 
-Three functions that torch.compile can fuse. S stands for the pair dimensions of the chunk; a query
-or key that is the same for many pairs has size 1 there and broadcasts.
+Three functions that torch.compile can fuse; fused, they need no scratch. S stands for the pair
+dimensions of the chunk; a query or key that is the same for many pairs has size 1 there and broadcasts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,11 @@ class Scratch:
 
 
 def logits(
-    q_SBHE: Sequence[Tensor], k_SBHE: Sequence[Tensor], scale: float, dtype: torch.dtype, scratch: Scratch
+    q_SBHE: Sequence[Tensor],
+    k_SBHE: Sequence[Tensor],
+    scale: float,
+    dtype: torch.dtype,
+    scratch: Scratch | None,
 ) -> Tensor:
     """scale · Σ ⟨q, k⟩ over the segments → [S, B, H] in `dtype`."""
     total = sum(_dot(q, k, dtype, scratch) for q, k in zip(q_SBHE, k_SBHE, strict=True))
@@ -60,6 +64,9 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
         weights, keep = (logits - finite).exp_().unsqueeze(-1), (lse - finite).exp_().unsqueeze(-1)
         for out, value in zip(outs, values, strict=True):
             out.mul_(keep)
+            if torch.compiler.is_compiling():  # the loop would be compiled anew for every L
+                out.add_((value.to(out.dtype) * weights).sum(0))
+                continue
             for layer in range(len(value)):
                 out.addcmul_(value[layer].to(out.dtype), weights[layer])
     lse.copy_(new)
@@ -73,7 +80,7 @@ def gradients(
     delta: Tensor,
     *grad_outs: Tensor,
     scale: float,
-    scratch: Scratch,
+    scratch: Scratch | None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """∂q, ∂k, ∂v of each segment [S, B, H, E], in the dtype of q.
 
@@ -91,12 +98,16 @@ def gradients(
     )
 
 
-def _dot(a: Tensor, b: Tensor, dtype: torch.dtype, scratch: Scratch) -> Tensor:
+def _dot(a: Tensor, b: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
     a, b = a.to(dtype), b.to(dtype)
+    if scratch is None:
+        return (a * b).sum(-1)
     return torch.mul(a, b, out=scratch(("q'", 0), _broadcast(a, b), dtype)).sum(-1)
 
 
-def _times(a: Tensor, factor: Tensor, scratch: Scratch, name: object) -> Tensor:
+def _times(a: Tensor, factor: Tensor, scratch: Scratch | None, name: object) -> Tensor:
+    if scratch is None:
+        return a * factor
     return torch.mul(a, factor, out=scratch(name, _broadcast(a, factor)))
 
 
@@ -113,6 +124,16 @@ class Stage(NamedTuple):
 
 @lru_cache
 def stage(compiled: bool) -> Stage:
-    """The three functions, as they are or fused."""
-    functions = (logits, merge, gradients)
-    return Stage(*(torch.compile(f, dynamic=True) for f in functions)) if compiled else Stage(*functions)
+    """The three functions, as they are or fused (for chunks that are `uniform`)."""
+    if not compiled:
+        return Stage(logits, merge, gradients)
+    return Stage(_fused(logits), torch.compile(merge, dynamic=True), _fused(gradients))
+
+
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = torch.compile(function, dynamic=True)
+
+    def run(*tensors: Any, scratch: Scratch, **options: Any) -> Any:
+        return compiled(*tensors, scratch=None, **options)
+
+    return run

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.ops.plan import Chunk, Plan, Side, Tokens, view_tokens
-from models.ops.products import Bank
+from models.ops.products import Bank, gathered_bytes
 from models.ops.stage import Scratch, stage
 
 
@@ -67,7 +68,7 @@ class Recipe:
     keep       save the projected q, k, v of all pairs for backward (N²·B·D numbers each) instead of
                recomputing them
     workspace  cap in bytes of a chunk's temporaries
-    compiled   fuse the element-wise stage with torch.compile
+    compiled   fuse the element-wise stage of whole classes with torch.compile
     """
 
     logits: tuple[tuple[Operand, Operand], ...]
@@ -116,24 +117,26 @@ class _Streamed(torch.autograd.Function):
             for width in (_width(operand, work, banks) for operand in recipe.values)
         ]
         entries = [Bank(bank) for bank in banks]
-        compute, scratch = stage(recipe.compiled), Scratch(work[0])
-        ctx.kept = []
+        scratch = Scratch(work[0])
+        kept: list[Tensor] = []
         for samples, chunks in _steps(recipe, plan, work, banks):
             state, tokens = (_views(ts, samples, plan) for ts in ((lse, *outs), work))
             for chunk in chunks:
                 pairs = _Pairs(recipe, chunk, tokens, entries, scratch)
                 q, k, v = pairs.project(fresh=recipe.keep)
                 if recipe.keep:
-                    ctx.kept.append((q, k, v))
-                a = compute.logits(q, k, recipe.scale, statistics, scratch)
+                    kept += [*q, *k, *v]
+                compute = stage(recipe.compiled and chunk.uniform)
+                a = compute.logits(q, k, recipe.scale, statistics, scratch=scratch)
                 compute.merge(
                     *(chunk.queries(t) for t in state),
                     logits=chunk.layers(a, -torch.inf),
                     values=[chunk.layers(value, 0.0) for value in v],
                 )
         lse, outs = combine.softmax(lse, outs)
-        ctx.save_for_backward(lse, *outs, *sources, *banks)
-        ctx.recipe, ctx.plan, ctx.combine, ctx.num_sources = recipe, plan, combine, num_sources
+        ctx.save_for_backward(lse, *outs, *sources, *banks, *kept)
+        ctx.recipe, ctx.plan, ctx.combine = recipe, plan, combine
+        ctx.counts = (1, len(outs), len(sources), len(banks), len(kept))
         ctx.dtype = work[0].dtype
         return tuple(out.flatten(2).to(ctx.dtype) for out in outs)
 
@@ -141,25 +144,26 @@ class _Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grad_outs: Tensor):
         recipe, plan = ctx.recipe, ctx.plan
-        lse, *tensors = ctx.saved_tensors
-        outs, sources = tensors[: len(grad_outs)], tensors[len(grad_outs) :][: ctx.num_sources]
-        banks = tensors[len(grad_outs) + ctx.num_sources :]
+        saved = iter(ctx.saved_tensors)
+        (lse,), outs, sources, banks, kept = (list(islice(saved, count)) for count in ctx.counts)
         work = [source.to(ctx.dtype) for source in sources]
-        grad_outs = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in zip(grad_outs, outs, strict=True)]
-        delta = sum((g * out).sum(-1) for g, out in zip(grad_outs, outs, strict=True))
+        grads = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in zip(grad_outs, outs, strict=True)]
+        products = ((g * out).sum(-1) for g, out in zip(grads, outs, strict=True))
+        delta = sum(products, start=torch.zeros_like(lse))
         grad_sources = [torch.zeros(w.shape, dtype=lse.dtype, device=w.device) for w in work]
         entries = [Bank(bank) for bank in banks]
-        compute, scratch, kept = stage(recipe.compiled), Scratch(work[0]), iter(ctx.kept)
+        scratch, kept = Scratch(work[0]), iter(kept)
         for samples, chunks in _steps(recipe, plan, work, banks):
             state, tokens, grad_tokens = (
-                _views(ts, samples, plan) for ts in ((lse, delta, *grad_outs), work, grad_sources)
+                _views(ts, samples, plan) for ts in ((lse, delta, *grads), work, grad_sources)
             )
             for chunk in chunks:
                 pairs = _Pairs(recipe, chunk, tokens, entries, scratch)
-                q, k, v = next(kept) if recipe.keep else pairs.project()
+                q, k, v = _segments(recipe, kept) if recipe.keep else pairs.project()
                 at_pairs = [chunk.rows("query", t) for t in state]
-                grads = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
-                pairs.backpropagate(*grads, grad_tokens)
+                compute = stage(recipe.compiled and chunk.uniform)
+                grad_qkv = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
+                pairs.backpropagate(*grad_qkv, grad_tokens)
         grad_banks = [bank.gradient() for bank in entries]
         grad_sources = ctx.combine.gradient(grad_sources, grad_banks)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
@@ -247,6 +251,12 @@ class _Pairs:
         return self._read[key]
 
 
+def _segments(recipe: Recipe, kept: Iterator[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The next chunk's q, k and v."""
+    logits, values = len(recipe.logits), len(recipe.values)
+    return list(islice(kept, logits)), list(islice(kept, logits)), list(islice(kept, values))
+
+
 def _flat(rows: Tensor) -> Tensor:
     return rows.view(-1, rows.shape[-1])
 
@@ -257,14 +267,16 @@ def _views(tensors: Sequence[Tensor], samples: slice, plan: Plan) -> list[Tokens
 
 def _steps(
     recipe: Recipe, plan: Plan, sources: Sequence[Tensor], banks: Sequence[Tensor]
-) -> Iterator[tuple[slice, list[Chunk]]]:
+) -> Iterator[tuple[slice, Sequence[Chunk]]]:
     """The chunks, for as many samples at a time as the workspace holds."""
     batch, device = sources[0].shape[1], sources[0].device
     pair_bytes = _pair_numbers(recipe, sources, banks) * sources[0].element_size()
+    entry_bytes = gathered_bytes(banks, sources[0])
     step = plan.batch_slice(batch, pair_bytes, recipe.workspace)
     for start in range(0, batch, step):
         samples = slice(start, min(start + step, batch))
-        yield samples, plan.chunks(samples.stop - start, pair_bytes, recipe.workspace, device)
+        chunks = plan.chunks(samples.stop - start, pair_bytes, recipe.workspace, device, entry_bytes)
+        yield samples, chunks
 
 
 def _pair_numbers(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
@@ -282,4 +294,5 @@ def _width(operand: Operand, sources: Sequence[Tensor], banks: Sequence[Tensor])
 
 def _compute_dtype(source: Tensor) -> torch.dtype:
     kind = source.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else source.dtype
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if cast else source.dtype
