@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
+from torch import nn
 
 from models import ModelConfig, build_model
+from models.attention import Attention
 from models.gpt import GPTConfig
 from models.transformer import Layer, MixerLayers
+from models.translution import Translution
 from parallel.mesh import Mesh
 from parallel.shard import Shard, shards
 
@@ -26,6 +29,41 @@ class LayerKind(NamedTuple):
     layer: Layer
     prefix: str
     count: int
+
+
+class MixerShape(NamedTuple):
+    """The widths of a mixer on one rank.
+
+    width, inner   C, and D of all heads
+    heads, values  of this rank: heads, and the summed widths of the value segments
+    sources        widths C_s of the operator's sources; of attention: q, k and v
+    narrow         the summed widths of α-Translution's narrow sources
+    lifts          whether an α-Translution's values are brought back to the inner width
+    """
+
+    width: int
+    inner: int
+    heads: int
+    values: int
+    sources: tuple[int, ...]
+    narrow: int = 0
+    lifts: bool = False
+
+
+def mixer_shape(mixer: nn.Module, mesh: Mesh) -> MixerShape:
+    """Of a whole mixer's part on one rank of the tensor axis."""
+    assert isinstance(mixer, Translution | Attention)
+    width, inner, heads = mixer.out.out_features, mixer.out.in_features, mixer.heads // mesh.tensor
+    own = inner // mesh.tensor
+    if isinstance(mixer, Attention):
+        return MixerShape(width, inner, heads, own, (own, own, own))
+    shared = [own for name in "qkv" if hasattr(mixer, name)]
+    if mixer.rank is None:
+        return MixerShape(width, inner, heads, own, (width, *shared))
+    narrow = [mixer.heads * mixer.rank for name in "qkv" if hasattr(mixer, f"{name}_down")]
+    lifts = hasattr(mixer, "v_up")
+    values = own + lifts * heads * mixer.rank
+    return MixerShape(width, inner, heads, values, (*shared, *narrow), sum(narrow), lifts)
 
 
 class Piece(NamedTuple):
@@ -46,7 +84,7 @@ class Anatomy:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         mixers = config.layer_mixers()
-        counts = Counter(mixer.model_dump_json() for mixer in mixers)
+        counts = Counter[str](mixer.model_dump_json() for mixer in mixers)
         distinct = {mixer.model_dump_json(): mixer for mixer in mixers}
         kinds = [MixerLayers(mixer=mixer, layers=1) for mixer in distinct.values()]
         small = config.model_copy(update={"mixers": kinds, "depth": len(kinds)})
@@ -74,7 +112,7 @@ class Anatomy:
 
     def held(self, mesh: Mesh) -> dict[str, int]:
         """The parameters that the mesh's place holds, by part; exact. Mesh() holds the whole net."""
-        total = dict.fromkeys(PARTS, 0)
+        total: dict[str, int] = dict.fromkeys(PARTS, 0)
         for piece in self.pieces(mesh):
             total[piece.part] += piece.shard.numel * piece.count
         return total

@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from models.gpt import GPTConfig
-from models.transformer import Layer
 from models.translution import Translution
-from parallel.anatomy import Anatomy, LayerKind
+from parallel.anatomy import Anatomy, LayerKind, MixerShape, mixer_shape
 from parallel.engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.traffic import Traffic
@@ -49,88 +48,113 @@ def micro_batch_traffic(
     net: Anatomy, mesh: Mesh, parallel: ParallelConfig, samples: int, precision: Precision
 ) -> Traffic:
     """Payloads of the model-parallel axes for one micro-batch of `samples` per data rank."""
-    size, tokens = widths(precision, parallel), samples * net.tokens
+    size, tokens, width = widths(precision, parallel), samples * net.tokens, net.config.width
     total = Traffic()
     for kind in net.kinds:
-        mixer, mlp = _mixer_forward(kind.layer, mesh, tokens, size), _mlp_forward(kind.layer, mesh, tokens, size)
+        shape = mixer_shape(kind.layer.mixer, mesh)
+        mixer = _mixer_forward(kind, shape, mesh, tokens, size)
+        mlp = Traffic()
+        if mesh.model > 1:
+            mlp.add("model", "all_reduce", tokens * width * size.product)
         layer = mixer + mlp
         if parallel.activations == "operator":
             layer += mixer
         elif parallel.activations != "none":
             layer += mixer + mlp
-        layer += _backward(net, kind, mesh, tokens, size)
+        layer += _backward(net, kind, shape, mesh, tokens, size)
         total += layer.times(kind.count)
     if isinstance(net.config, GPTConfig) and mesh.model > 1:
-        width = net.config.width
         total.add("model", "all_reduce", tokens * width * size.weight)  # embedding, forward
         total.add("model", "all_reduce", tokens * width * size.residual)  # head, backward
         total.add("model", "all_reduce", 3 * tokens * 4)  # maxima, target logits, sums
     return total
 
 
-def _mixer_forward(layer: Layer, mesh: Mesh, tokens: int, size: Widths) -> Traffic:
-    mixer, traffic = layer.mixer, Traffic()
-    inner, width = mixer.out.in_features, mixer.out.out_features
-    if isinstance(mixer, Translution) and mesh.offset > 1:
-        heads = mixer.heads // mesh.tensor
-        values = heads * (mixer.head_dim + (mixer.rank or 0) * (len(mixer.recipe.values) - 1))
-        traffic.add("offset", "all_reduce", tokens * heads * size.statistics)  # maxima
-        traffic.add("offset", "all_reduce", tokens * (values + heads) * size.statistics)
+def _mixer_forward(kind: LayerKind, shape: MixerShape, mesh: Mesh, tokens: int, size: Widths) -> Traffic:
+    traffic = Traffic()
+    if isinstance(kind.layer.mixer, Translution) and mesh.offset > 1:
+        traffic.add("offset", "all_reduce", tokens * shape.heads * size.statistics)  # maxima
+        traffic.add("offset", "all_reduce", tokens * (shape.values + shape.heads) * size.statistics)
     if mesh.tensor > 1:
-        traffic.add("tensor", "all_reduce", tokens * width * size.product)
-        if hasattr(mixer, "v_up"):
-            traffic.add("tensor", "all_reduce", tokens * inner * size.product)
+        traffic.add("tensor", "all_reduce", tokens * shape.width * size.product)
+        traffic.add("tensor", "all_reduce", shape.lifts * tokens * shape.inner * size.product)
     return traffic
 
 
-def _mlp_forward(layer: Layer, mesh: Mesh, tokens: int, size: Widths) -> Traffic:
+def _backward(
+    net: Anatomy, kind: LayerKind, shape: MixerShape, mesh: Mesh, tokens: int, size: Widths
+) -> Traffic:
     traffic = Traffic()
     if mesh.model > 1:
-        traffic.add("model", "all_reduce", tokens * layer.mlp.down.out_features * size.product)
-    return traffic
-
-
-def _backward(net: Anatomy, kind: LayerKind, mesh: Mesh, tokens: int, size: Widths) -> Traffic:
-    mixer, traffic = kind.layer.mixer, Traffic()
-    inner, width = mixer.out.in_features, mixer.out.out_features
-    if mesh.model > 1:
-        traffic.add("model", "all_reduce", tokens * width * size.residual)  # into the feed-forward
-    narrow: list[int] = []
-    if isinstance(mixer, Translution):
-        narrow = [linear.out_features for name, linear in mixer.named_children() if name.endswith("_down")]
+        traffic.add("model", "all_reduce", tokens * shape.width * size.residual)  # into the feed-forward
     if mesh.tensor > 1:
-        traffic.add("tensor", "all_reduce", tokens * width * size.residual)
-        traffic.add("tensor", "all_reduce", tokens * sum(narrow) * size.product)
-        if hasattr(mixer, "v_up"):
-            traffic.add("tensor", "all_gather", tokens * inner * size.product)
+        traffic.add("tensor", "all_reduce", tokens * shape.width * size.residual)
+        traffic.add("tensor", "all_reduce", tokens * shape.narrow * size.product)
+        traffic.add("tensor", "all_gather", shape.lifts * tokens * shape.inner * size.product)
+    mixer = kind.layer.mixer
     if isinstance(mixer, Translution) and mesh.offset > 1:
-        sources = source_widths(mixer, mesh)
-        traffic.add("offset", "all_reduce", tokens * sum(sources) * size.statistics)
+        traffic.add("offset", "all_reduce", tokens * sum(shape.sources) * size.statistics)
         if mixer.grid.num_entries != mixer.grid.num_offsets:  # all ranks hold these banks whole
             held = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix) and p.part == "banks"]
             traffic.add("offset", "all_reduce", sum(p.shard.numel for p in held) * size.weight)
     return traffic
 
 
-def source_widths(mixer: Translution, mesh: Mesh) -> list[int]:
-    """The widths C_s of the operator's sources on one rank."""
-    inner = mixer.heads * mixer.head_dim // mesh.tensor
-    shared = [inner for name in "qkv" if hasattr(mixer, name)]
-    if mixer.rank is None:
-        return [mixer.dim, *shared]
-    return shared + [mixer.heads * mixer.rank for name in "qkv" if hasattr(mixer, f"{name}_down")]
-
-
 def _state_traffic(
     net: Anatomy, mesh: Mesh, parallel: ParallelConfig, accumulate: int, precision: Precision
 ) -> Traffic:
     """Gradients, weights and scalars: what does not grow with the batch."""
-    held, traffic = sum(net.held(mesh).values()), Traffic()
+    number, traffic = widths(precision, parallel).weight, Traffic()
     if mesh.data > 1:
         traffic.add("data", "all_reduce", 4)  # the loss
-    if parallel.engine == "torch":
-        if mesh.data > 1:
-            traffic.add("data", "all_reduce", held * 4)
-        if mesh.model > 1:
-            traffic.add("model", "all_reduce", 4)  # the gradient's norm
+        _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
+    for axis in ("data", "model"):
+        if getattr(mesh, axis) > 1:
+            traffic.add(axis, "all_reduce", _norm_bytes(axis, parallel, precision))
     return traffic
+
+
+def _gradients_and_weights(
+    traffic: Traffic, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, accumulate: int, number: int
+) -> None:
+    """Over the data axis, `number` bytes each: gradients once a step (ZeRO 2, 3: once a micro-batch);
+    updated weights once a step (ZeRO 1, 2), or before every use (ZeRO 3)."""
+    pieces = [(piece.shard.numel, piece.count) for piece in net.pieces(mesh)]
+    held = sum(numel * count for numel, count in pieces) * number
+    if parallel.zero < 3:
+        traffic.add("data", "all_reduce", held * (accumulate if parallel.zero == 2 else 1))
+        if parallel.zero:
+            traffic.add("data", "all_gather", _flat(net, mesh) * number)
+        return
+    padded = sum(-(-numel // mesh.data) * mesh.data * count for numel, count in pieces) * number
+    traffic.add("data", "reduce_scatter", padded * accumulate)
+    traffic.add("data", "all_gather", 2 * padded * accumulate)
+    if parallel.activations != "none":  # and before layers are run again
+        again = [p for p in net.pieces(mesh) if p.name.startswith("layers.")]
+        if parallel.activations == "operator":  # banks are gathered around the mixer, not inside it
+            again = [p for p in again if ".mixer." in p.name and p.part != "banks"]
+        padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.count for p in again) * number
+        traffic.add("data", "all_gather", padded * accumulate)
+
+
+def _flat(net: Anatomy, mesh: Mesh) -> int:
+    """Numbers in DeepSpeed's flat buffers of ZeRO 1 and 2: one for each group of the optimizer, padded
+    to twice the data ranks."""
+    without_decay: set[str] = net.net.no_decay()  # pyright: ignore
+    sizes = {True: 0, False: 0}
+    for piece in net.pieces(mesh):
+        decays = len(piece.shard.full) > 1 and piece.name not in without_decay
+        sizes[decays] += piece.shard.numel * piece.count
+    step = 2 * mesh.data
+    return sum(-(-size // step) * step for size in sizes.values())
+
+
+def _norm_bytes(axis: str, parallel: ParallelConfig, precision: Precision) -> int:
+    """Scalars of the gradient norm, and of DeepSpeed's looks for numbers that are not finite."""
+    if parallel.engine == "torch":
+        return 4 if axis == "model" else 0
+    if parallel.zero == 0:
+        return 8 if axis == "model" else 4
+    if parallel.zero == 3:
+        return 16
+    return 9 if precision == "bf16" else 8

@@ -60,14 +60,14 @@ class Traffic:
             self.payload[axis, operation] += payload
 
     def times(self, count: int) -> Traffic:
-        return Traffic(Counter({key: payload * count for key, payload in self.payload.items()}))
+        return Traffic(Counter(dict((key, payload * count) for key, payload in self.payload.items())))
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.payload + other.payload)
 
     def sent(self, mesh: Mesh) -> dict[str, int]:
         """Bytes that leave this rank, by axis; every axis of the mesh is there."""
-        total = dict.fromkeys(AXES, 0.0)
+        total: dict[str, float] = dict.fromkeys(AXES, 0.0)
         for (axis, operation), payload in self.payload.items():
             ranks = getattr(mesh, axis) if axis in AXES else mesh.world
             passes = 2 if operation == "all_reduce" else 1
@@ -98,7 +98,8 @@ def _counting(
 ) -> Callable[..., Any]:
     @functools.wraps(original)
     def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
-        traffic.add(_axis(group, mesh), operation, _bytes(arguments[argument]))
+        if group.size() > 1:
+            traffic.add(_axis(group, mesh), operation, _bytes(arguments[argument]))
         return original(group, *arguments, **options)
 
     return collective
