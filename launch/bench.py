@@ -1,7 +1,7 @@
 """`translution bench`: how fast the parts are on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,5 +41,28 @@ def data_command(
         from trainer.data.image_throughput import bench_data
 
         bench_data(path, workers, image_size, seconds).show()
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("op")
+def op_command(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="7x7, 14x14, 4x4, causal or narrow, as often as you like; else all."),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
+    compiled: Annotated[bool, typer.Option("--compile", help="Fuse the element-wise stage.")] = False,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16: under autocast.")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Speed of the operator against a matrix product's, and its memory, on one thread."""
+
+    def action() -> None:
+        from launch.bench_op import bench_op, show
+
+        show(bench_op(shape or [], repeat, compiled, device, precision), as_json)
 
     raise typer.Exit(exit_code(action, debug))

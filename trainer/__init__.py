@@ -2,6 +2,7 @@
 
 import os
 
-# Before torch is loaded: threads that wait by spinning take the cores from the threads they wait for
-# as soon as anything else runs on the machine; a step on two shared cores was 2 to 4 times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Large tensors on huge pages: the banks' gradients are allocated anew in every step, and page faults
+# took a fifth of their product's time. Torch reads this at its first large allocation; every command
+# and `python -m trainer` pass here before that.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,0 +1,36 @@
+"""The most memory that was allocated at once while something ran."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_memory(action: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `action` had allocated at its peak, beyond what was there before.
+
+    Exact: on CUDA the allocator's own maximum, on the CPU the running sum over every allocation and
+    release, those inside operators too (so a few times slower than the action alone). Bytes as asked
+    for: pages that were never touched count.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        action()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "10")  # else it writes lines to stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        action()
+    results = recorded.profiler.kineto_results if recorded.profiler else None
+    assert results is not None
+    events: list[Any] = results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    live = peak = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):  # the sort is stable
+        live += change
+        peak = max(peak, live)
+    return peak
