@@ -54,7 +54,8 @@ def test_windows_are_what_was_appended_wherever_shards_end(tmp_path_factory, par
     assert all(shard.tokens == shard_tokens for shard in writer.split.shards[:-1])
     length = data.draw(st.integers(0, len(whole)))
     starts = data.draw(st.lists(st.integers(0, len(whole) - length), min_size=1, max_size=4))
-    tokens.expect(starts, length)
+    if length:
+        tokens.expect(starts, length)
     assert tokens.windows(starts, length).tolist() == [whole[s : s + length].tolist() for s in starts]
 
 

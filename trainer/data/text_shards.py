@@ -3,10 +3,8 @@
 import hashlib
 import mmap
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -42,48 +40,48 @@ class ShardTokens:
     def __init__(self, folder: Path, split: Split, vocabulary: int) -> None:
         self.vocabulary = vocabulary
         self.paths = [folder / shard.file for shard in split.shards]
-        self._ends = list(accumulate(shard.tokens for shard in split.shards))
+        self._ends = np.cumsum([0, *(shard.tokens for shard in split.shards)])
         maps = [np.memmap(path, _TOKEN, "r") for path in self.paths]
         self._ids = [np.asarray(ids) for ids in maps]  # slices of a memmap cost more than what they hold
         self._pages: list[mmap.mmap] = [ids._mmap for ids in maps]  # pyright: ignore
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return int(self._ends[-1])
 
     def windows(self, starts: Sequence[int], length: int) -> np.ndarray:
         ids = np.empty((len(starts), length), np.int64)
-        for row, start in zip(ids, starts, strict=True):
-            done = 0
-            for shard, first, last in self._places(start, start + length):
-                row[done : done + last - first] = self._ids[shard][first:last]
-                done += last - first
-        if ids.size and ids.max() >= self.vocabulary:
+        if not ids.size:
+            return ids
+        for row, shard, first in zip(ids, *self._places(starts, length), strict=True):
+            part = self._ids[shard][first : first + length]
+            row[: len(part)] = part
+            while len(part) < len(row):  # it goes on in the next shard
+                row, shard = row[len(part) :], shard + 1
+                part = self._ids[shard][: len(row)]
+                row[: len(part)] = part
+        if ids.max() >= self.vocabulary:
             row, column = np.argwhere(ids >= self.vocabulary)[0].tolist()
-            place = starts[row] + column
-            shard, offset, _ = self._places(place, place + 1)[0]
+            (shard,), (place,) = self._places([starts[row] + column], 1)
             raise UserError(
-                f"{self.paths[shard]}: token {ids[row, column]} at {offset:,} is above the vocabulary "
+                f"{self.paths[shard]}: token {ids[row, column]} at {place:,} is above the vocabulary "
                 f"of {self.vocabulary:,}; prepare the data again"
             )
         return ids
 
     def expect(self, starts: Sequence[int], length: int) -> None:
-        for start in starts:
-            for shard, first, last in self._places(start, start + length):
-                begin = first * TOKEN_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
-                self._pages[shard].madvise(mmap.MADV_WILLNEED, begin, last * TOKEN_BYTES - begin)
+        for shard, first in zip(*self._places(starts, length), strict=True):
+            page = first * TOKEN_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
+            stop = min(first + length, len(self._ids[shard])) * TOKEN_BYTES
+            self._pages[shard].madvise(mmap.MADV_WILLNEED, page, stop - page)
 
-    def _places(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(shard, first, last) of the parts of [start, stop)."""
-        assert 0 <= start <= stop <= len(self)
-        places = []
-        while start < stop:
-            shard = bisect_right(self._ends, start)
-            begin = self._ends[shard - 1] if shard else 0
-            last = min(stop, self._ends[shard])
-            places.append((shard, start - begin, last - begin))
-            start = last
-        return places
+    def _places(self, starts: Sequence[int], length: int) -> tuple[list[int], list[int]]:
+        """The shard in which each window begins, and where in it."""
+        place = np.asarray(starts)
+        assert len(place)
+        assert place.min() >= 0
+        assert place.max() + length <= len(self)
+        shard = np.searchsorted(self._ends[1:], place, side="right")
+        return shard.tolist(), (place - self._ends[shard]).tolist()
 
 
 class ShardWriter:

@@ -15,9 +15,9 @@ from trainer.data.text import OpenWebTextConfig
 from trainer.data.text_manifest import MANIFEST, read_manifest
 from trainer.table import Table
 
-_BATCH = 32
+_BATCH = 16
 _TOKENS = 160
-_WARM, _STEPS = 1, 3
+_WARM, _STEPS = 1, 2
 
 
 def holds_text(path: Path) -> bool:
