@@ -38,7 +38,7 @@ def export(run_dir: Path, layout: Format, out: Path) -> None:
     if config.study:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
     engine = build_engine(config)
-    restore(engine, run)
+    restore(engine, run, config.model)
     if layout == "reference":
         try:
             state = to_reference_state(engine.model)

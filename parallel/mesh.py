@@ -163,7 +163,10 @@ def _agree(fingerprint: str) -> None:
     everyone: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(everyone, fingerprint)
     odd = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
-    if odd:
-        raise UserError(
-            f"ranks disagree on the config: rank {odd[0]} has {everyone[odd[0]]}, rank 0 has {everyone[0]}"
-        )
+    if not odd:
+        return
+    if dist.get_rank():
+        raise SystemExit(2)  # the first rank says it
+    raise UserError(
+        f"ranks disagree on the config: rank {odd[0]} has {everyone[odd[0]]}, rank 0 has {everyone[0]}"
+    )

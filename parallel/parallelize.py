@@ -53,10 +53,10 @@ def parallelize(
             name = f"{path}.{leaf}" if path else leaf
             if name in held:  # a tied weight comes under its first name
                 _draw(module, leaf, held[name], begin[name], mesh, seed, device)
+        if isinstance(module, GPT) and module.config.tie_embeddings:
+            module.head.weight = module.embedding.weight
         if own is not None and (isinstance(module, Layer) or module is net):
             own(module)
-    if isinstance(net, GPT) and net.config.tie_embeddings:
-        net.head.weight = net.embedding.weight
     return net
 
 

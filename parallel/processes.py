@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,20 +16,26 @@ import torch.multiprocessing as multiprocessing
 
 from parallel.errors import UserError
 
+Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer means a lost rank
 
 
-def join_processes(device: torch.device) -> None:
+def join_processes(device: torch.device, alone: bool = False) -> None:
     """Meets the processes of this job as torchrun, deepspeed and Slurm describe them (RANK, WORLD_SIZE,
-    MASTER_ADDR, MASTER_PORT); a process on its own meets nobody.
+    MASTER_ADDR, MASTER_PORT).
 
+    A process on its own meets nobody; with `alone` it forms a group of one, which DeepSpeed needs.
     Raises UserError when the others cannot be met.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1 or dist.is_initialized():
+    if dist.is_initialized() or (world == 1 and not alone):
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).split("\n")[0]
@@ -40,6 +46,49 @@ def leave_processes() -> None:
     """Ends what join_processes began."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number in its job; 0 on its own."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The processes of this job."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def lead(action: Callable[[], Result]) -> Result:
+    """What `action` returns on the first rank, on every rank; only the first runs it.
+
+    A UserError there ends the other ranks silently, so that a person reads it once.
+    """
+    if not dist.is_initialized():
+        return action()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome = [action(), None]
+        except UserError as error:
+            outcome = [None, error]
+    dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        raise error if rank() == 0 else SystemExit(2)
+    return result
+
+
+def all_well(error: UserError | None) -> None:
+    """Every rank says whether its part of a common work failed; all raise if any did."""
+    if not dist.is_initialized():
+        if error is not None:
+            raise error
+        return
+    failures: list[str | None] = [None] * world_size()
+    dist.all_gather_object(failures, str(error) if error else None)
+    failed = [number for number, failure in enumerate(failures) if failure]
+    if failed:
+        raise UserError(f"rank {failed[0]}: {failures[failed[0]]}") if rank() == 0 else SystemExit(2)
 
 
 def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds: float) -> list[Any]:
@@ -53,8 +102,8 @@ def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds
     queue = context.Queue()
     port = _free_port()
     ranks = [
-        context.Process(target=_rank, args=(work, rank, world, port, arguments, queue), daemon=True)
-        for rank in range(world)
+        context.Process(target=_work, args=(work, number, world, port, arguments, queue), daemon=True)
+        for number in range(world)
     ]
     for process in ranks:
         process.start()
@@ -71,10 +120,10 @@ def _collect(queue: Any, ranks: list[Any], deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(ranks):
         if not queue.empty():
-            rank, result, failure = queue.get()
+            number, result, failure = queue.get()
             if failure:
-                raise RuntimeError(f"rank {rank} of {len(ranks)} failed:\n{failure}")
-            results[rank] = result
+                raise RuntimeError(f"rank {number} of {len(ranks)} failed:\n{failure}")
+            results[number] = result
             continue
         dead = [r for r, p in enumerate(ranks) if r not in results and p.exitcode not in (None, 0)]
         if dead:
@@ -83,15 +132,15 @@ def _collect(queue: Any, ranks: list[Any], deadline: float) -> list[Any]:
             late = sorted(set(range(len(ranks))) - set(results))
             raise TimeoutError(f"ranks {late} of {len(ranks)} did not end in time")
         time.sleep(0.02)
-    return [results[rank] for rank in range(len(ranks))]
+    return [results[number] for number in range(len(ranks))]
 
 
-def _rank(
-    work: Callable[..., Any], rank: int, world: int, port: int, arguments: tuple[Any, ...], queue: Any
+def _work(
+    work: Callable[..., Any], number: int, world: int, port: int, arguments: tuple[Any, ...], queue: Any
 ) -> None:
     os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -101,7 +150,7 @@ def _rank(
         result, failure = work(*arguments), None
     except BaseException:
         result, failure = None, traceback.format_exc()
-    queue.put((rank, result, failure))
+    queue.put((number, result, failure))
     queue.close()
     queue.join_thread()
     leave_processes()

@@ -24,7 +24,8 @@ def run(config_file: Path, tmp_path: Path, translution: Callable) -> Path:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     newest = checkpoints(RunDirectory(run).checkpoints)[-1]
-    return load_checkpoint(newest, torch.device("cpu"))["engine"]["model"]
+    saved = load_checkpoint(newest, torch.device("cpu"))["engine"]["parameters"]
+    return {name: tensors["weight"] for name, tensors in saved.items()}
 
 
 def test_safetensors_hold_our_weights_and_the_nets_config(run: Path, tmp_path: Path, translution: Callable):

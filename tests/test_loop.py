@@ -63,9 +63,10 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(
     assert losses(resumed) == losses(undisturbed)
     assert evaluations(resumed) == evaluations(undisturbed)
     states = [torch.load(checkpoints(r / "checkpoints")[-1]) for r in (resumed, undisturbed)]
-    weights = [state["engine"]["model"] for state in states]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    nets = [state["engine"]["parameters"] for state in states]
+    assert nets[0].keys() == nets[1].keys()
+    for name, tensors in nets[0].items():  # weights and moments
+        assert all(torch.equal(tensor, nets[1][name][key]) for key, tensor in tensors.items())
 
 
 def test_a_finished_run_can_be_lengthened(train: Callable, translution: Callable):

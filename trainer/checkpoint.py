@@ -8,26 +8,68 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from models import ModelConfig, build_model
+from parallel.engine import Engine
 from parallel.errors import UserError
+from parallel.mesh import Mesh
+from parallel.processes import all_well
+from parallel.state import cut_state, whole_state
 from trainer.errors import machine_error
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
 def save_checkpoint(
-    folder: Path, step: int, state: dict[str, Any], keep: int, check: Callable[[], None] = lambda: None
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    check: Callable[[], None] = lambda: None,
+    mesh: Mesh | None = None,
 ) -> Path:
     """Write `state` (tensors, numbers, strings) as the checkpoint of `step`; keep the newest few.
 
-    Raises UserError, and leaves the older ones alone, when it cannot be written. `check` may refuse,
-    by raising, before the file is begun and once more before it gets its name.
+    On a mesh it is a work of all ranks: each first replica writes its part of the net's state
+    (`state["engine"]`) beside the file, which comes last and makes the checkpoint whole. Raises
+    UserError, and leaves the older ones alone, when something cannot be written. `check` may refuse,
+    by raising, before a file is begun and once more before it gets its name.
     """
-    path = folder / f"step-{step:08d}.pt"
-    temporary = folder / f".{path.name}.new"
+    mesh, path = mesh or Mesh(), folder / f"step-{step:08d}.pt"
+    if mesh.model > 1:
+        if mesh.data_rank == 0:
+            _together(lambda: _write(_part(path, mesh.model_rank), state["engine"], check))
+        else:
+            _together(lambda: None)
+        state = state | {"engine": None, "offset": mesh.offset, "tensor": mesh.tensor}
+    _together(lambda: _write(path, state, check) if mesh.rank == 0 else None)
+    for old in checkpoints(folder)[:-keep] if mesh.rank == 0 else []:
+        for part in [old, *folder.glob(f"{old.stem}.part*")]:
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _together(work: Callable[[], None]) -> None:
+    failure = None
+    try:
+        work()
+    except UserError as error:
+        if not dist.is_initialized():
+            raise
+        failure = error
+    all_well(failure)
+
+
+def _part(path: Path, model_rank: int) -> Path:
+    return path.with_name(f"{path.stem}.part{model_rank}")
+
+
+def _write(path: Path, state: Any, check: Callable[[], None]) -> None:
+    temporary = path.with_name(f".{path.name}.new")
     check()
     try:
-        folder.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
@@ -44,9 +86,34 @@ def save_checkpoint(
         if isinstance(cause, OSError):
             raise machine_error(cause, path, "write the checkpoint") from None
         raise UserError(f"{path}: cannot write the checkpoint: {error}") from None
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
-    return path
+
+
+def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
+    """Give `engine`, of any mesh, the state that was saved of this net; returns the samples consumed.
+
+    Raises UserError for a damaged file, and for one of another net.
+    """
+    saved = load_checkpoint(path, engine.device)
+    try:
+        state, mesh = saved["engine"], Mesh(1, saved.get("offset", 1), saved.get("tensor", 1))
+        own = Mesh(1, engine.mesh.offset, engine.mesh.tensor, engine.mesh.model_rank)
+        if (mesh.offset, mesh.tensor) == (own.offset, own.tensor):
+            if mesh.model > 1:
+                state = load_checkpoint(_part(path, own.rank), engine.device)
+        else:
+            with torch.device("meta"):
+                whole = build_model(net)
+            if mesh.model > 1:
+                parts = [load_checkpoint(_part(path, m), engine.device) for m in range(mesh.model)]
+                state = whole_state(parts, whole, mesh)
+            state = cut_state(state, whole, own)
+        engine.load_state(state)
+        return int(saved["samples"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: does not fit this config's net: {why}") from None
 
 
 def checkpoints(folder: Path) -> list[Path]:

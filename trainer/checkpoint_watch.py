@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trainer.checkpoint import checkpoints, load_checkpoint
+from trainer.checkpoint import checkpoints, load_into
 from trainer.config import load_config
 from trainer.data.build import build_source
 from trainer.evaluation import evaluate
@@ -28,7 +28,7 @@ def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
         config = load_config(run.config, [])
         engine = build_engine(config)
         try:
-            engine.load_state(load_checkpoint(path, engine.device)["engine"])
+            load_into(engine, path, config.model)
         except ValueError:
             if path.exists():
                 raise

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models import ModelConfig
 from parallel.errors import UserError
+from parallel.mesh import ParallelConfig
 from parallel.optimizer import OptimizerConfig
 from trainer.config_errors import ConfigError, explain
 from trainer.data.imagenet import ImagenetConfig
@@ -54,6 +55,7 @@ class RunConfig(BaseModel):
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
+    parallel: ParallelConfig = ParallelConfig()
     study: dict[str, list[Any]] | None = None
 
     @field_validator("study")

@@ -1,6 +1,7 @@
 """From exceptions to what a person sees: one line and an exit code, or a traceback."""
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -45,7 +46,9 @@ def exit_code(action: Callable[[], None], debug: bool = False) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        # What is wrong for one rank is mostly wrong for all: the first one of each host says it.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in _MACHINE:

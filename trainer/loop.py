@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from models import build_model
-from parallel.engine import StepResult, TorchEngine
+from models import ModelConfig, build_model
+from parallel import build
+from parallel.engine import Engine, StepResult
 from parallel.errors import UserError
-from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from parallel.mesh import Mesh, ParallelConfig, mesh_of
+from parallel.processes import rank, world_size
+from parallel.shard import shards
+from trainer.checkpoint import checkpoints, load_into, save_checkpoint
 from trainer.config import RunConfig
 from trainer.config_errors import ConfigError
 from trainer.data.order import random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
 from trainer.evaluation import evaluate
+from trainer.events import Events
 from trainer.interrupt import StopRequest
 from trainer.progress import PlainProgress, TerminalProgress, open_progress
 from trainer.run_directory import RunDirectory
@@ -34,23 +38,41 @@ def pick_device(config: RunConfig) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_engine(config: RunConfig) -> TorchEngine:
-    """The config's net with seeded weights, on its device, with its optimizer."""
-    torch.manual_seed(config.seed)
-    model = build_model(config.model)
-    return TorchEngine(model, config.train, pick_device(config), config.precision)
+def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:
+    """This process's part of the config's net, with seeded weights and its optimizer.
+
+    Without a mesh it is the whole net in this process alone, whatever the config's `parallel` says.
+    """
+    return build.build_engine(
+        config.model,
+        config.train,
+        config.parallel if mesh else ParallelConfig(),
+        mesh or Mesh(),
+        pick_device(config),
+        precision=config.precision,
+        seed=config.seed,
+        batch=config.train.batch,
+        accumulate=config.train.accumulate,
+    )
 
 
 def check_net(config: RunConfig) -> None:
-    """Raise ConfigError when the net cannot be built; takes neither memory nor time."""
+    """Raise ConfigError when the net cannot be built or does not divide over its mesh."""
+    mesh = mesh_of(config.parallel, world_size())
+    per_step = config.train.accumulate * mesh.data
+    if config.train.batch % per_step:
+        raise ConfigError(
+            f"train.batch={config.train.batch} is not divisible by train.accumulate="
+            f"{config.train.accumulate} × {mesh.data} data ranks"
+        )
     try:
         with torch.device("meta"):
-            build_model(config.model)
+            shards(build_model(config.model), mesh)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from None
 
 
-def restore(engine: TorchEngine, run: RunDirectory) -> int:
+def restore(engine: Engine, run: RunDirectory, net: ModelConfig) -> int:
     """Load the newest checkpoint of `run`; returns the number of samples consumed until then.
 
     Raises UserError when there is none, or when it is of another net.
@@ -58,13 +80,7 @@ def restore(engine: TorchEngine, run: RunDirectory) -> int:
     saved = checkpoints(run.checkpoints)
     if not saved:
         raise UserError(f"{run.path}: holds no checkpoint to resume from; start it without --resume")
-    state = load_checkpoint(saved[-1], engine.device)
-    try:
-        engine.load_state(state["engine"])
-        return int(state["samples"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{saved[-1]}: does not fit this config's net: {why}") from None
+    return load_into(engine, saved[-1], net)
 
 
 class Loop:
@@ -75,7 +91,7 @@ class Loop:
         config: RunConfig,
         run: RunDirectory,
         source: Source,
-        engine: TorchEngine,
+        engine: Engine,
         samples: int,
         stop: StopRequest,
     ) -> None:
@@ -100,10 +116,10 @@ class Loop:
         """
         train, engine = self.config.train, self.engine
         batches = self.source.train_batches(
-            self.samples, train.batch, train.accumulate, engine.data_rank, engine.data_world
+            self.samples, train.batch, train.accumulate, engine.mesh.data_rank, engine.mesh.data
         )
         progress = open_progress(label, self.source.unit, engine.steps_done, train.steps, train.batch)
-        events = SummaryWriter(self.run.events, purge_step=engine.steps_done + 1)
+        events = Events(self.run.events, engine.steps_done + 1)
         with progress, events:
             if self.samples and self._due(train.evaluate_every):
                 self._evaluate(progress, events)  # the one that belongs to the checkpoint's step
@@ -132,7 +148,7 @@ class Loop:
     def _step(self, batches: Iterator[Batch]) -> None:
         engine, train = self.engine, self.config.train
         # Dropout depends on the step alone, so that neither a resume nor an evaluation changes it.
-        counter = np.array([engine.steps_done * engine.data_world + engine.data_rank])
+        counter = np.array([engine.steps_done * engine.mesh.data + engine.mesh.data_rank])
         torch.manual_seed(int(random_bits(self.config.seed, _DROPOUT_STREAM, counter)[0] >> 1))
         result = engine.step(self._timed(batches), train.accumulate, self.source.task.loss)
         self.samples += train.batch
@@ -146,7 +162,7 @@ class Loop:
             self.data_seconds += time.perf_counter() - start
             yield batch
 
-    def _log(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
+    def _log(self, progress: TerminalProgress | PlainProgress, events: Events) -> None:
         """Wait for the device, then write every pending step's numbers."""
         if not self.pending:
             return
@@ -182,7 +198,7 @@ class Loop:
         ):
             events.add_scalar(name, value, steps[-1])
 
-    def _save(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
+    def _save(self, progress: TerminalProgress | PlainProgress, events: Events) -> None:
         self._log(progress, events)  # which refuses to go on from numbers that are not finite
         if self._saved == self.engine.steps_done:
             return
@@ -191,12 +207,14 @@ class Loop:
         keep = self.config.train.keep_checkpoints
         start = time.perf_counter()
         path = save_checkpoint(
-            self.run.checkpoints, self.engine.steps_done, state, keep, self.run.fence.check
+            self.run.checkpoints, self.engine.steps_done, state, keep, self.run.fence.check, self.engine.mesh
         )
         self._mark = time.perf_counter()
-        self.run.append_save(self.engine.steps_done, self._mark - start, path.stat().st_size)
+        if rank() == 0:
+            size = sum(part.stat().st_size for part in path.parent.glob(f"{path.stem}.*"))
+            self.run.append_save(self.engine.steps_done, self._mark - start, size)
 
-    def _evaluate(self, progress: TerminalProgress | PlainProgress, events: SummaryWriter) -> None:
+    def _evaluate(self, progress: TerminalProgress | PlainProgress, events: Events) -> None:
         self._log(progress, events)
         step = self.engine.steps_done
         batch = self.config.train.evaluate_batch
@@ -228,12 +246,12 @@ class Loop:
 
 
 def train_net(
-    config: RunConfig, run: RunDirectory, source: Source, stop: StopRequest, resume: bool
+    config: RunConfig, run: RunDirectory, source: Source, stop: StopRequest, resume: bool, mesh: Mesh
 ) -> dict[str, Any]:
     """Train one net in its run directory, which exists; `resume` takes its newest checkpoint."""
     run.fence.claim()
-    engine = build_engine(config)
-    samples = restore(engine, run) if resume else 0
+    engine = build_engine(config, mesh)
+    samples = restore(engine, run, config.model) if resume else 0
     if resume:
         run.forget_after(engine.steps_done)
         run.save_config(config)

@@ -1,8 +1,12 @@
 """From a command's words to a run: which config, which directory, one net or a study."""
 
+import os
+import sys
 from pathlib import Path
 
 from parallel.errors import UserError
+from parallel.mesh import join_mesh
+from parallel.processes import join_processes, lead, leave_processes, rank
 from trainer.checkpoint import checkpoints
 from trainer.config import RunConfig, load_config
 from trainer.data.build import build_source
@@ -40,28 +44,45 @@ def train(
         config = load_config(config_path, overrides)
     else:
         raise UserError("which config? Name a file, as in configs/debug.yaml, or --resume RUN_DIR")
-    pick_device(config)
-    path = resume or config.run_dir or new_run_path(config.name)
-    run = RunDirectory(path)
-    members = study_members(config, path)
-    if requeued and _resumable(run, config, members):
-        resume = path
-    for each in [member.config for member in members] or [config]:
+    device = pick_device(config)
+    for each in [member.config for member in study_members(config, Path())] or [config]:
         check_net(each)
     source = build_source(config)
-    if resume is None:
-        run.create(config, again=requeued)
-    else:
-        _check_resumable(run, config, members)
+    join_processes(device, alone=config.parallel.engine == "deepspeed")
+    try:
+        return _train(config, source, resume, requeued)
+    finally:
+        leave_processes()
+
+
+def _train(config: RunConfig, source: Source, resume: Path | None, requeued: bool) -> Path:
+    """The part of train() in which all ranks of the run take part."""
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the first rank speaks for all)
+    mesh = join_mesh(config.parallel, config.model_dump_json())
+    path = lead(lambda: resume or config.run_dir or new_run_path(config.name))
+    run, members = RunDirectory(path), study_members(config, path)
+
+    def prepare() -> bool:
+        resumable = _resumable(run, config, members)
+        if resume is None and not (requeued and resumable):
+            run.create(config, again=requeued)
+            return False
+        if not resumable:
+            what = "net of this study to resume" if config.study else "checkpoint to resume from"
+            raise UserError(f"{run.path}: holds no {what}")
+        return True
+
+    resumed = lead(prepare)
     print(f"run directory: {path}", flush=True)
     with StopRequest() as stop:
         try:
             if config.study:
                 run.fence.claim()
                 run.save_config(config)
-                train_study(config, run, members, stop).show()
+                train_study(config, run, members, stop, mesh).show()
             else:
-                result = train_net(config, run, source, stop, resume is not None)
+                result = train_net(config, run, source, stop, resumed, mesh)
                 _net_table(config, source, result["evaluation"]).show()
         except Interrupted as interrupted:
             print(f"{interrupted}; go on with: translution train --resume {path}", flush=True)
@@ -78,13 +99,13 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> None:
         results = []
         for member, source in zip(members, sources, strict=True):
             engine = build_engine(member.config)
-            restore(engine, member.run)
+            restore(engine, member.run, member.config.model)
             measured = evaluate(engine, source, member.config.train.evaluate_batch)
             results.append({"evaluation": measured, "parameters": engine.parameters})
         study_table(config, members, sources, results).show()
         return
     engine = build_engine(config)
-    restore(engine, RunDirectory(run_dir))
+    restore(engine, RunDirectory(run_dir), config.model)
     source = build_source(config)
     measured = evaluate(engine, source, config.train.evaluate_batch)
     _net_table(config, source, measured).show()
@@ -95,12 +116,6 @@ def _config_of(run_dir: Path, config_path: str | None, overrides: list[str]) -> 
     if not own.is_file():
         raise UserError(f"{run_dir}: is no run directory, it has no {own.name}")
     return load_config(config_path or own, overrides)
-
-
-def _check_resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> None:
-    if not _resumable(run, config, members):
-        what = "net of this study to resume" if config.study else "checkpoint to resume from"
-        raise UserError(f"{run.path}: holds no {what}")
 
 
 def _resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> bool:

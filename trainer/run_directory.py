@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from parallel.errors import UserError
+from parallel.processes import rank
 from trainer.config import RunConfig
 from trainer.errors import machine_error
 from trainer.fence import Fence
@@ -97,10 +98,14 @@ class RunDirectory:
         return json.loads(self.result.read_text()) if self.result.exists() else None
 
     def _replace(self, path: Path, text: str) -> None:
+        if rank():
+            return  # the first rank writes for all
         self.fence.check()
         write_whole(path, text)
 
     def _append(self, path: Path, records: list[dict[str, Any]]) -> None:
+        if rank():
+            return
         self.fence.check()
         try:
             with path.open("a") as file:

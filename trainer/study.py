@@ -6,6 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from parallel.mesh import Mesh
+from parallel.processes import lead
 from trainer.checkpoint import checkpoints
 from trainer.config import RunConfig, with_values
 from trainer.config_errors import ConfigError
@@ -52,7 +54,9 @@ def study_members(config: RunConfig, root: Path) -> list[Member]:
     return members
 
 
-def train_study(config: RunConfig, root: RunDirectory, members: list[Member], stop: StopRequest) -> Table:
+def train_study(
+    config: RunConfig, root: RunDirectory, members: list[Member], stop: StopRequest, mesh: Mesh
+) -> Table:
     """Train every member that has no result yet; write results.json and results.md.
 
     A member with a checkpoint goes on from it. Raises Interrupted when `stop` is requested.
@@ -60,21 +64,30 @@ def train_study(config: RunConfig, root: RunDirectory, members: list[Member], st
     sources = [build_source(member.config) for member in members]
     for number, (member, source) in enumerate(zip(members, sources, strict=True), 1):
         heading = f"net {number} of {len(members)}: {member.config.name}"
-        if member.result():
+        if lead(lambda member=member: member.result()):
             print(f"{heading}: finished before", flush=True)
             continue
         if stop.number:
             raise Interrupted(stop.number, 0)
         print(heading, flush=True)
-        resume = bool(checkpoints(member.run.checkpoints))
-        if not member.run.config.exists():
-            member.run.create(member.config)
-        train_net(member.config, member.run, source, stop, resume)
-    results = [member.result() or {} for member in members]
-    table = study_table(config, members, sources, results)
-    root.fence.check()
-    write_results(root.path, table, members, results)
-    return table
+        resume = lead(lambda member=member: _prepared(member))
+        train_net(member.config, member.run, source, stop, resume, mesh)
+
+    def finish() -> Table:
+        results = [member.result() or {} for member in members]
+        table = study_table(config, members, sources, results)
+        root.fence.check()
+        write_results(root.path, table, members, results)
+        return table
+
+    return lead(finish)
+
+
+def _prepared(member: Member) -> bool:
+    """Whether the member has a checkpoint to go on from; its run directory is there then either way."""
+    if not member.run.config.exists():
+        member.run.create(member.config)
+    return bool(checkpoints(member.run.checkpoints))
 
 
 def study_table(

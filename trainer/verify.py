@@ -22,6 +22,9 @@ from trainer.task import Classification, LanguageModel
 STEPS, BATCH, ACCUMULATE = 3, 8, 2
 # Small enough that every step is clipped, so that a wrong norm gives wrong weights.
 OPTIMIZER = OptimizerConfig(steps=10, lr=1e-2, clip=0.05, weight_decay=0.1)
+# AdamW makes of a rounding error in a tiny gradient up to a part of lr in a weight; a wrong norm or a
+# lost term makes a hundred times more.
+TOLERANCE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,10 @@ class Row:
     norm_error: float
     weight_error: float
     bank_bytes: int
-    tolerance: float
 
     @property
     def agrees(self) -> bool:
-        return max(self.loss_error, self.norm_error, self.weight_error) <= self.tolerance
+        return max(self.loss_error, self.norm_error, self.weight_error) <= TOLERANCE
 
 
 def layouts(processes: int, zeros: tuple[int, ...] = (0, 1, 2, 3)) -> list[ParallelConfig]:
@@ -64,20 +66,19 @@ def layouts(processes: int, zeros: tuple[int, ...] = (0, 1, 2, 3)) -> list[Paral
     return found
 
 
-def verify(
-    model: ModelConfig, parallels: list[ParallelConfig], processes: int, tolerance: float, seconds: float
-) -> list[Row]:
+def verify(model: ModelConfig, parallels: list[ParallelConfig], processes: int, seconds: float) -> list[Row]:
     """Trains `model` on one process and on each of the layouts, and compares.
 
     Raises what run_processes does.
     """
-    return run_processes(_compare, processes, model, parallels, tolerance, seconds=seconds)[0]
+    return run_processes(compare, processes, model, parallels, seconds=seconds)[0]
 
 
-def _compare(model: ModelConfig, parallels: list[ParallelConfig], tolerance: float) -> list[Row]:
-    join_processes(torch.device("cpu"))
+def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[Row]:
+    """What verify does, inside each of its processes."""
+    join_processes(torch.device("cpu"), alone=True)
     alone = _train(model, ParallelConfig(), Mesh())
-    return [_row(model, parallel, alone, tolerance) for parallel in parallels]
+    return [_row(model, parallel, alone) for parallel in parallels]
 
 
 @dataclass
@@ -117,7 +118,7 @@ def _batch(model: ModelConfig, step: int, micro: int, mesh: Mesh) -> Batch:
     return Batch(*(part.chunk(mesh.data)[mesh.data_rank] for part in whole))
 
 
-def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run, tolerance: float) -> Row:
+def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run) -> Row:
     mesh = join_mesh(parallel)
     run = _train(model, parallel, mesh)
     with torch.device("meta"):
@@ -134,7 +135,7 @@ def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run, tolerance: f
     forget_mesh()
     name = f"{mesh} {parallel.engine}" + (f" ZeRO-{parallel.zero}" if parallel.engine == "deepspeed" else "")
     name += f" activations {parallel.activations}"
-    return Row(name, run.losses[-1], run.norms[-1], *errors.tolist(), run.bank_bytes, tolerance)
+    return Row(name, run.losses[-1], run.norms[-1], *errors.tolist(), run.bank_bytes)
 
 
 def _worst(numbers: list[float], references: list[float]) -> float:

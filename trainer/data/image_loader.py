@@ -1,6 +1,7 @@
 """Worker processes that turn shards into batches of pixels, in an order that no process changes."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -54,11 +55,19 @@ class Cropping:
     flip: bool
     seed: int
 
-    def __call__(self, jpeg: bytes, number: int) -> np.ndarray:
-        """The crop of sample `number`, which depends on that and the seed alone."""
-        counter = np.arange(number * DRAWS, (number + 1) * DRAWS)
+    def decoder(self, numbers: np.ndarray) -> Callable[[int, bytes], np.ndarray]:
+        """Decodes the JPEG of numbers[place]; its crop depends on that number and the seed alone."""
+        counter = numbers[:, None] * DRAWS + np.arange(DRAWS)
         draws = random_bits(self.seed, _CROP_STREAM, counter) / 2.0**64
-        return decode_training(jpeg, self.size, draws, self.scale, self.flip)
+        return lambda place, jpeg: decode_training(jpeg, self.size, draws[place], self.scale, self.flip)
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    """uint8 zeros; in a worker in memory that the training process can see, as default_collate's."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.zeros(shape, np.uint8))
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
 
 
 class _Portions(IterableDataset):
@@ -107,8 +116,8 @@ class Loader:
                     if lanes.get(lane, (-1,))[0] != epoch:
                         wanted = order.wanted(epoch, lane, one, rank, world)
                         lanes[lane] = epoch, read_lane(self.images.paths, wanted)
-                    samples.append((one, next(lanes[lane][1])))
-                yield self._portion(samples, cropping.size, cropping)
+                    samples.append(next(lanes[lane][1]))
+                yield self._portion(samples, cropping.size, cropping.decoder(mine))
 
         received = self._received(portions)
         for number in numbers():
@@ -138,12 +147,8 @@ class Loader:
             samples = self._neighbours(line, ends)
             for at in range(0, share, batch):
                 count = min(batch, share - at)
-                part = [(0, sample) for sample in islice(samples, count)]
-                portion = self._portion(part, size, lambda jpeg, _: decode_evaluation(jpeg, size))
-                pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
-                labels = torch.full((count,), IGNORED)
-                pixels[: len(part)], labels[: len(part)] = portion.pixels, portion.labels
-                yield portion._replace(pixels=pixels, labels=labels)
+                part = list(islice(samples, count))
+                yield self._portion(part, size, lambda _, jpeg: decode_evaluation(jpeg, size), count)
 
         for portion in self._received(portions):
             self._checked(portion)
@@ -158,23 +163,26 @@ class Loader:
 
     def _portion(
         self,
-        samples: Sequence[tuple[int, Encoded]],
+        samples: Sequence[Encoded],
         size: int,
-        decode: Callable[[bytes, int], np.ndarray],
+        decode: Callable[[int, bytes], np.ndarray],
+        count: int | None = None,
     ) -> Portion:
-        pixels = np.zeros((len(samples), size, size, 3), np.uint8)
-        labels = np.full(len(samples), IGNORED, np.int64)
+        """The samples' pixels and labels, filled up to `count` with what does not count."""
+        count = len(samples) if count is None else count
+        shared = _zeros(count, size, size, 3)
+        pixels, labels = shared.numpy(), np.full(count, IGNORED, np.int64)
         skipped = []
-        for place, (number, sample) in enumerate(samples):
+        for place, sample in enumerate(samples):
             try:
                 label = int(sample.label)
                 if not 0 <= label < self.images.classes:
                     raise ValueError(f"class {label} is not below {self.images.classes}")
-                pixels[place] = decode(sample.jpeg, number)
+                pixels[place] = decode(place, sample.jpeg)
                 labels[place] = label
             except UNREADABLE as error:
                 skipped.append(f"{sample.name}: {' '.join(str(error).split())}")
-        return Portion(torch.from_numpy(pixels), torch.from_numpy(labels), skipped)
+        return Portion(shared, torch.from_numpy(labels), skipped)
 
     def _received(self, portions: Callable[[int, int], Iterator[Portion]]) -> Iterator[Portion]:
         loader = DataLoader(

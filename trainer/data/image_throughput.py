@@ -2,7 +2,6 @@
 
 import multiprocessing
 import time
-from collections.abc import Iterator
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -15,7 +14,6 @@ from trainer.data.image_loader import AHEAD
 from trainer.data.image_manifest import check_shards, read_manifest
 from trainer.data.image_shards import read_shard
 from trainer.data.imagenet import Imagenet, ImagenetConfig
-from trainer.data.source import Batch
 from trainer.table import Table
 
 _BATCH = 64
@@ -36,10 +34,9 @@ def bench_data(path: Path, workers: int, image_size: int, seconds: float) -> Tab
     jpegs = _some_jpegs(path)
     config = ImagenetConfig.model_validate({"path": path, "workers": workers, "crop_scale": _SCALE})
     source = Imagenet(config, image_size, len(manifest.classes), 0)
-    batches = source.train_batches(0, _BATCH)
     shards, bare, ratios = [], [], []
     for _ in range(_ROUNDS):
-        shards.append(_loader_rate(batches, seconds))
+        shards.append(_loader_rate(source, seconds))
         bare.append(_bare_rate(jpegs, workers, image_size, seconds))
         ratios.append(shards[-1] / bare[-1])
     table = Table(f"{path}: images per second at {image_size} pixels, {workers} processes")
@@ -58,8 +55,9 @@ def _some_jpegs(path: Path, most: int = 512) -> list[bytes]:
     return found
 
 
-def _loader_rate(batches: Iterator[Batch], seconds: float) -> float:
-    for _ in range(AHEAD + 1):  # what was prepared while nobody asked
+def _loader_rate(source: Imagenet, seconds: float) -> float:
+    batches = source.train_batches(0, _BATCH)  # whose processes end with this function
+    for _ in range(AHEAD + 1):  # until none is left of what was begun before anybody asked
         next(batches)
     start, images = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < seconds:

@@ -1,0 +1,27 @@
+"""TensorBoard scalars, written by the first rank only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from parallel.processes import rank
+
+
+class Events:
+    """Scalars of a run from step `first` on; what a resumed run repeats is purged."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._writer = SummaryWriter(folder, purge_step=first) if rank() == 0 else None
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        if self._writer is not None:
+            self._writer.add_scalar(name, value, step)
