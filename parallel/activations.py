@@ -79,17 +79,17 @@ def _operator_bytes(
     saved += T * averaged * size.product
     if size.product != size.statistics:
         saved += T * shape.values * size.product
-    operands = _operands(mixer, shape, mesh)
+    every = operands(mixer, shape, mesh)
     if mixer.recipe.keep:
-        each = sum(width for _, _, width in operands) * size.product
+        each = sum(width for _, _, width in every) * size.product
         saved += mixer.plan.pairs // mesh.offset * samples * each
     work = T * (shape.values * size.product + shape.heads * 4 + sum(shape.sources) * size.statistics)
     if mesh.offset > 1 and len(shape.sources) > 1:  # summed in one piece
         work += T * sum(shape.sources) * size.statistics
-    return saved, work + _scratch(mixer, shape, operands, mesh, samples, size, cpu)
+    return saved, work + _scratch(mixer, shape, every, mesh, samples, size, cpu)
 
 
-def _operands(mixer: Translution, shape: MixerShape, mesh: Mesh) -> list[tuple[Operand, str, int]]:
+def operands(mixer: Translution, shape: MixerShape, mesh: Mesh) -> list[tuple[Operand, str, int]]:
     """Every operand of the operator with the side of the pair it is read from and its width D."""
     own, narrow = shape.inner // mesh.tensor, mixer.heads * (mixer.rank or 0) // mesh.tensor
     found: list[tuple[Operand, str, int]] = []
@@ -102,7 +102,7 @@ def _operands(mixer: Translution, shape: MixerShape, mesh: Mesh) -> list[tuple[O
 def _scratch(
     mixer: Translution,
     shape: MixerShape,
-    operands: list[tuple[Operand, str, int]],
+    every: list[tuple[Operand, str, int]],
     mesh: Mesh,
     samples: int,
     size: Widths,
@@ -110,8 +110,8 @@ def _scratch(
 ) -> int:
     """Temporaries of the largest chunk of pairs (models/ops/streamed.py cuts them, stage.py names them)."""
     plan, workspace = mixer.plan, mixer.recipe.workspace
-    read = {(o.source, side) for o, side, _ in operands}
-    pair_numbers = sum(shape.sources[source] for source, _ in read) + 2 * sum(w for *_, w in operands)
+    read = {(o.source, side) for o, side, _ in every}
+    pair_numbers = sum(shape.sources[source] for source, _ in read) + 2 * sum(w for *_, w in every)
     pair_bytes = pair_numbers * size.product
     step = plan.batch_slice(samples, pair_bytes, workspace)
     if cpu:
@@ -119,10 +119,10 @@ def _scratch(
     class_pairs = plan.grid.grid_tokens
     fitting = min(workspace // (class_pairs * step * pair_bytes), -(-len(plan.classes) // mesh.offset))
     pairs = fitting * class_pairs or plan.largest_block
-    copied = {(o.source, side) for o, side, _ in operands if o.bank is not None or fitting}
+    copied = {(o.source, side) for o, side, _ in every if o.bank is not None or fitting}
     numbers = sum(shape.sources[source] for source, _ in copied)
-    numbers += sum(width for *_, width in operands)  # keys and values, or their gradients; ∂q
-    numbers += sum(width for o, side, width in operands if side == "query" and o.bank is not None)
+    numbers += sum(width for *_, width in every)  # keys and values, or their gradients; ∂q
+    numbers += sum(width for o, side, width in every if side == "query" and o.bank is not None)
     if fitting:  # rows of the output's gradient
         numbers += shape.values
     if size.product != size.statistics:  # products that are summed, in float32

@@ -83,6 +83,7 @@ class Anatomy:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self._pieces: dict[tuple[int, int, int], list[Piece]] = {}
         mixers = config.layer_mixers()
         counts = Counter[str](mixer.model_dump_json() for mixer in mixers)
         distinct = {mixer.model_dump_json(): mixer for mixer in mixers}
@@ -104,8 +105,14 @@ class Anatomy:
         rows, columns = self.config.grid
         return rows * columns + (self.config.pool == "cls")
 
-    def pieces(self, mesh: Mesh) -> Iterator[Piece]:
+    def pieces(self, mesh: Mesh) -> list[Piece]:
         """What the mesh's place holds; raises UserError where net and mesh do not fit."""
+        key = (mesh.offset, mesh.tensor, mesh.model_rank)
+        if key not in self._pieces:
+            self._pieces[key] = list(self._divide(mesh))
+        return self._pieces[key]
+
+    def _divide(self, mesh: Mesh) -> Iterator[Piece]:
         for name, shard in shards(self.net, mesh).items():
             counts = [kind.count for kind in self.kinds if name.startswith(kind.prefix)]
             yield Piece(name, _part(name), shard, counts[0] if counts else 1)

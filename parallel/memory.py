@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from models.transformer import Layer
+from models.translution import Translution
 from parallel.activations import LayerBytes, end_bytes, layer_bytes
 from parallel.anatomy import Anatomy, LayerKind
 from parallel.communication import widths
 from parallel.engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
+from parallel.shard import offset_share
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,16 @@ def step_memory(
 
 
 def fullest_rank(net: Anatomy, mesh: Mesh) -> Mesh:
-    """The place of the model-parallel group that holds most parameters."""
-    places = [Mesh(mesh.data, mesh.offset, mesh.tensor, rank) for rank in range(mesh.model)]
-    return max(places, key=lambda place: sum(net.held(place).values()))
+    """The place of the mesh's first model-parallel group that holds most bank entries."""
+
+    def entries(rank: int) -> int:
+        shares = (offset_share(grid, mesh.offset)[rank] for grid in grids)
+        return sum(len(share.entries or ()) for share in shares)
+
+    mixers = [kind.layer.mixer for kind in net.kinds]
+    grids = [mixer.grid for mixer in mixers if isinstance(mixer, Translution)]
+    fullest = max(range(mesh.offset), key=entries)
+    return Mesh(mesh.data, mesh.offset, mesh.tensor, fullest * mesh.tensor)
 
 
 def _moments(

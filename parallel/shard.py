@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -162,6 +163,7 @@ class OffsetShare:
         return sum(block.pairs for block in self.blocks)
 
 
+@lru_cache(maxsize=64)
 def offset_share(grid: OffsetGrid, ranks: int) -> list[OffsetShare]:
     """Deals residue classes to offset ranks: pairs are equal, and then bank entries, to within one
     class; the class token's blocks go where there is least to do.
