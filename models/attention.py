@@ -46,8 +46,8 @@ class AttentionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["attention"] = "attention"
-    heads: int = Field(3, ge=1)
-    head_dim: int = Field(64, ge=1)
+    heads: int = Field(default=3, ge=1)
+    head_dim: int = Field(default=64, ge=1)
     rope: bool = False
 
     def knows_positions(self) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from models.transformer import TransformerConfig, build_layers
 
-
 EMBEDDING_STD = 0.02  # GPT-2's; with more, tied logits begin at √C and learning is slow
 
 
@@ -23,8 +22,8 @@ class GPTConfig(TransformerConfig):
     """
 
     kind: Literal["gpt"] = "gpt"
-    vocabulary: int = Field(50_257, ge=2)
-    tokens: int = Field(160, ge=1)
+    vocabulary: int = Field(default=50_257, ge=2)
+    tokens: int = Field(default=160, ge=1)
     tie_embeddings: bool = False
 
     def build(self) -> GPT:

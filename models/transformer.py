@@ -33,13 +33,13 @@ class TransformerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    width: int = Field(192, ge=1)
-    depth: int = Field(6, ge=1)
-    mlp: int = Field(768, ge=1)
+    width: int = Field(default=192, ge=1)
+    depth: int = Field(default=6, ge=1)
+    mlp: int = Field(default=768, ge=1)
     mixer: MixerConfig = TranslutionConfig()
     mixers: list[MixerLayers] | None = None
     positions: Literal["auto", "learned", "none"] = "auto"
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check_mixers(self) -> Self:

@@ -152,15 +152,15 @@ class TranslutionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["translution"] = "translution"
-    heads: int = Field(3, ge=1)
-    head_dim: int = Field(64, ge=1)
+    heads: int = Field(default=3, ge=1)
+    head_dim: int = Field(default=64, ge=1)
     relative: Literal["q", "k", "v", "qk", "qv", "kv", "qkv"] = "qkv"
-    rank: int | None = Field(None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     rope: bool = False
-    share: str = Field("none", pattern=r"^(none|log|clip\(\d+\))$")
+    share: str = Field(default="none", pattern=r"^(none|log|clip\(\d+\))$")
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
-    workspace: int = Field(64 << 20, ge=1)
+    workspace: int = Field(default=64 << 20, ge=1)
     compiled: bool = False
 
     def knows_positions(self) -> bool:

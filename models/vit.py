@@ -15,10 +15,10 @@ class ViTConfig(TransformerConfig):
     """The `model` section of an image net; pool "cls" reads a class token, "mean" averages all tokens."""
 
     kind: Literal["vit"] = "vit"
-    image_size: int = Field(224, ge=1)
-    patch_size: int = Field(16, ge=1)
-    channels: int = Field(3, ge=1)
-    classes: int = Field(1000, ge=1)
+    image_size: int = Field(default=224, ge=1)
+    patch_size: int = Field(default=16, ge=1)
+    channels: int = Field(default=3, ge=1)
+    classes: int = Field(default=1000, ge=1)
     pool: Literal["cls", "mean"] = "cls"
 
     @model_validator(mode="after")

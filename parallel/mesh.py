@@ -34,11 +34,11 @@ class ParallelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    offset: int = Field(1, ge=1)
-    tensor: int = Field(1, ge=1)
+    offset: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1)
     data: int | Literal["auto"] = "auto"
     engine: Literal["torch", "deepspeed"] = "torch"
-    zero: int = Field(0, ge=0, le=3)
+    zero: int = Field(default=0, ge=0, le=3)
     offload_optimizer: bool = False
     activations: Literal["none", "block", "block_cpu", "operator"] = "none"
 
@@ -149,13 +149,14 @@ def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
     """Groups of `size` ranks, `stride` apart, inside each model-parallel group; all ranks make all."""
     if size == 1:
         return None
-    own = None
+    own: object = None
     for first in range(mesh.world):
         position = first % mesh.model // stride % size
         if position == 0:
             ranks = [first + stride * i for i in range(size)]
             group = dist.new_group(ranks)
             own = group if mesh.rank in ranks else own
+    assert isinstance(own, dist.ProcessGroup)
     return own
 
 

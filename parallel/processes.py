@@ -32,7 +32,8 @@ def join_processes(device: torch.device, alone: bool = False) -> None:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import ModelConfig, build_model
 from models.gpt import GPTConfig
@@ -16,10 +16,11 @@ from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.optimizer import OptimizerConfig
 from parallel.processes import join_processes, run_processes
 from parallel.shard import shards
+from parallel.traffic import Traffic, counted_traffic
 from trainer.data.source import Batch
 from trainer.task import Classification, LanguageModel
 
-STEPS, BATCH, ACCUMULATE = 3, 8, 2
+STEPS, BATCH, ACCUMULATE = 3, 16, 2  # a sample for each of up to eight replicas
 # Small enough that every step is clipped, so that a wrong norm gives wrong weights.
 OPTIMIZER = OptimizerConfig(steps=10, lr=1e-2, clip=0.05, weight_decay=0.1)
 # AdamW makes of a rounding error in a tiny gradient up to a part of lr in a weight; a wrong norm or a
@@ -35,7 +36,8 @@ class Row:
     loss_error          relative
     norm_error          relative
     weight_error        absolute, after clipping and update
-    bank_bytes          of one rank
+    bank_bytes          that one rank holds
+    sent                bytes that left one rank in the last step, by axis of the mesh
     """
 
     layout: str
@@ -45,6 +47,7 @@ class Row:
     norm_error: float
     weight_error: float
     bank_bytes: int
+    sent: dict[str, int]
 
     @property
     def agrees(self) -> bool:
@@ -60,9 +63,8 @@ def layouts(processes: int, zeros: tuple[int, ...] = (0, 1, 2, 3)) -> list[Paral
         engines = [("torch", 0), *(("deepspeed", zero) for zero in zeros)]
         for engine, zero in engines:
             policy = ("none", "block", "block_cpu", "operator")[len(found) % 4]
-            found.append(
-                ParallelConfig(offset=offset, tensor=tensor, engine=engine, zero=zero, activations=policy)
-            )
+            values = {"offset": offset, "tensor": tensor, "engine": engine, "zero": zero}
+            found.append(ParallelConfig.model_validate(values | {"activations": policy}))
     return found
 
 
@@ -87,6 +89,7 @@ class _Run:
     norms: list[float]
     weights: dict[str, Tensor]
     bank_bytes: int
+    sent: dict[str, int]
 
 
 def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
@@ -94,14 +97,27 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
         model, OPTIMIZER, parallel, mesh, torch.device("cpu"), batch=BATCH, accumulate=ACCUMULATE
     )
     task = LanguageModel() if isinstance(model, GPTConfig) else Classification()
-    results = []
+    results, traffic = [], Traffic()
     for step in range(STEPS):
         batches = [_batch(model, step, micro, mesh) for micro in range(ACCUMULATE)]
-        results.append(engine.step(batches, ACCUMULATE, task.loss))
+        with counted_traffic(mesh) as traffic:
+            results.append(engine.step(batches, ACCUMULATE, task.loss))
     state = engine.state()["parameters"]
     weights = {name: entry["weight"].clone() for name, entry in state.items()}
-    banks = sum(w.numel() * w.element_size() for name, w in weights.items() if name.endswith("_bank"))
-    return _Run([r.loss.item() for r in results], [r.grad_norm.item() for r in results], weights, banks)
+    return _Run(
+        [r.loss.item() for r in results],
+        [r.grad_norm.item() for r in results],
+        weights,
+        bank_bytes(engine.model),
+        traffic.sent(mesh),
+    )
+
+
+def bank_bytes(net: nn.Module) -> int:
+    """Of the banks that this rank holds of a net in training; under ZeRO-3 its share of them."""
+    banks = (p for name, p in net.named_parameters() if name.endswith("_bank"))
+    held = (getattr(bank, "ds_tensor", bank) for bank in banks)
+    return sum(bank.numel() * bank.element_size() for bank in held)
 
 
 def _batch(model: ModelConfig, step: int, micro: int, mesh: Mesh) -> Batch:
@@ -135,7 +151,8 @@ def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run) -> Row:
     forget_mesh()
     name = f"{mesh} {parallel.engine}" + (f" ZeRO-{parallel.zero}" if parallel.engine == "deepspeed" else "")
     name += f" activations {parallel.activations}"
-    return Row(name, run.losses[-1], run.norms[-1], *errors.tolist(), run.bank_bytes)
+    loss_error, norm_error, weight_error = errors.tolist()
+    return Row(name, run.losses[-1], run.norms[-1], loss_error, norm_error, weight_error, run.bank_bytes)
 
 
 def _worst(numbers: list[float], references: list[float]) -> float:
