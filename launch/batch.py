@@ -1,5 +1,8 @@
 """From an allocation to submitit's executor: the batch script around a run's tasks."""
 
+import contextlib
+import io
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -74,16 +77,17 @@ def setup_lines(runs: list[Path], allocation: Allocation) -> list[str]:
 
 def teardown_lines() -> list[str]:
     """Shell lines after srun: whether the job is to start again."""
-    return ["code=$?", f'{shlex.quote(sys.executable)} -m launch.requeue "$RUN" $code', "exit $code"]
+    return ["code=$?", f'{shlex.quote(sys.executable)} -m launch.requeue "$RUN" $code', "exit $?"]
 
 
 def submit_tasks(made: submitit.SlurmExecutor, tasks: list[Callable[[], Any]]) -> list[str]:
     """Submit one job, or an array for several; returns the ids. Raises UserError with sbatch's reason."""
     try:
-        if len(tasks) == 1:
-            return [made.submit(tasks[0]).job_id]
-        with made.batch():
-            jobs = [made.submit(task) for task in tasks]
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's errors there
+            if len(tasks) == 1:
+                return [made.submit(tasks[0]).job_id]
+            with made.batch():
+                jobs = [made.submit(task) for task in tasks]
         return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch: {_reason(str(error))}") from None
@@ -95,12 +99,8 @@ def script(made: submitit.SlurmExecutor) -> str:
 
 
 def _reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "error:" in line]
-    return (
-        (lines[-1] if lines else text.strip().splitlines()[-1])
-        .removeprefix("sbatch: ")
-        .removeprefix("error: ")
-    )
+    lines = [line.strip() for line in text.splitlines() if "error:" in line] or text.strip().splitlines()
+    return re.sub(r"^(sbatch: |error: |Batch job submission failed: )+", "", lines[-1])
 
 
 def _python(allocation: Allocation) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch import bench, commands_slurm, prepare
+from launch import bench, commands_hosts, commands_slurm, prepare
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.add_typer(prepare.app, name="prepare")
 commands_slurm.register(app)
+commands_hosts.register(app)
 app.add_typer(bench.app, name="bench")
 
 Overrides = Annotated[
@@ -32,16 +33,25 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run or study.")
     ] = None,
-    debug: Debug = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many processes; as many as there are CUDA devices if not said."),
+    ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Few steps, anomaly detection, data loaded in line, full tracebacks."),
+    ] = False,
 ) -> None:
     """Train the net, or the study of nets, that CONFIG describes."""
+    code = 0
 
     def action() -> None:
-        from trainer.run import split_words, train
+        from launch.local import train_here
 
-        train(*split_words(config, overrides or []), resume)
+        nonlocal code
+        code = train_here(config, overrides or [], resume, processes, debug)
 
-    raise typer.Exit(exit_code(action, debug))
+    raise typer.Exit(exit_code(action, debug) or code)
 
 
 @app.command("evaluate")

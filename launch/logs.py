@@ -35,7 +35,9 @@ def show_logs(run: Path, rank: int, follow: bool) -> None:
         if ended:
             break
         if not shown and not quiet:
-            print(f"job {facts.job} is {last_state(facts.job)}; waiting for its output", file=sys.stderr)
+            print(
+                f"job {facts.job} is {last_state(facts.job or '')}; waiting for its output", file=sys.stderr
+            )
             quiet = True
         time.sleep(_POLL_SECONDS)
     if not shown:

@@ -8,6 +8,7 @@ Standard library only, for it runs on the node itself in the seconds before a jo
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from launch.facts import job_id, note, read_facts, read_notes, restart_count
 from launch.slurm_commands import job_facts, slurm, unresponsive
@@ -16,14 +17,15 @@ from parallel.errors import UserError
 _NODE_LOSS_SECONDS = 45.0
 """How long to wait for Slurm to see that a node is gone: connections break before it does."""
 
+_UNFINISHED = 75  # sysexits.h: a temporary failure
+
 
 def why_again(run: Path, code: int, wait: float = _NODE_LOSS_SECONDS) -> str | None:
     """The reason to start the job again, None when there is none. `code` is srun's exit code."""
     if read_facts(run).cancelled:
         return None
-    here = [n for n in read_notes(run) if n["job"] == job_id() and n["restart"] == restart_count()]
-    events = {n["event"]: n for n in here}
-    if "finished" in events or "refused" in events:
+    events = _events(run)
+    if "refused" in events:
         return None
     if "stopped" in events:
         return f"stopped by signal {events['stopped']['signal']}"
@@ -42,25 +44,38 @@ def why_again(run: Path, code: int, wait: float = _NODE_LOSS_SECONDS) -> str | N
         time.sleep(1)
 
 
-def requeue(run: Path, code: int) -> None:
-    """Requeue the running job if there is reason to, at most `max_requeues` times."""
+def requeue(run: Path, code: int) -> int:
+    """Requeue the running job if there is reason to, at most `max_requeues` times.
+
+    Returns the job's exit code: 0 only for a run that has finished, for others may depend on it.
+    """
+    if "finished" in _events(run):  # a signal that comes while its processes end changes nothing
+        return 0
     reason = why_again(run, code)
+    unfinished = code or _UNFINISHED
     if reason is None:
-        return
+        return unfinished
     state = job_facts(job_id()).get("JobState", "RUNNING")
     if state != "RUNNING":  # cancelled, out of time, or being requeued by Slurm itself
         print(f"{reason}; the job is {state}, so it is left to Slurm", flush=True)
-        return
+        return unfinished
     limit = read_facts(run).allocation["max_requeues"]
     if restart_count() >= limit:
         note(run, "exhausted")
         print(
             f"{reason}; not requeued: max_requeues={limit} are used up; translution resume {run}", flush=True
         )
-        return
+        return unfinished
     note(run, "requeued", reason=reason)
     print(f"{reason}; requeued ({restart_count() + 1} of {limit})", flush=True)
     slurm("scontrol", "requeue", job_id())
+    return unfinished
+
+
+def _events(run: Path) -> dict[str, dict[str, Any]]:
+    """What has been noted of this start of the job."""
+    restart = restart_count()
+    return {n["event"]: n for n in read_notes(run) if n["job"] == job_id() and n["restart"] == restart}
 
 
 def _newest_checkpoint(run: Path) -> float:
@@ -71,6 +86,6 @@ def _newest_checkpoint(run: Path) -> float:
 
 if __name__ == "__main__":
     try:
-        requeue(Path(sys.argv[1]), int(sys.argv[2]))
+        sys.exit(requeue(Path(sys.argv[1]), int(sys.argv[2])))
     except UserError as error:
         sys.exit(f"error: {error}")

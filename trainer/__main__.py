@@ -16,13 +16,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--requeued", action="store_true", help="go on with run_dir if it holds a checkpoint, else begin it"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of all errors")
+    parser.add_argument("--debug", action="store_true", help="anomaly detection, tracebacks of all errors")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(arguments)
 
     def action() -> None:
         from trainer.run import split_words, train  # after the parser, for torch takes seconds
 
+        if given.debug:
+            import torch
+
+            torch.autograd.set_detect_anomaly(True)
         train(*split_words(given.config, given.overrides), given.resume, given.requeued)
 
     return exit_code(action, given.debug)
