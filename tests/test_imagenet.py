@@ -1,5 +1,9 @@
 """ImageNet from class folders to a trained net by the commands, and the configs for it."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +72,33 @@ def test_a_stopped_run_goes_on_with_the_images_that_would_have_come(
     for path in (cut / "checkpoints").glob("step-00000006*"):
         path.unlink()  # as if it had been killed after step 3
     assert translution("train", "--resume", cut, "data.workers=2").code == 0
+    assert losses(cut) == losses(whole)
+
+
+def test_a_signal_to_all_processes_saves_and_resumes_as_if_nothing_had_been(
+    config_file: Path, tmp_path: Path, translution: Callable
+):
+    """As Slurm sends it: to the workers too, whose death would be the training's."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    many = ["train.steps=80", "train.checkpoint_every=null", "train.evaluate_every=null", "data.workers=2"]
+    assert translution("train", config_file, f"run_dir={whole}", *many).code == 0
+    command = [sys.executable, "-m", "trainer", str(config_file), f"run_dir={cut}", *many]
+    pipe, one_thread = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=one_thread
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        for line in process.stdout:
+            if "step 3/80" in line:
+                break
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err
+    assert "go on with: translution train --resume" in out
+    assert 3 <= len(losses(cut)) < 80
+    assert translution("train", "--resume", cut).code == 0
     assert losses(cut) == losses(whole)
 
 

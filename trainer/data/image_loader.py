@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -79,6 +80,9 @@ class _Portions(IterableDataset):
     def __iter__(self) -> Iterator[Portion]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:  # Ctrl-C and Slurm signal all processes; the training one saves and then ends these
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)
         try:
             yield from self.portions(worker, workers)
         except UserError as error:  # crossing a process would bury its line in a traceback
