@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
-import torch
 from torch import nn
 
-from models import ModelConfig, build_model
+from models import ModelConfig
 from models.attention import Attention
 from models.gpt import GPTConfig
 from models.transformer import Layer, MixerLayers
 from models.translution import Translution
 from parallel.mesh import Mesh
+from parallel.outline import outline
 from parallel.shard import Shard, shards
 
 PARTS = ("banks", "projections", "feed-forward", "embeddings", "head", "norms")
@@ -89,8 +89,7 @@ class Anatomy:
         distinct = {mixer.model_dump_json(): mixer for mixer in mixers}
         kinds = [MixerLayers(mixer=mixer, layers=1) for mixer in distinct.values()]
         small = config.model_copy(update={"mixers": kinds, "depth": len(kinds)})
-        with torch.device("meta"):
-            self.net = build_model(small)
+        self.net = outline(small)
         layers = cast("list[Layer]", list(self.net.get_submodule("layers").children()))
         self.kinds = [
             LayerKind(layer, f"layers.{index}.", count)
