@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch import bench, commands_hosts, commands_slurm, prepare
+from launch import bench, commands_hosts, commands_slurm, plan, prepare
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(prepare.app, name="prepare")
 commands_slurm.register(app)
 commands_hosts.register(app)
 app.add_typer(bench.app, name="bench")
+plan.register(app)
 
 Overrides = Annotated[
     list[str] | None,
