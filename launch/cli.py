@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch import bench, commands_hosts, commands_slurm, plan, prepare
+from launch import bench, commands_hosts, commands_slurm, plan, prepare, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ commands_slurm.register(app)
 commands_hosts.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
+verify.register(app)
 
 Overrides = Annotated[
     list[str] | None,

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -159,6 +160,8 @@ def import_deepspeed() -> types.ModuleType:
     """DeepSpeed without its greetings, and without the compiler run it makes on the CPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed calls collectives by names that torch has begun to rename.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning, "torch.distributed")
     import deepspeed
 
     deepspeed.logger.setLevel(logging.WARNING)

@@ -16,16 +16,16 @@ from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.optimizer import OptimizerConfig
 from parallel.processes import join_processes, run_processes
 from parallel.shard import shards
-from parallel.traffic import Traffic, counted_traffic
+from parallel.traffic import counted_traffic
 from trainer.data.source import Batch
 from trainer.task import Classification, LanguageModel
 
 STEPS, BATCH, ACCUMULATE = 3, 16, 2  # a sample for each of up to eight replicas
-# Small enough that every step is clipped, so that a wrong norm gives wrong weights.
-OPTIMIZER = OptimizerConfig(steps=10, lr=1e-2, clip=0.05, weight_decay=0.1)
-# AdamW makes of a rounding error in a tiny gradient up to a part of lr in a weight; a wrong norm or a
-# lost term makes a hundred times more.
-TOLERANCE = 5e-5
+# Every step is clipped, so that a wrong norm gives wrong weights. AdamW would hide it, for it divides by
+# the gradients' size, and would make of a rounding error in a tiny gradient a part of lr: an eps of the
+# clipped gradients' size prevents both.
+OPTIMIZER = OptimizerConfig(steps=10, lr=1e-2, clip=0.05, weight_decay=0.1, eps=1e-4)
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,12 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
         model, OPTIMIZER, parallel, mesh, torch.device("cpu"), batch=BATCH, accumulate=ACCUMULATE
     )
     task = LanguageModel() if isinstance(model, GPTConfig) else Classification()
-    results, traffic = [], Traffic()
+    results, sent = [], {}
     for step in range(STEPS):
         batches = [_batch(model, step, micro, mesh) for micro in range(ACCUMULATE)]
         with counted_traffic(mesh) as traffic:
             results.append(engine.step(batches, ACCUMULATE, task.loss))
+        sent = traffic.sent(mesh)
     state = engine.state()["parameters"]
     weights = {name: entry["weight"].clone() for name, entry in state.items()}
     return _Run(
@@ -109,7 +110,7 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
         [r.grad_norm.item() for r in results],
         weights,
         bank_bytes(engine.model),
-        traffic.sent(mesh),
+        sent,
     )
 
 
@@ -152,7 +153,16 @@ def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run) -> Row:
     name = f"{mesh} {parallel.engine}" + (f" ZeRO-{parallel.zero}" if parallel.engine == "deepspeed" else "")
     name += f" activations {parallel.activations}"
     loss_error, norm_error, weight_error = errors.tolist()
-    return Row(name, run.losses[-1], run.norms[-1], loss_error, norm_error, weight_error, run.bank_bytes)
+    return Row(
+        name,
+        run.losses[-1],
+        run.norms[-1],
+        loss_error,
+        norm_error,
+        weight_error,
+        run.bank_bytes,
+        run.sent,
+    )
 
 
 def _worst(numbers: list[float], references: list[float]) -> float:
