@@ -166,7 +166,7 @@ def _tell(reports: list[Report], findings: list[str]) -> int:
             _giga(facts.get("memory"), "GB free"),
             _giga(facts.get("disk"), "GB free"),
             shared,
-            ", ".join(f"{speed / 1e9:,.0f}" for speed in facts.get("matrix", [])) + " GFLOP/s",
+            ", ".join(f"{speed / 1e9:,.0f} GFLOP/s" for speed in facts.get("matrix", [])),
             _giga(facts.get("link"), "GB/s"),
             _giga(facts.get("all_reduce"), "GB/s"),
             f"{facts['meeting_seconds']:.1f} s" if "meeting_seconds" in facts else "",

@@ -22,8 +22,8 @@ class Candidate(NamedTuple):
     label: str
 
 
-def candidates(config_path: str, overrides: list[str], sweeps: list[str]) -> list[Candidate]:
-    """The config's run, or one for each combination of `key=a,b` sweeps; each is checked.
+def candidates(config_path: str, overrides: list[str], sweeps: list[str], processes: int) -> list[Candidate]:
+    """The config's run, or one for each combination of `key=a,b` sweeps; each is checked for `processes`.
 
     Raises UserError for a sweep that is none, and ConfigError for a run that cannot be.
     """
@@ -34,7 +34,7 @@ def candidates(config_path: str, overrides: list[str], sweeps: list[str]) -> lis
         if sweeps and config.run_dir:
             raise UserError(f"run_dir={config.run_dir}: the runs of a sweep have one each; leave it out")
         for each in [member.config for member in study_members(config, Path())] or [config]:
-            check_net(each)
+            check_net(each, processes)
         plain = resolved(config)
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
         label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values)

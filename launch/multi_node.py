@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,20 @@ def launch(hostfile: Path, words: list[str], port: int, launcher: str = "pdsh", 
         command += ["--master_addr", address, "--master_port", str(port), "--module", "trainer", *words]
         env = os.environ | {"DS_ENV_FILE": file.name}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [_root(), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(command, env=env).returncode
+        return _wait(subprocess.Popen(command, env=env))
+
+
+def _wait(runner: subprocess.Popen[bytes]) -> int:
+    """DeepSpeed's runner ends the processes on all hosts at SIGTERM; Ctrl-C reaches it by itself."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: runner.send_signal(number))
+    try:
+        while True:
+            try:
+                return runner.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def environment(reports: list[Report]) -> dict[str, str]:

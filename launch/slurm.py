@@ -39,7 +39,7 @@ def submit(
     """
     if evaluate_every:
         overrides = [*overrides, "train.evaluate_every=null", f"train.checkpoint_every={evaluate_every}"]
-    found = candidates(config, overrides, sweeps)
+    found = candidates(config, overrides, sweeps, allocation.processes)
     if evaluate_every and found[0].config.study:
         raise UserError("--evaluate-every: is for one net; this config is a study (study=null trains one)")
     needs = [memory_need(candidate.config, allocation) for candidate in found]
