@@ -67,9 +67,7 @@ def recommend(
     ]
     enough = 1.1 * min(map(cluster.step_seconds, found), default=0.0)
     quick = [run for run in found if cluster.step_seconds(run) <= enough]
-    return min(
-        quick, key=lambda run: (run.mesh.model, run.mesh.tensor, cluster.step_seconds(run)), default=None
-    )
+    return min(quick, key=lambda run: (run.mesh.tensor, cluster.step_seconds(run)), default=None)
 
 
 def trains(net: Anatomy, precision: Precision, cluster: Cluster) -> bool:

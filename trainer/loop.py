@@ -24,6 +24,7 @@ from trainer.evaluation import evaluate
 from trainer.events import Events
 from trainer.interrupt import StopRequest
 from trainer.progress import PlainProgress, TerminalProgress, open_progress
+from trainer.resources import Resources
 from trainer.run_directory import RunDirectory
 
 _DROPOUT_STREAM = 8
@@ -110,6 +111,7 @@ class Loop:
         self._saved = engine.steps_done if samples else -1
         self._mark = time.perf_counter()
         self.evaluation: dict[str, dict[str, float]] = {}
+        self.resources = Resources(config, engine.mesh, engine.device)
 
     def fit(self, label: str) -> dict[str, Any]:
         """Train to the last step, evaluate, and return (and write) the result.
@@ -153,7 +155,8 @@ class Loop:
         # Dropout depends on the step alone, so that neither a resume nor an evaluation changes it.
         counter = np.array([engine.steps_done * engine.mesh.data + engine.mesh.data_rank])
         torch.manual_seed(int(random_bits(self.config.seed, _DROPOUT_STREAM, counter)[0] >> 1))
-        result = engine.step(self._timed(batches), train.accumulate, self.source.task.loss)
+        with self.resources.watched():
+            result = engine.step(self._timed(batches), train.accumulate, self.source.task.loss)
         self.samples += train.batch
         self.trained += train.batch
         self.pending.append((engine.steps_done, result))
@@ -243,6 +246,7 @@ class Loop:
             f"{self.source.unit}_per_second": round(self.trained / seconds, 1),
             "data_share": round(self.data_seconds / seconds, 4),
             "evaluation": self.evaluation,
+            **self.resources.result(),
         }
         self.run.save_result(result)
         return result
