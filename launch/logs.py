@@ -14,7 +14,7 @@ _POLL_SECONDS = 0.5
 def log_paths(run: Path, rank: int) -> list[Path]:
     """The files that hold the output of `rank`, one per job, the oldest job's first."""
     facts = read_facts(run)
-    folders = {run / "slurm", Path(facts.logs)} if facts.logs else {run / "slurm"}
+    folders = {run.absolute() / "slurm", Path(facts.logs or run).absolute()}
     names = [folder / f"{job}_{rank}_log.out" for job in facts.jobs for folder in folders]
     return [path for path in names if path.exists()]
 

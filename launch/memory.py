@@ -1,17 +1,17 @@
-"""What is known before a job runs of the memory its net needs, and of the bytes of a save."""
+"""What the planner says, before a job runs, of the memory its net needs and of the bytes of a save."""
 
+from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from launch.allocation import Allocation
-from models import build_model
+from parallel.mesh import mesh_of
+from parallel.planner import plan
+from parallel.size import size_text
 from trainer.config import RunConfig
 from trainer.study import study_members
 
-_BYTES = 16
-"""Per parameter: weight, gradient and Adam's two moments in float32."""
 _SAVED_BYTES = 12
+"""Per parameter: the weight and Adam's two moments in float32."""
 
 
 class MemoryNeed(NamedTuple):
@@ -23,35 +23,31 @@ class MemoryNeed(NamedTuple):
 
 
 def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
-    """The states of the largest net of `config` against what one process has.
-
-    The states alone, replicated: activations and sharding are the planner's to add.
-    """
-    from pathlib import Path
-
-    nets = [member.config for member in study_members(config, Path())] or [config]
-    largest = 0
-    for net in nets:
-        with torch.device("meta"):
-            largest = max(largest, sum(p.numel() for p in build_model(net.model).parameters()))
-    need = largest * _BYTES
-    line = f"memory: {largest:,} parameters, {_size(need)} of weights, gradients and optimizer states"
+    """The peak of the fullest process, of the net of `config` that needs most, against what there is."""
+    plans = [
+        plan(
+            net.model,
+            net.parallel,
+            mesh_of(net.parallel, allocation.processes),
+            net.train.batch,
+            net.train.accumulate,
+            net.precision,
+            cpu=allocation.gpus_per_node is None,
+        )
+        for net in [member.config for member in study_members(config, Path())] or [config]
+    ]
+    largest = max(plans, key=lambda each: each.memory.peak)
+    saved = _SAVED_BYTES * max(each.total for each in plans)
     have = _bytes_per_process(allocation)
+    line = f"memory: {largest.summary()}"
     if have is None:
-        return MemoryNeed(line, None, largest * _SAVED_BYTES)
-    verdict = "of" if need <= have else "does not fit in"
-    return MemoryNeed(f"{line}; {verdict} {_size(have)} per process", need <= have, largest * _SAVED_BYTES)
+        return MemoryNeed(line, None, saved)
+    fits = largest.fits(have)
+    verdict = "fits into" if fits else "does not fit into"
+    return MemoryNeed(f"{line}; {verdict} the {size_text(have)} of a process", fits, saved)
 
 
 def _bytes_per_process(allocation: Allocation) -> float | None:
     if allocation.gpus_per_node:
         return allocation.device_memory_gb and allocation.device_memory_gb * 1e9
     return allocation.mem_gb and allocation.mem_gb * 1e9 / allocation.processes_per_node
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
