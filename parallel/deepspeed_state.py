@@ -28,6 +28,7 @@ def read(zero: Any, stage: int, parameter: nn.Parameter) -> dict[str, Tensor]:
     return {"weight": weight, **moments}  # pyright: ignore[reportReturnType]
 
 
+@torch.no_grad()
 def write(zero: Any, stage: int, saved: dict[nn.Parameter, dict[str, Tensor]], steps: int) -> None:
     """Puts weights and moments back into this rank's parts, as they are after `steps` steps."""
     _begin(zero, stage, steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,16 +118,16 @@ def mesh_of(config: ParallelConfig, world: int, rank: int = 0) -> Mesh:
     return Mesh(world // (config.offset * config.tensor), config.offset, config.tensor, rank)
 
 
-def join_mesh(config: ParallelConfig, fingerprint: str = "") -> Mesh:
+def join_mesh(config: ParallelConfig, settings: Mapping[str, str] | None = None) -> Mesh:
     """Every process's first collective act: the groups of the mesh, on an initialised torch.distributed.
 
-    A process on its own has no groups. Raises UserError if the mesh does not factor or if the ranks'
-    fingerprints (of their configs) differ.
+    A process on its own has no groups. Raises UserError if the mesh does not factor or if the ranks
+    differ in a value of their `settings`.
     """
     if not dist.is_initialized():
         return mesh_of(config, 1)
+    _agree(settings or {})
     mesh = mesh_of(config, dist.get_world_size(), dist.get_rank())
-    _agree(fingerprint)
     if not fairscale_groups.model_parallel_is_initialized():
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
             fairscale_groups.initialize_model_parallel(mesh.model)
@@ -160,14 +161,17 @@ def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
     return own
 
 
-def _agree(fingerprint: str) -> None:
-    everyone: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(everyone, fingerprint)
+def _agree(settings: Mapping[str, str]) -> None:
+    everyone: list[Mapping[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, settings)
     odd = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
     if not odd:
         return
     if dist.get_rank():
         raise SystemExit(2)  # the first rank says it
+    theirs, ours = everyone[odd[0]], everyone[0]
+    key = next(k for k in [*ours, *theirs] if theirs.get(k) != ours.get(k))
     raise UserError(
-        f"ranks disagree on the config: rank {odd[0]} has {everyone[odd[0]]}, rank 0 has {everyone[0]}"
+        f"ranks disagree on the config: {key} is {theirs.get(key, 'not set')} on rank {odd[0]}, "
+        f"{ours.get(key, 'not set')} on rank 0"
     )

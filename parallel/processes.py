@@ -88,8 +88,12 @@ def all_well(error: UserError | None) -> None:
     failures: list[str | None] = [None] * world_size()
     dist.all_gather_object(failures, str(error) if error else None)
     failed = [number for number, failure in enumerate(failures) if failure]
-    if failed:
-        raise UserError(f"rank {failed[0]}: {failures[failed[0]]}") if rank() == 0 else SystemExit(2)
+    if not failed:
+        return
+    if rank():
+        raise SystemExit(2)  # the first rank says it
+    alone = len(set(failures)) > 1
+    raise UserError(f"rank {failed[0]}: {failures[failed[0]]}" if alone else failures[0]) from error
 
 
 def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds: float) -> list[Any]:

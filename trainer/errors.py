@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from parallel.errors import UserError
+from parallel.errors import RankFailure, UserError
 
 # What the machine, not the program, has got wrong.
 _MACHINE = {
@@ -37,7 +37,8 @@ def machine_error(error: OSError, path: Path | str, doing: str) -> UserError:
 
 
 def exit_code(action: Callable[[], None], debug: bool = False) -> int:
-    """Run `action`; 0 when it returns, 2 after one line on stderr for a user's mistake.
+    """Run `action`; 0 when it returns, 2 after one line on stderr for a user's mistake, 1 after one for
+    what befell the processes.
 
     With `debug` every error is shown with its traceback. A signal gives 128 + its number.
     """
@@ -58,6 +59,12 @@ def exit_code(action: Callable[[], None], debug: bool = False) -> int:
         line = machine_error(error, error.filename or "output", "write")
         print(f"error: {line}", file=sys.stderr)
         return 2
+    except RankFailure as failure:
+        if debug:
+            traceback.print_exc()
+        if failure.speaks:
+            print(f"error: {failure}", file=sys.stderr)
+        return 1
     except Interrupted as stop:
         return 128 + stop.number
     except KeyboardInterrupt:

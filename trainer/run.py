@@ -3,10 +3,14 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from parallel.errors import UserError
+from parallel.failure import failures_named
 from parallel.mesh import join_mesh
-from parallel.processes import join_processes, lead, leave_processes, rank
+from parallel.processes import all_well, join_processes, lead, leave_processes, rank
 from trainer.checkpoint import checkpoints
 from trainer.config import RunConfig, load_config
 from trainer.data.build import build_source
@@ -38,6 +42,30 @@ def train(
     checked before training starts and raises UserError. Returns the run directory; raises
     Interrupted when a signal stopped the run.
     """
+    prepared, failure = None, None
+    try:
+        prepared = _prepare(config_path, overrides, resume)
+    except UserError as error:
+        failure = error  # of this rank; the others, which it may not befall, are told
+    device = prepared.device if prepared else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    join_processes(device, alone=bool(prepared and prepared.config.parallel.engine == "deepspeed"))
+    try:
+        with failures_named():
+            all_well(failure)
+            assert prepared is not None
+            return _train(prepared.config, prepared.source, resume, requeued)
+    finally:
+        leave_processes()
+
+
+class _Prepared(NamedTuple):
+    config: RunConfig
+    device: torch.device
+    source: Source
+
+
+def _prepare(config_path: str | None, overrides: list[str], resume: Path | None) -> _Prepared:
+    """The part of train() that each rank does by itself: reading, and checking what can be checked."""
     if resume is not None:
         config = _config_of(resume, config_path, overrides)
     elif config_path is not None:
@@ -47,19 +75,14 @@ def train(
     device = pick_device(config)
     for each in [member.config for member in study_members(config, Path())] or [config]:
         check_net(each)
-    source = build_source(config)
-    join_processes(device, alone=config.parallel.engine == "deepspeed")
-    try:
-        return _train(config, source, resume, requeued)
-    finally:
-        leave_processes()
+    return _Prepared(config, device, build_source(config))
 
 
 def _train(config: RunConfig, source: Source, resume: Path | None, requeued: bool) -> Path:
     """The part of train() in which all ranks of the run take part."""
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the first rank speaks for all)
-    mesh = join_mesh(config.parallel, config.model_dump_json())
+    mesh = join_mesh(config.parallel, _settings(config.model_dump(mode="json")))
     path = lead(lambda: resume or config.run_dir or new_run_path(config.name))
     run, members = RunDirectory(path), study_members(config, path)
 
@@ -116,6 +139,15 @@ def _config_of(run_dir: Path, config_path: str | None, overrides: list[str]) -> 
     if not own.is_file():
         raise UserError(f"{run_dir}: is no run directory, it has no {own.name}")
     return load_config(config_path or own, overrides)
+
+
+def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every value of a config as text, by its dotted key."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        inside = isinstance(value, dict)
+        found |= _settings(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": str(value)}
+    return found
 
 
 def _resumable(run: RunDirectory, config: RunConfig, members: list[Member]) -> bool:

@@ -1,0 +1,57 @@
+"""A rank that fails takes the others with it: what happened, told once and in a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from parallel.errors import RankFailure
+
+# Of gloo, of the store where ranks meet, and of NCCL.
+_LOST = re.compile(
+    r"Connection (closed|reset) by|Broken pipe|Socket (Timeout|closed)|[Tt]imed out|remote process exited|"
+    r"NCCL (error|communicator was aborted)|failed to (recv|send)|recvValue"
+)
+_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+
+
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """Turns the errors that a lost rank, or too little memory, causes in this one into a RankFailure."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        failure = _failure(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    who = f"rank {dist.get_rank()} of {dist.get_world_size()}" if several else "this process"
+    reason = re.sub(r"^(\[[^]]*\] ?)+", "", str(error).split("\n")[0]).split(". ")[0].strip()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY.search(reason):
+        return RankFailure(f"{who} is out of memory: {reason}; translution plan CONFIG tells what fits")
+    if several and (isinstance(error, dist.DistError) or _LOST.search(reason)):
+        return RankFailure(
+            f"{who} lost another process of this run, which was killed or whose machine failed ({reason}); "
+            "go on from the last checkpoint with --resume RUN_DIR",
+            speaks=_first_to_tell(),
+        )
+    return None
+
+
+def _first_to_tell() -> bool:
+    """Of all ranks the first to ask; where the store died with its rank, one that it was not."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=5))
+        return store.add("translution/lost", 1) == 1
+    except RuntimeError:
+        return dist.get_rank() == 1
