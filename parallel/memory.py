@@ -6,16 +6,21 @@ What is alive at the worst of them is the peak.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from models.translution import Translution
-from parallel.activations import LayerBytes, end_bytes, layer_bytes
+from parallel.activations import EndBytes, LayerBytes, end_bytes, layer_bytes
 from parallel.anatomy import Anatomy, LayerKind
 from parallel.communication import widths
 from parallel.engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.shard import offset_share
+
+# Numbers in DeepSpeed's gradient bucket: its own default, and what deepspeed_engine.py sets for ZeRO-3.
+BUCKET, ZERO3_BUCKET = 500_000_000, 500_000
 
 
 @dataclass(frozen=True)
@@ -65,28 +70,25 @@ def step_memory(
         for kind in net.kinds
         for _ in range(kind.count)
     ]
-    policy = parallel.activations
-    kept = [_kept(each, policy) for _, each in layers]
+    kept = [_kept(each, parallel.activations) for _, each in layers]
     saved = ends.embedding + sum(kept) + ends.head
-    if policy == "block_cpu":
+    if parallel.activations == "block_cpu":
         host += sum(each.entry for _, each in layers)
-    moments = list(_moments(net, mesh, parallel, size.weight, layers, kept, ends.embedding, accumulate))
-    loss_gradients = states.gradients if accumulate > 1 else 0
-    moments.append(("loss", loss_gradients, saved, ends.loss_work, 0))
-    moments.append(("optimizer", states.gradients, 0, states.update, 0))
-    moment, gradients, alive, transient, gathered = max(moments, key=lambda each: sum(each[1:]))
-    peak = states.weights + states.optimizer + gradients + alive + transient + gathered + ends.inputs
+    moments = list(_moments(net, mesh, parallel, size.weight, layers, kept, ends, accumulate))
+    moments.append(Moment("optimizer", states.gradients, 0, states.update, 0))
+    worst = max(moments, key=lambda each: sum(each[1:]))
+    peak = sum(worst[1:]) + states.weights + states.optimizer + states.buffers + ends.inputs
     return Memory(
-        states.weights,
-        states.gradients,
-        states.optimizer,
-        max(each[4] for each in moments),
-        saved,
-        transient,
-        ends.inputs,
-        peak,
-        moment,
-        host,
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        gathered=max(each.gathered for each in moments),
+        saved=saved,
+        transient=worst.transient + states.buffers,
+        inputs=ends.inputs,
+        peak=peak,
+        moment=worst.name,
+        host=host,
     )
 
 
@@ -103,6 +105,16 @@ def fullest_rank(net: Anatomy, mesh: Mesh) -> Mesh:
     return Mesh(mesh.data, mesh.offset, mesh.tensor, fullest * mesh.tensor)
 
 
+class Moment(NamedTuple):
+    """Bytes alive at a time: gradients, saved activations, temporaries, and what ZeRO-3 has gathered."""
+
+    name: str
+    gradients: int
+    activations: int
+    transient: int
+    gathered: int
+
+
 def _moments(
     net: Anatomy,
     mesh: Mesh,
@@ -110,31 +122,43 @@ def _moments(
     weight: int,
     layers: list[tuple[LayerKind, LayerBytes]],
     kept: list[int],
-    embedding: int,
+    ends: EndBytes,
     accumulate: int,
-) -> Iterator[tuple[str, int, int, int, int]]:
-    """(name, gradients alive, activations alive, transient, gathered) of each layer's backward."""
-    sharded = mesh.data if parallel.zero >= 2 else 1
+) -> Iterator[Moment]:
+    """The loss, then backward through feed-forward and mixer of every layer, from the last."""
+    held, zero3 = net.held(mesh), parallel.zero == 3
+    total = sum(held.values())
     own = {kind.prefix: _layer_numbers(net, mesh, kind) for kind, _ in layers}
-    total = sum(net.held(mesh).values())
-    after = total - sum(sum(own[kind.prefix]) for kind, _ in layers)
-    below = embedding + sum(kept)
+    adds = accumulate > 1 or parallel.zero >= 2  # new gradients stand beside those that they go into
+
+    def gradients(done: int) -> int:
+        """Bytes of the gradients that stay, when those of `done` parameters have been computed."""
+        if zero3 or accumulate > 1:  # all of them, from the first micro-batch or from the start
+            done = total
+        return done * weight // (mesh.data if parallel.zero >= 2 else 1)
+
+    def moment(name: str, done: int, alive: int, work: int, fresh: int, module: int) -> Moment:
+        fresh = fresh * weight * (2 if zero3 else 1) if adds else 0  # ZeRO-3 scatters a copy
+        return Moment(name, gradients(done), alive, work + fresh, module * weight if zero3 else 0)
+
+    done = total - sum(own[kind.prefix].mixer + own[kind.prefix].rest for kind, _ in layers)
+    below = ends.embedding + sum(kept)
+    yield moment("loss", 0, below + ends.head, ends.loss_work, held["head"], held["head"])
     for index in range(len(layers) - 1, -1, -1):
-        kind, each = layers[index]
-        mixer, mlp = own[kind.prefix]
+        (kind, each), name = layers[index], f"backward of layer {index + 1}"
+        numbers = own[kind.prefix]
         below -= kept[index]
-        again = 0 if parallel.activations == "none" else each.mixer
-        whole = again if parallel.activations == "operator" else each.mixer + each.mlp
-        done = total if accumulate > 1 else after + mlp
-        fresh = mixer if accumulate > 1 or sharded > 1 else 0
-        gathered = mixer * weight if parallel.zero == 3 else 0
+        before = each.entry if parallel.activations == "operator" else each.mixer
+        alive = below + each.entry + before + each.mlp
+        yield moment(name, done, alive, each.mlp_work, numbers.rest_module, numbers.rest_module)
+        done += numbers.rest
         alive = below + each.entry + each.mixer
-        gradients = (done + (0 if accumulate > 1 or sharded > 1 else mixer)) * weight // sharded
-        yield f"layer {index} backward", gradients, alive, each.mixer_work + fresh * weight, gathered
-        alive = below + each.entry + (whole if parallel.activations != "operator" else each.mixer + each.mlp)
-        gradients = (total if accumulate > 1 else after + mlp) * weight // sharded
-        yield f"layer {index} backward", gradients, alive, each.mlp_work, 0
-        after += mixer + mlp
+        now = done if adds else done + numbers.mixer
+        yield moment(name, now, alive, each.mixer_work, numbers.mixer, numbers.mixer_module)
+        done += numbers.mixer
+    if parallel.engine == "deepspeed" and parallel.zero == 0:  # gradients are sent as flat copies
+        copied = min(total, BUCKET) if mesh.data > 1 else 0
+        yield Moment("sending gradients", gradients(total), 0, copied * weight, 0)
 
 
 def _kept(each: LayerBytes, policy: str) -> int:
@@ -145,30 +169,43 @@ def _kept(each: LayerBytes, policy: str) -> int:
     return each.entry + each.mlp + (each.entry if policy == "operator" else each.mixer)
 
 
-def _layer_numbers(net: Anatomy, mesh: Mesh, kind: LayerKind) -> tuple[int, int]:
-    """The parameters of one layer's mixer, and all its others."""
-    own = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix)]
-    mixer = sum(p.shard.numel for p in own if ".mixer." in p.name)
-    return mixer, sum(p.shard.numel for p in own) - mixer
+class _LayerNumbers(NamedTuple):
+    """Parameters of a layer's mixer and of all else in it, and of the largest module of either."""
+
+    mixer: int
+    rest: int
+    mixer_module: int
+    rest_module: int
 
 
-@dataclass(frozen=True)
-class _States:
+def _layer_numbers(net: Anatomy, mesh: Mesh, kind: LayerKind) -> _LayerNumbers:
+    modules: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    for piece in net.pieces(mesh):
+        if piece.name.startswith(kind.prefix):
+            inside = f"{kind.prefix}mixer." in piece.name
+            modules[not inside][piece.name.rpartition(".")[0]] += piece.shard.numel
+    sums, largest = (sum(m.values()) for m in modules), (max(m.values()) for m in modules)
+    return _LayerNumbers(*sums, *largest)
+
+
+class _States(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
     update: int  # what the optimizer takes for a moment
+    buffers: int  # what DeepSpeed sends gradients from
 
 
 def _states(net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> tuple[_States, int]:
     """Weights, gradients and optimizer states, and the bytes that offloading moves to the host."""
     held, number = sum(net.held(mesh).values()), widths(precision, parallel).weight
     if parallel.zero == 0:
-        return _States(held * number, held * number, held * 8, 0), 0
+        return _States(held * number, held * number, held * 8, 0, 0), 0
     share = -(-held // mesh.data)
     weights = (share if parallel.zero == 3 else held) * number
     gradients = (share if parallel.zero >= 2 else held) * number
+    buffers = (ZERO3_BUCKET if parallel.zero == 3 else BUCKET) * number
     optimizer = share * 12  # moments and masters
     if parallel.offload_optimizer:
-        return _States(weights, gradients, 0, 0), optimizer
-    return _States(weights, gradients, optimizer, share * 4), 0
+        return _States(weights, gradients, 0, 0, buffers), optimizer
+    return _States(weights, gradients, optimizer, 0 if parallel.zero == 3 else share * 4, buffers), 0
