@@ -31,12 +31,23 @@ class Tokens(NamedTuple):
     grid: Tensor
     flat: Tensor
     class_token: Tensor
+    tail: tuple[int, ...]  # B, …
+    strides: tuple[int, ...]  # of the grid
+    start: int
+
+    def rectangle(self, corner: tuple[int, ...], extent: tuple[int, ...]) -> Tensor:
+        """The view [*extent, B, …] of the grid from `corner` on; one call where indexing takes three."""
+        start = self.start
+        for place, stride in zip(corner, self.strides, strict=False):
+            start += place * stride
+        return self.grid.as_strided(extent + self.tail, self.strides, start)
 
 
 def view_tokens(t_NB: Tensor, grid: OffsetGrid) -> Tokens:
-    flat, tail = t_NB[int(grid.class_token) :], t_NB.shape[1:]
+    flat, tail = t_NB[int(grid.class_token) :], tuple(t_NB.shape[1:])
     token = t_NB[:1].view((1,) * len(grid.shape) + tail)
-    return Tokens(flat.unflatten(0, grid.shape), flat, token)
+    whole = flat.unflatten(0, grid.shape)
+    return Tokens(whole, flat, token, tail, whole.stride(), whole.storage_offset())
 
 
 class Span(NamedTuple):
@@ -54,6 +65,7 @@ class Runs:
         self.spans = tuple(spans)
         self.groups = lru_cache(maxsize=4)(self._groups)
         self.slices = lru_cache(maxsize=4)(self._slices)
+        self.only = self.spans[0].entry if len(self.spans) == 1 else None  # one run: all rows are its
 
     def _slices(self, batch: int) -> list[tuple[int, slice]]:
         """The entry and the rows of each run, for a loop of products."""
@@ -103,9 +115,10 @@ class BlockChunk:
     uniform = False
 
     def __init__(self, block: Block) -> None:
-        self._slices = {"query": _slices(block.queries), "key": _slices(block.keys)}
+        self._corner = {"query": _corner(block.queries), "key": _corner(block.keys)}
         rectangle = block.queries or block.keys
         self._rank = len(rectangle) if rectangle else 0
+        self._extent = tuple(stop - start for start, stop in rectangle or ())
         self._many_keys = block.queries is None and block.keys is not None
         self._many_queries = block.keys is None and block.queries is not None
         self.pairs = block.pairs
@@ -116,8 +129,8 @@ class BlockChunk:
         }
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
-        slices = self._slices[side]
-        return tokens.class_token if slices is None else tokens.grid[slices]
+        corner = self._corner[side]
+        return tokens.class_token if corner is None else tokens.rectangle(corner, self._extent)
 
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
         self.rows(side, tokens).add_(rows)
@@ -183,6 +196,10 @@ def _layer_table(
     for layer, (_, start, stop) in enumerate(spans):
         table[layer, query[start:stop]] = torch.arange(start, stop)
     return table
+
+
+def _corner(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[int, ...] | None:
+    return None if rectangle is None else tuple(start for start, _ in rectangle)
 
 
 def _slices(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[slice, ...] | None:

@@ -7,7 +7,7 @@ that waits for the device).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
@@ -33,8 +33,8 @@ class Bank:
             entries, stops = runs.groups(batch, rows.device)
             out.copy_(grouped_mm(rows, self._bank[entries].to(rows.dtype), offs=stops))
             return
-        for entry, run in runs.slices(batch):
-            torch.mm(rows[run], _cast(self._entries[entry], rows), out=out[run])
+        for entry, rows_run, out_run in _pieces(runs, batch, rows, out):
+            torch.mm(rows_run, _cast(self._entries[entry], rows), out=out_run)
 
     def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor, add: bool) -> None:
         """grad[n·B, D] by the transposed entries, into out[n·B, C], or added to it."""
@@ -43,12 +43,12 @@ class Bank:
             product = grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops)
             out.add_(product) if add else out.copy_(product)
             return
-        for entry, run in runs.slices(batch):
+        for entry, grad_run, out_run in _pieces(runs, batch, grad, out):
             weight = _cast(self._entries[entry], grad).t()
             if add:
-                out[run].addmm_(grad[run], weight)
+                out_run.addmm_(grad_run, weight)
             else:
-                torch.mm(grad[run], weight, out=out[run])
+                torch.mm(grad_run, weight, out=out_run)
 
     def add_gradient(self, rows: Tensor, grad: Tensor, runs: Runs, batch: int) -> None:
         """Adds rowsᵀ·grad of every run, rows[n·B, C], grad[n·B, D], to its entry's gradient."""
@@ -62,15 +62,15 @@ class Bank:
             products = grouped_mm(rows.t(), grad, offs=stops)
             self._total.index_add_(0, entries, products.to(self._total.dtype))
             return
-        for entry, run in runs.slices(batch):
+        for entry, rows_run, grad_run in _pieces(runs, batch, rows, grad):
             total, first = self._gradient[entry], entry in self._unwritten
             if rows.dtype != total.dtype:
-                product = torch.mm(rows[run].t(), grad[run])
+                product = torch.mm(rows_run.t(), grad_run)
                 total.copy_(product) if first else total.add_(product)
             elif first:
-                torch.mm(rows[run].t(), grad[run], out=total)
+                torch.mm(rows_run.t(), grad_run, out=total)
             else:
-                total.addmm_(rows[run].t(), grad[run])
+                total.addmm_(rows_run.t(), grad_run)
             self._unwritten.discard(entry)
 
     def gradient(self) -> Tensor:
@@ -84,6 +84,13 @@ class Bank:
         for entry in entries:
             self._total[entry].zero_()
         self._unwritten -= entries
+
+
+def _pieces(runs: Runs, batch: int, a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:
+    """Each run's entry and its rows of two tensors [n·B, …]."""
+    if runs.only is not None:
+        return ((runs.only, a, b),)
+    return ((entry, a[run], b[run]) for entry, run in runs.slices(batch))
 
 
 def _cast(weight: Tensor, like: Tensor) -> Tensor:

@@ -25,14 +25,21 @@ class Scratch:
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._buffers: dict[object, Tensor] = {}
+        self._views: dict[tuple[object, ...], Tensor] = {}  # shapes come again and again
 
-    def __call__(self, name: object, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    def __call__(self, name: object, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """Uninitialised memory of this shape; what the name held before is lost."""
+        place = (name, shape, dtype)
+        view = self._views.get(place)
+        if view is not None:
+            return view
         numbers, key = math.prod(shape), (name, dtype or self._like.dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numbers:
             buffer = self._buffers[key] = self._like.new_empty(numbers, dtype=dtype)
-        return buffer[:numbers].view(shape)
+            self._views = {other: view for other, view in self._views.items() if other[0] != name}
+        view = self._views[place] = buffer[:numbers].view(shape)
+        return view
 
 
 def logits(
@@ -43,8 +50,7 @@ def logits(
     scratch: Scratch | None,
 ) -> Tensor:
     """scale · Σ ⟨q, k⟩ over the segments → [S, B, H] in `dtype`."""
-    total = sum(_dot(q, k, dtype, scratch) for q, k in zip(q_SBHE, k_SBHE, strict=True))
-    return total.mul_(scale)  # type: ignore[union-attr]
+    return _dots(q_SBHE, k_SBHE, dtype, scratch).mul_(scale)
 
 
 def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) -> None:
@@ -54,10 +60,11 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
     [L, Q, B, H, E] the pairs, −inf where a query has no pair in a layer.
     """
     if logits.shape[0] == 1:
-        new = torch.logaddexp(lse, logits[0])
-        weight = (logits[0] - new).exp_().unsqueeze(-1)
+        logits = logits.squeeze(0)
+        torch.logaddexp(lse, logits, out=lse)
+        weight = logits.sub_(lse).exp_().unsqueeze(-1)
         for out, value in zip(outs, values, strict=True):
-            out.lerp_(value[0].to(out.dtype), weight)
+            out.lerp_(value.squeeze(0).to(out.dtype), weight)
     else:
         new = torch.logaddexp(lse, logits.logsumexp(0))
         finite = new.clamp_min(torch.finfo(new.dtype).min)  # a query may have met no pair yet
@@ -69,7 +76,7 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
                 continue
             for layer in range(len(value)):
                 out.addcmul_(value[layer].to(out.dtype), weights[layer])
-    lse.copy_(new)
+        lse.copy_(new)
 
 
 def gradients(
@@ -87,15 +94,25 @@ def gradients(
     lse [S, B, H] is final; delta [S, B, H] = Σ ⟨∂out, out⟩ and grad_outs [S, B, H, E] belong to the
     pairs' queries.
     """
-    weight = (logits(q, k, scale, lse.dtype, scratch) - lse).exp_()
-    grad_weight = sum(_dot(g, value, lse.dtype, scratch) for g, value in zip(grad_outs, v, strict=True))
-    grad_logits = ((grad_weight - delta) * weight).mul_(scale).to(q[0].dtype).unsqueeze(-1)
+    weight = logits(q, k, scale, lse.dtype, scratch).sub_(lse).exp_()
+    grad_weight = _dots(grad_outs, v, lse.dtype, scratch)
+    grad_logits = grad_weight.sub_(delta).mul_(weight).mul_(scale).to(q[0].dtype).unsqueeze(-1)
     weight = weight.to(q[0].dtype).unsqueeze(-1)
     return (
         [_times(key, grad_logits, scratch, ("q'", i)) for i, key in enumerate(k)],
         [_times(query, grad_logits, scratch, ("k", i)) for i, query in enumerate(q)],
         [_times(g, weight, scratch, ("v", i)) for i, g in enumerate(grad_outs)],
     )
+
+
+def _dots(
+    a_SBHE: Sequence[Tensor], b_SBHE: Sequence[Tensor], dtype: torch.dtype, scratch: Scratch | None
+) -> Tensor:
+    """Σ ⟨a, b⟩ over the segments → [S, B, H]."""
+    first, *others = (_dot(a, b, dtype, scratch) for a, b in zip(a_SBHE, b_SBHE, strict=True))
+    for other in others:
+        first.add_(other)
+    return first
 
 
 def _dot(a: Tensor, b: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:

@@ -183,7 +183,7 @@ class _Pairs:
     ) -> None:
         self._recipe, self._chunk, self._sources, self._banks = recipe, chunk, sources, banks
         self._scratch = scratch
-        self._read: dict[tuple[int, Side], Tensor] = {}
+        self._read: dict[tuple[int, Side], tuple[Tensor, Tensor]] = {}
 
     def project(self, fresh: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in memory
@@ -216,38 +216,41 @@ class _Pairs:
         products: dict[tuple[int, Side], list[tuple[int, Tensor]]] = {}
         for operand, side, grad in operands:
             grad = self._chunk.fold(side, grad)
-            grad = grad.view(*grad.shape[:-2], -1)
+            width = grad.shape[-2] * grad.shape[-1]
             if operand.bank is None:
-                self._chunk.add_rows(side, grad_sources[operand.source], grad)
+                self._chunk.add_rows(side, grad_sources[operand.source], grad.view(*grad.shape[:-2], width))
             else:
-                products.setdefault((operand.source, side), []).append((operand.bank, grad))
+                products.setdefault((operand.source, side), []).append((operand.bank, grad.view(-1, width)))
         for (source, side), grads in products.items():
-            rows, runs = self._rows(source, side), self._chunk.runs[side]
+            rows, flat = self._rows(source, side)
+            runs, batch = self._chunk.runs[side], rows.shape[-2]
             for bank, grad in grads:
-                self._banks[bank].add_gradient(_flat(rows), _flat(grad), runs, rows.shape[-2])
+                self._banks[bank].add_gradient(flat, grad, runs, batch)
             # Nobody reads the rows again: their gradient takes their place.
             for index, (bank, grad) in enumerate(grads):
-                self._banks[bank].multiply_back(_flat(grad), runs, rows.shape[-2], _flat(rows), index > 0)
+                self._banks[bank].multiply_back(grad, runs, batch, flat, index > 0)
             self._chunk.add_rows(side, grad_sources[source], rows)
 
     def _project(self, operand: Operand, side: Side, place: object) -> Tensor:
+        heads = self._recipe.heads
         if operand.bank is None:
             rows = self._chunk.rows(side, self._sources[operand.source])
-        else:
-            rows = self._rows(operand.source, side)
-            bank, batch = self._banks[operand.bank], rows.shape[-2]
-            shape = (*rows.shape[:-1], bank.width)
-            out = rows.new_empty(shape) if place is None else self._scratch(place, shape)
-            bank.multiply(_flat(rows), self._chunk.runs[side], batch, _flat(out))
-            rows = out
-        return rows.view(*rows.shape[:-1], self._recipe.heads, -1)
+            return rows.view(*rows.shape[:-1], heads, -1)
+        rows, flat = self._rows(operand.source, side)
+        bank = self._banks[operand.bank]
+        shape = (*rows.shape[:-1], heads, bank.width // heads)
+        out = rows.new_empty(shape) if place is None else self._scratch(place, shape)
+        bank.multiply(flat, self._chunk.runs[side], rows.shape[-2], out.view(-1, bank.width))
+        return out
 
-    def _rows(self, source: int, side: Side) -> Tensor:
-        """Rows of a source that banks multiply: a contiguous copy of our own."""
+    def _rows(self, source: int, side: Side) -> tuple[Tensor, Tensor]:
+        """Rows of a source that banks multiply, [*pair_shape, B, C] and flat [n·B, C]: a contiguous copy
+        of our own."""
         key = (source, side)
         if key not in self._read:
             rows = self._chunk.rows(side, self._sources[source])
-            self._read[key] = self._scratch(key, rows.shape).copy_(rows)
+            copy = self._scratch(key, tuple(rows.shape)).copy_(rows)
+            self._read[key] = (copy, copy.view(-1, copy.shape[-1]))
         return self._read[key]
 
 
@@ -255,10 +258,6 @@ def _segments(recipe: Recipe, kept: Iterator[Tensor]) -> tuple[list[Tensor], lis
     """The next chunk's q, k and v."""
     logits, values = len(recipe.logits), len(recipe.values)
     return list(islice(kept, logits)), list(islice(kept, logits)), list(islice(kept, values))
-
-
-def _flat(rows: Tensor) -> Tensor:
-    return rows.view(-1, rows.shape[-1])
 
 
 def _views(tensors: Sequence[Tensor], samples: slice, plan: Plan) -> list[Tokens]:
