@@ -93,7 +93,7 @@ def check_here() -> int:
 def slow_ones(reports: list[Report]) -> list[str]:
     """A line for each device or link that is much slower than its likes on the other hosts."""
     lines = []
-    for key, what in (("matrix", "matrix products"), ("link", "its network")):
+    for key, what, verb in (("matrix", "its matrix products", "run"), ("link", "its network", "runs")):
         speeds = {r.host: r.facts[key] for r in reports if r.facts.get(key)}
         flat = [s for speed in speeds.values() for s in (speed if isinstance(speed, list) else [speed])]
         if len(flat) < 2:
@@ -104,8 +104,8 @@ def slow_ones(reports: list[Report]) -> list[str]:
                 others.remove(each)
                 usual = statistics.median(others)
                 if each < _SLOW * usual:
-                    device = f" of device {number}" if isinstance(speed, list) and len(speed) > 1 else ""
-                    lines.append(f"{host}: {what}{device} run at {each / usual:.0%} of the others' speed")
+                    device = f" on device {number}" if isinstance(speed, list) and len(speed) > 1 else ""
+                    lines.append(f"{host}: {what}{device} {verb} at {each / usual:.0%} of the others' speed")
     return lines
 
 
