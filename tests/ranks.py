@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import socket
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +52,33 @@ def _train(runs: list[list[str]], ports: list[int]) -> list[tuple[int, str]]:
         forget_mesh()
         ends.append((code, errors.getvalue()))
     return ends
+
+
+@contextlib.contextmanager
+def started(world: int, words: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """`python -m trainer` with these words on `world` processes, as a launcher that ends none would;
+    at the end none is left."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = os.environ | meeting | {"OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer", *words],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
 
 
 def losses(run: Path) -> list[float]:

@@ -1,6 +1,7 @@
 """`python -m trainer CONFIG [key=value…]`: the process that every launcher starts."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="anomaly detection, tracebacks of all errors")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(arguments)
+    if not given.debug:  # torch's own pages about a lost rank; read when torch is imported
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     def action() -> None:
         from trainer.run import split_words, train  # after the parser, for torch takes seconds
