@@ -66,3 +66,19 @@ def op_command(
         show(bench_op(shape or [], repeat, compiled, device, precision), as_json)
 
     raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("parallel")
+def parallel_command(
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; the median is shown.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Banks, bytes sent and times of offset 1, offset 2 and ZeRO-3 alone, in two processes."""
+
+    def action() -> None:
+        from launch.bench_parallel import bench_parallel, show
+
+        show(bench_parallel(repeat), as_json)
+
+    raise typer.Exit(exit_code(action, debug))

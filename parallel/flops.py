@@ -31,7 +31,8 @@ def sample_flops(net: Anatomy, mesh: Mesh, parallel: ParallelConfig) -> Flops:
         forward = 2 * N * config.width * -(-config.vocabulary // mesh.model)
     else:
         patch = config.channels * config.patch_size**2
-        forward = 2 * N * patch * config.width + 2 * config.width * config.classes
+        rows = config.grid[0] * config.grid[1]
+        forward = 2 * rows * patch * config.width + 2 * config.width * config.classes
     training = 3 * forward
     for kind in net.kinds:
         pairs, dense = _mixer(kind, N, mesh)

@@ -17,8 +17,8 @@ from trainer.config import RunConfig
 class Resources:
     """Peak bytes of this process and bytes it sends in an optimizer step, by axis.
 
-    Bytes sent are counted in the second step of this process: in its first, DeepSpeed also sends what
-    it needs to set itself up. Only CUDA's allocator knows its peak; on the CPU none is measured.
+    Bytes sent are counted in the third step of this process: in the first two, DeepSpeed also sends
+    what it needs to trace the net. Only CUDA's allocator knows its peak; on the CPU none is measured.
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class Resources:
     def watched(self) -> Iterator[None]:
         """Around every optimizer step."""
         self._steps += 1
-        if self._steps != 2:
+        if self._steps != 3:
             yield
             return
         with counted_traffic(self._mesh) as traffic:

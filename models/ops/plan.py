@@ -9,7 +9,7 @@ are small or the device wants few, large calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from models.offsets import Block, OffsetGrid
 
 Side = Literal["query", "key"]
+Place = Callable[[tuple[int, ...]], Tensor]
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
 MAX_RUNS = 1023  # of a chunk of classes: as many as one grouped product takes
@@ -92,6 +93,10 @@ class Chunk(Protocol):
         """The tokens that stand on one side of the pairs; broadcasts against [*pair_shape, B, …]."""
         ...
 
+    def copy_rows(self, side: Side, tokens: Tokens, place: Place) -> Tensor:
+        """The same, contiguous in memory of our own: place(shape) gives it."""
+        ...
+
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
         """Adds rows to the tokens they were read from."""
         ...
@@ -132,6 +137,10 @@ class BlockChunk:
         corner = self._corner[side]
         return tokens.class_token if corner is None else tokens.rectangle(corner, self._extent)
 
+    def copy_rows(self, side: Side, tokens: Tokens, place: Place) -> Tensor:
+        rows = self.rows(side, tokens)
+        return place(tuple(rows.shape)).copy_(rows)
+
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
         self.rows(side, tokens).add_(rows)
 
@@ -169,6 +178,10 @@ class ClassChunk:
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
         return tokens.flat.index_select(0, self._index[side])
+
+    def copy_rows(self, side: Side, tokens: Tokens, place: Place) -> Tensor:
+        out = place((self.pairs, *tokens.tail))
+        return torch.index_select(tokens.flat, 0, self._index[side], out=out)
 
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
         tokens.flat.index_add_(0, self._index[side], rows.to(tokens.flat.dtype))

@@ -248,9 +248,9 @@ class _Pairs:
         of our own."""
         key = (source, side)
         if key not in self._read:
-            rows = self._chunk.rows(side, self._sources[source])
-            copy = self._scratch(key, tuple(rows.shape)).copy_(rows)
-            self._read[key] = (copy, copy.view(-1, copy.shape[-1]))
+            tokens = self._sources[source]
+            rows = self._chunk.copy_rows(side, tokens, lambda shape: self._scratch(key, shape))
+            self._read[key] = (rows, rows.view(-1, rows.shape[-1]))
         return self._read[key]
 
 

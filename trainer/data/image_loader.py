@@ -3,6 +3,7 @@
 import logging
 import math
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -63,12 +64,28 @@ class Cropping:
         return lambda place, jpeg: decode_training(jpeg, self.size, draws[place], self.scale, self.flip)
 
 
-def _zeros(*shape: int) -> torch.Tensor:
-    """uint8 zeros; in a worker in memory that the training process can see, as default_collate's."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.zeros(shape, np.uint8))
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
+class _Memory:
+    """Where portions are written: in a worker, memory that the training process sees.
+
+    It is used again as soon as the training process has surely copied it, for the system takes longer
+    to clear new memory than to fill it. The DataLoader asks a worker for its next portion but AHEAD
+    when it hands one out, so that at most AHEAD + 1 are on their way or being copied.
+    """
+
+    def __init__(self) -> None:
+        self.turns: list[torch.Tensor] = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 1)
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """uint8 of this shape, with anything in it."""
+        size = math.prod(shape)
+        if get_worker_info() is None:
+            return torch.from_numpy(np.empty(shape, np.uint8))
+        memory = self.turns.pop(0)
+        if len(memory) < size:
+            memory = torch.empty(0, dtype=torch.uint8)
+            memory.set_(torch.UntypedStorage._new_shared(size), 0, (size,))  # pyright: ignore[reportCallIssue]
+        self.turns.append(memory)
+        return memory[:size].view(shape)
 
 
 class _Portions(IterableDataset):
@@ -110,6 +127,7 @@ class Loader:
                 first += batch * world
 
         def portions(worker: int, workers: int) -> Iterator[Portion]:
+            memory = _Memory()
             lanes: dict[int, tuple[int, Iterator[Encoded]]] = {}
             for number in numbers():
                 mine = number[order.worker(number, world, workers) == worker]
@@ -121,9 +139,11 @@ class Loader:
                         wanted = order.wanted(epoch, lane, one, rank, world)
                         lanes[lane] = epoch, read_lane(self.images.paths, wanted)
                     samples.append(next(lanes[lane][1]))
-                yield self._portion(samples, cropping.size, cropping.decoder(mine))
+                pixels = memory.take(len(mine), cropping.size, cropping.size, 3)
+                yield self._portion(samples, pixels, cropping.decoder(mine))
 
         received = self._received(portions)
+        seen = deque[Portion](maxlen=workers * (AHEAD + 1))  # what comes again need not be mapped again
         for number in numbers():
             # NumPy puts whole images in their places ten times as fast as torch does.
             pixels = np.empty((batch, cropping.size, cropping.size, 3), np.uint8)
@@ -131,6 +151,7 @@ class Loader:
             worker = order.worker(number, world, workers)
             for each in range(workers):
                 portion = self._checked(next(received))
+                seen.append(portion)
                 pixels[worker == each] = portion.pixels.numpy()
                 labels[worker == each] = portion.labels.numpy()
             yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels))
@@ -152,7 +173,9 @@ class Loader:
             for at in range(0, share, batch):
                 count = min(batch, share - at)
                 part = list(islice(samples, count))
-                yield self._portion(part, size, lambda _, jpeg: decode_evaluation(jpeg, size), count)
+                # Not to be used again: these pixels are handed out as they are.
+                pixels = _Memory().take(count, size, size, 3)
+                yield self._portion(part, pixels, lambda _, jpeg: decode_evaluation(jpeg, size))
 
         for portion in self._received(portions):
             self._checked(portion)
@@ -168,14 +191,12 @@ class Loader:
     def _portion(
         self,
         samples: Sequence[Encoded],
-        size: int,
+        memory: torch.Tensor,
         decode: Callable[[int, bytes], np.ndarray],
-        count: int | None = None,
     ) -> Portion:
-        """The samples' pixels and labels, filled up to `count` with what does not count."""
-        count = len(samples) if count is None else count
-        shared = _zeros(count, size, size, 3)
-        pixels, labels = shared.numpy(), np.full(count, IGNORED, np.int64)
+        """The samples' pixels, in `memory`, and labels, filled up with what does not count."""
+        pixels, labels = memory.numpy(), np.full(len(memory), IGNORED, np.int64)
+        pixels[len(samples) :] = 0
         skipped = []
         for place, sample in enumerate(samples):
             try:
@@ -185,8 +206,9 @@ class Loader:
                 pixels[place] = decode(place, sample.jpeg)
                 labels[place] = label
             except UNREADABLE as error:
+                pixels[place] = 0
                 skipped.append(f"{sample.name}: {' '.join(str(error).split())}")
-        return Portion(shared, torch.from_numpy(labels), skipped)
+        return Portion(memory, torch.from_numpy(labels), skipped)
 
     def _received(self, portions: Callable[[int, int], Iterator[Portion]]) -> Iterator[Portion]:
         loader = DataLoader(
