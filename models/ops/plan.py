@@ -48,7 +48,7 @@ def view_tokens(t_NB: Tensor, grid: OffsetGrid) -> Tokens:
     flat, tail = t_NB[int(grid.class_token) :], tuple(t_NB.shape[1:])
     token = t_NB[:1].view((1,) * len(grid.shape) + tail)
     whole = flat.unflatten(0, grid.shape)
-    return Tokens(whole, flat, token, tail, whole.stride(), whole.storage_offset())
+    return Tokens(whole, flat, token, tail, whole.stride(), int(whole.storage_offset()))
 
 
 class Span(NamedTuple):
