@@ -37,7 +37,7 @@ def build_engine(
         return TorchEngine(net, optimizer, device, precision, mesh)
     from parallel.deepspeed_engine import DeepSpeedEngine, take_share
 
-    take = take_share(mesh) if parallel.zero == 3 else None
+    take = take_share(precision) if parallel.zero == 3 else None
     net = parallelize(_on_meta(model), mesh, parallel, seed, device, take)
     return DeepSpeedEngine(net, optimizer, device, precision, mesh, parallel, batch, accumulate)
 

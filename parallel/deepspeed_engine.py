@@ -65,6 +65,8 @@ class DeepSpeedEngine:
             mpu=fairscale_groups,
         )
         self.model = self._engine.module
+        if precision == "bf16":
+            self.model.register_forward_pre_hook(_in_bfloat16)
 
     @property
     def parameters(self) -> int:
@@ -172,13 +174,20 @@ def import_deepspeed() -> types.ModuleType:
     return deepspeed
 
 
-def take_share(mesh: Mesh) -> Callable[[nn.Module], None]:
+def take_share(precision: Precision) -> Callable[[nn.Module], None]:
     """For parallelize(): partitions a module's weights over the data axis as soon as they are drawn, so
     that a rank never holds more than one layer whole (ZeRO-3)."""
     deepspeed = import_deepspeed()
 
     def take(module: nn.Module) -> None:
-        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+        for parameter in module.parameters():
+            if precision == "bf16" and not hasattr(parameter, "ds_id"):  # not taken yet
+                parameter.data = parameter.data.bfloat16()
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 3},
+            "bf16": {"enabled": precision == "bf16"},
+        }
         deepspeed.zero.Init(
             module=module,
             data_parallel_group=fairscale_groups.get_data_parallel_group(),  # its `mpu` is ignored
@@ -186,3 +195,8 @@ def take_share(mesh: Mesh) -> Callable[[nn.Module], None]:
         )
 
     return take
+
+
+def _in_bfloat16(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images in the dtype of the weights that meet them; ids stay."""
+    return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)

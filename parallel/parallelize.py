@@ -4,11 +4,12 @@ what (DESIGN section 4)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
-from fairscale.nn.checkpoint import checkpoint_wrapper
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import Attention
 from models.gpt import GPT
@@ -74,9 +75,21 @@ def _leave(weight: Tensor) -> Tensor:
 def _checkpoint_activations(net: nn.Module, policy: str) -> None:
     for layer in [module for module in net.modules() if isinstance(module, Layer)]:
         if policy == "operator":
-            layer.mixer = checkpoint_wrapper(layer.mixer)
+            _recompute(layer.mixer, offload=False)
         elif policy != "none":
-            checkpoint_wrapper(layer, offload_to_cpu=policy == "block_cpu")
+            _recompute(layer, offload=policy == "block_cpu")
+
+
+def _recompute(module: nn.Module, offload: bool) -> None:
+    """Saves a module's input only, in host memory if `offload`. (fairscale's checkpoint_wrapper recomputes
+    in another dtype than autocast's: float32 on the CPU, float16 on CUDA.)"""
+    forward = module.forward
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu() if offload else nullcontext():
+            return checkpoint(forward, x, use_reentrant=True)
+
+    module.forward = run
 
 
 def _innermost_first(net: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -51,6 +51,13 @@ class Shard:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def inside(self) -> tuple[int, int]:
+        """Where the held slice of a dimension starts, and how much of it lies within the whole."""
+        assert self.dim is not None
+        start, stop = (min(end, self.full[self.dim]) for end in (self.start, self.stop))
+        return start, stop - start
+
     def sharded(self) -> bool:
         return self.entries is not None or self.dim is not None
 
@@ -65,7 +72,7 @@ class Shard:
         """The held slice of a whole parameter (or of its held entries); zeros beyond its end."""
         if self.dim is None:
             return whole
-        part = whole.narrow(self.dim, self.start, min(self.stop, self.full[self.dim]) - self.start)
+        part = whole.narrow(self.dim, *self.inside)
         missing = self.stop - self.start - part.shape[self.dim]
         if not missing:
             return part

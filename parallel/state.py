@@ -59,4 +59,4 @@ def _cut(whole: Tensor, shard: Shard) -> Tensor:
 
 def _slice(whole: Tensor, shard: Shard) -> Tensor:
     assert shard.dim is not None
-    return whole.narrow(shard.dim, shard.start, min(shard.stop, shard.full[shard.dim]) - shard.start)
+    return whole.narrow(shard.dim, *shard.inside)

@@ -17,7 +17,7 @@ def shard_vocabulary(net: GPT, mesh: Mesh, shard: Shard) -> None:
     rank's part of the vocabulary, which is padded so that the parts are equal."""
     width, padded = net.config.width, (shard.stop - shard.start) * mesh.model
     net.embedding = VocabParallelEmbedding(padded, width, init_method=_leave)  # pyright: ignore
-    net.head = _Head(width, padded, min(shard.stop, shard.full[0]) - shard.start)  # pyright: ignore
+    net.head = _Head(width, padded, shard.inside[1])  # pyright: ignore
     if net.config.tie_embeddings:
         net.head.weight = net.embedding.weight
     net.token_losses = _token_losses
