@@ -1,5 +1,7 @@
 """Training and evaluation from shards: who sees what, after which stop, and what is left out."""
 
+import subprocess
+import sys
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -220,3 +222,17 @@ def test_too_few_shards_says_how_many_are_needed(folder: Path):
     have = len(own.images.paths)
     with pytest.raises(UserError, match=rf"{have} shards are too few .* at least 12 shards are needed"):
         next(own.train_batches(0, 8, 1, 0, 4))
+
+
+def test_a_program_that_ends_in_the_midst_of_loading_leaves_no_process(folder: Path):
+    """Its workers ignore SIGTERM, so that Python's own exit would wait for them."""
+    code = (
+        "import sys; from pathlib import Path; from trainer.data.imagenet import *; "
+        "config = ImagenetConfig(path=Path(sys.argv[1]), workers=2); "
+        f"source = Imagenet(config, 16, {CLASSES}, 0); "
+        "kept = source.train_batches(0, 4); next(kept); print('over')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60
+    )  # the pipes end with the last process that holds them
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")

@@ -1,5 +1,6 @@
 """Worker processes that turn shards into batches of pixels, in an order that no process changes."""
 
+import atexit
 import logging
 import math
 import signal
@@ -7,8 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -86,6 +89,20 @@ class _Memory:
             memory.set_(torch.UntypedStorage._new_shared(size), 0, (size,))  # pyright: ignore[reportCallIssue]
         self.turns.append(memory)
         return memory[:size].view(shape)
+
+
+_workers: WeakSet[BaseProcess] = WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what a loader that is still in use has left; Python's own exit would wait for them, for ever,
+    because they ignore the SIGTERM that it sends."""
+    left = [worker for worker in _workers if worker.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that dies
+    for worker in left:
+        worker.kill()
 
 
 class _Portions(IterableDataset):
@@ -218,7 +235,9 @@ class Loader:
             prefetch_factor=AHEAD if self.workers else None,
             generator=torch.Generator(),  # or it would draw from the one that dropout draws from
         )
-        return iter(loader)
+        received = iter(loader)
+        _workers.update(getattr(received, "_workers", ()))
+        return received
 
     def _checked(self, portion: Portion) -> Portion:
         if portion.error:
