@@ -14,6 +14,8 @@ from conftest import Box
 
 from trainer.run_directory import RunDirectory
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def ssh() -> None:

@@ -8,6 +8,8 @@ from slurm_stage import QUICK, Stage, events, job, losses, starts, step
 
 from launch.facts import read_notes
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture
 def stage(box: Box, tmp_path: Path, tiny: dict) -> Stage:
@@ -40,7 +42,6 @@ def test_a_node_without_the_run_directory_is_named_and_the_job_does_not_start_ag
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(400)
 def test_a_run_of_two_nodes_goes_on_when_the_second_is_lost(stage: Stage):
     steps = ("train.steps=300", "train.checkpoint_every=1000", "train.log_every=5")
     one = stage.submit(*steps)

@@ -42,7 +42,7 @@ def story(play: Callable[..., None]) -> Callable[..., None]:
     """Turn a story into a test: all stories selected begin together, each test waits for its own."""
     _STORIES[play.__name__] = play
 
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(600)
     def test(together: dict[str, Future]) -> None:
         together[play.__name__].result()
 
