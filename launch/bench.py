@@ -23,7 +23,7 @@ def data_command(
     path: Annotated[Path, typer.Argument(help="A folder made by translution prepare.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode images.")] = CORES,
     image_size: Annotated[int, typer.Option(min=1, help="Pixels of an image's side.")] = 224,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each measurement.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each of the measurements.")] = 5,
     debug: Debug = False,
 ) -> None:
     """Speed of loading prepared data.
