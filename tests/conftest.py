@@ -12,6 +12,13 @@ import yaml
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_anomaly_mode():
+    """A command with --debug, run in this process, leaves torch's anomaly mode on."""
+    yield
+    torch.autograd.set_detect_anomaly(False)
+
+
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     """A net so small that a step takes milliseconds: 3 × 3 tokens, one layer of width 8."""

@@ -36,7 +36,7 @@ LIMIT = 2.5 * BANKS
 def test_banks_beyond_the_limit_train_when_four_ranks_share_them():
     losses = run_processes(step_under_limit, 4, 4, seconds=100)
     assert len(set(losses)) == 1
-    with pytest.raises(RuntimeError, match="can't allocate memory|MemoryError"):
+    with pytest.raises(RuntimeError, match=r"can't allocate memory|MemoryError"):
         run_processes(step_under_limit, 1, 1, seconds=100)
 
 
