@@ -232,10 +232,10 @@ def test_a_job_is_requeued_no_more_often_than_allowed(stage: Stage) -> None:
     ("options", "message"),
     [
         (("--partition", "gpu"), "partition=gpu: there is none; this cluster has main, urgent"),
-        (("--nodes", "5"), "nodes=5: partition main has 4"),
+        (("--nodes", "8"), "nodes=8: partition main has 4"),
         (("--time", "2", "--signal-delay", "120"), "time=2 min is too short to save"),
         (("--after", "runs/none"), "runs/none: was not submitted to Slurm"),
-        (("--tasks-per-node", "9"), "sbatch: Requested node configuration is not available"),
+        (("--cpus-per-task", "9"), "sbatch: Requested node configuration is not available"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(
