@@ -88,7 +88,8 @@ _MAIN = "from launch.cli import main; main()"
 def listener(box: Box) -> Iterator[None]:
     """Something on node1 that holds the port where ranks meet."""
     code = (
-        "import os, socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
+        "import os, socket, time; s = socket.socket(); "
+        "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
         "s.bind(('', 29500)); s.listen(); print(os.getpid(), flush=True); time.sleep(60)"
     )
     process = box.popen("nsenter", *_enter(box, "node1"), sys.executable, "-c", code)
