@@ -76,7 +76,8 @@ class Piece(NamedTuple):
 
 
 class Anatomy:
-    """The kinds of layers of a net, and the pieces of it that a place of a mesh holds.
+    """The kinds of layers of a net, and the pieces of it that a place of a mesh holds; `order` is the
+    kind of each layer.
 
     Raises ValueError for a net that cannot be built.
     """
@@ -95,6 +96,8 @@ class Anatomy:
             LayerKind(layer, f"layers.{index}.", count)
             for index, (layer, count) in enumerate(zip(layers, counts.values(), strict=True))
         ]
+        by_mixer = dict(zip(distinct, self.kinds, strict=True))
+        self.order = [by_mixer[mixer.model_dump_json()] for mixer in mixers]
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from models.gpt import GPTConfig
 from models.translution import Translution
-from parallel.anatomy import Anatomy, LayerKind, MixerShape, mixer_shape
+from parallel.anatomy import Anatomy, LayerKind, MixerShape, Piece, mixer_shape
+from parallel.deepspeed_engine import SUB_GROUP_SIZE
 from parallel.engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.traffic import Traffic
@@ -110,7 +111,7 @@ def _state_traffic(
         _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
     for axis in ("data", "model"):
         if getattr(mesh, axis) > 1:
-            traffic.add(axis, "all_reduce", _norm_bytes(axis, parallel, precision))
+            traffic.add(axis, "all_reduce", _norm_bytes(axis, net, mesh, parallel, precision))
     return traffic
 
 
@@ -140,21 +141,45 @@ def _gradients_and_weights(
 def _flat(net: Anatomy, mesh: Mesh) -> int:
     """Numbers in DeepSpeed's flat buffers of ZeRO 1 and 2: one for each group of the optimizer, padded
     to twice the data ranks."""
-    without_decay: set[str] = net.net.no_decay()  # pyright: ignore
     sizes = {True: 0, False: 0}
     for piece in net.pieces(mesh):
-        decays = len(piece.shard.full) > 1 and piece.name not in without_decay
-        sizes[decays] += piece.shard.numel * piece.count
+        sizes[_decays(net, piece)] += piece.shard.numel * piece.count
     step = 2 * mesh.data
     return sum(-(-size // step) * step for size in sizes.values())
 
 
-def _norm_bytes(axis: str, parallel: ParallelConfig, precision: Precision) -> int:
+def _decays(net: Anatomy, piece: Piece) -> bool:
+    """Which of the optimizer's groups it is in (parallel/optimizer.py)."""
+    without_decay: set[str] = net.net.no_decay()  # pyright: ignore
+    return len(piece.shard.full) > 1 and piece.name not in without_decay
+
+
+def _norm_bytes(axis: str, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> int:
     """Scalars of the gradient norm, and of DeepSpeed's looks for numbers that are not finite."""
     if parallel.engine == "torch":
         return 4 if axis == "model" else 0
     if parallel.zero == 0:
         return 8 if axis == "model" else 4
     if parallel.zero == 3:
-        return 16
+        return 8 * _sub_groups(net, mesh)
     return 9 if precision == "bf16" else 8
+
+
+def _sub_groups(net: Anatomy, mesh: Mesh) -> int:
+    """How many runs of parameters DeepSpeed updates one after another under ZeRO-3: either group of the
+    optimizer is cut after each parameter by which a run has reached SUB_GROUP_SIZE."""
+    pieces = net.pieces(mesh)
+    within = [p.name.startswith("layers.") for p in pieces]
+    before, after = pieces[: within.index(True)], pieces[len(within) - within[::-1].index(True) :]
+    ordered = [*before, *(piece for kind in net.order for piece in _of(kind, pieces)), *after]
+    runs = {True: [0], False: [0]}
+    for piece in ordered:
+        run = runs[_decays(net, piece)]
+        if run[-1] >= SUB_GROUP_SIZE:
+            run.append(0)
+        run[-1] += -(-piece.shard.numel // mesh.data)
+    return sum(len([numel for numel in run if numel]) for run in runs.values())
+
+
+def _of(kind: LayerKind, pieces: list[Piece]) -> list[Piece]:
+    return [piece for piece in pieces if piece.name.startswith(kind.prefix)]

@@ -34,6 +34,8 @@ from parallel.gradient import gradient_norm
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.optimizer import OptimizerConfig, build_optimizer, learning_rate
 
+SUB_GROUP_SIZE = 1_000_000  # numbers of a rank that ZeRO-3 updates at once
+
 
 class DeepSpeedEngine:
     """See parallel.engine.Engine. bf16 holds weights in bfloat16 with float32 masters."""
@@ -142,7 +144,7 @@ def deepspeed_settings(
             "stage3_prefetch_bucket_size": 0,
             "stage3_param_persistence_threshold": 0,
             "reduce_bucket_size": 500_000,
-            "sub_group_size": 1_000_000,
+            "sub_group_size": SUB_GROUP_SIZE,
         }
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}

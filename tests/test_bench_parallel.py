@@ -6,15 +6,18 @@ import pytest
 
 from launch.bench_parallel import Size, bench_parallel, show
 
+# Half a bank is more than ZeRO-3 updates at once, so that each has a norm of its own.
+SIZE = Size(side=6, width=144, heads=3, batch=4)
+
 
 @pytest.fixture(scope="module")
 def result():
-    return bench_parallel(1, Size(side=6, width=24, heads=3, batch=4), seconds=100)
+    return bench_parallel(1, SIZE, seconds=100)
 
 
 def test_half_the_bank_is_held_and_its_size_changes_nothing_that_is_sent(result):
     whole, half = result["operator"]["bank_bytes"]
-    one_class = 4 * 3 * 24 * 24 * 4
+    one_class = 4 * 3 * SIZE.width**2 * 4
     assert abs(half - whole / 2) <= one_class / 2
     short, long = result["doubled"]
     assert long["bank_bytes"] > 1.9 * short["bank_bytes"]
@@ -23,7 +26,7 @@ def test_half_the_bank_is_held_and_its_size_changes_nothing_that_is_sent(result)
 
 def test_bytes_sent_equal_the_formula(result):
     """N·B·H maxima, N·B·(C + H) partial sums, N·B·C gradients; each all-reduce of two sends its size."""
-    tokens, width, heads = 36 * 4, 24, 3
+    tokens, width, heads = SIZE.side**2 * SIZE.batch, SIZE.width, SIZE.heads
     assert result["operator"]["sent"]["offset"] == 4 * tokens * (heads + (width + heads) + width)
 
 
