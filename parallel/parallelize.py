@@ -20,7 +20,7 @@ from parallel.mesh import Mesh, ParallelConfig
 from parallel.offset import shard_offsets
 from parallel.shard import Shard, shards
 from parallel.tensor import shard_heads
-from parallel.vocabulary import shard_vocabulary
+from parallel.vocabulary import leave, shard_vocabulary
 
 
 def parallelize(
@@ -63,13 +63,8 @@ def parallelize(
 
 def _shard_feed_forward(mlp: FeedForward) -> None:
     dim, hidden = mlp.up.in_features, mlp.up.out_features
-    mlp.up = ColumnParallelLinear(dim, hidden, gather_output=False, init_method=_leave)  # pyright: ignore
-    mlp.down = RowParallelLinear(hidden, dim, input_is_parallel=True, init_method=_leave)  # pyright: ignore
-
-
-def _leave(weight: Tensor) -> Tensor:
-    """Weights are drawn at the end, by name."""
-    return weight
+    mlp.up = ColumnParallelLinear(dim, hidden, gather_output=False, init_method=leave)  # pyright: ignore
+    mlp.down = RowParallelLinear(hidden, dim, input_is_parallel=True, init_method=leave)  # pyright: ignore
 
 
 def _checkpoint_activations(net: nn.Module, policy: str) -> None:

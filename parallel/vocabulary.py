@@ -16,7 +16,7 @@ def shard_vocabulary(net: GPT, mesh: Mesh, shard: Shard) -> None:
     """Splits embedding, head and loss; `shard` is the embedding's. The net's logits are then this
     rank's part of the vocabulary, which is padded so that the parts are equal."""
     width, padded = net.config.width, (shard.stop - shard.start) * mesh.model
-    net.embedding = VocabParallelEmbedding(padded, width, init_method=_leave)  # pyright: ignore
+    net.embedding = VocabParallelEmbedding(padded, width, init_method=leave)  # pyright: ignore
     net.head = _Head(width, padded, shard.inside[1])  # pyright: ignore
     if net.config.tie_embeddings:
         net.head.weight = net.embedding.weight
@@ -27,7 +27,7 @@ class _Head(ColumnParallelLinear):
     """Logits of this rank's words; those of the padding are −∞."""
 
     def __init__(self, width: int, padded: int, words: int) -> None:
-        super().__init__(width, padded, bias=False, gather_output=False, init_method=_leave)
+        super().__init__(width, padded, bias=False, gather_output=False, init_method=leave)
         self._words = words
 
     def forward(self, input_: Tensor) -> Tensor:
@@ -43,6 +43,6 @@ def _token_losses(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
     return losses.masked_fill(targets_BN < 0, 0.0)
 
 
-def _leave(weight: Tensor) -> Tensor:
+def leave(weight: Tensor) -> Tensor:
     """Weights are drawn later, by name (models/initial.py)."""
     return weight
