@@ -14,7 +14,7 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 soak: $(STAMP)
-	TRANSLUTION_SLURM_TESTS=1 $(VENV)/bin/python -m pytest -m "soak or not soak" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "soak or not soak" $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

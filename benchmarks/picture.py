@@ -50,7 +50,7 @@ def main(run_dir: Path, out: Path) -> None:
         places = [place + (number - 0.5) * 0.38 for place in range(len(COLUMNS))]
         bars = axis.bar(places, accuracies(run_dir, mixer), 0.36, label=title, color=colour)
         axis.bar_label(bars, fmt="%.0f", fontsize=9)
-    axis.set_xticks(range(len(COLUMNS)), list(COLUMNS), fontsize=9)
+    axis.set_xticks(range(len(COLUMNS)), [name.replace("→", "→\n") for name in COLUMNS], fontsize=9)
     axis.set_ylabel("test accuracy, %")
     axis.set_ylim(0, 105)
     axis.spines[["top", "right"]].set_visible(False)
