@@ -111,23 +111,24 @@ def _scratch(
     """Temporaries of the largest chunk of pairs (models/ops/streamed.py cuts them, stage.py names them)."""
     plan, workspace = mixer.plan, mixer.recipe.workspace
     read = {(o.source, side) for o, side, _ in every}
-    pair_numbers = sum(shape.sources[source] for source, _ in read) + 2 * sum(w for *_, w in every)
-    pair_bytes = pair_numbers * size.product
+    pair_numbers = sum(shape.sources[source] for source, _ in read) + sum(w for *_, w in every)
+    pair_bytes = 2 * pair_numbers * size.product
     step = plan.batch_slice(samples, pair_bytes, workspace)
     if cpu:
         workspace = min(workspace, CPU_CHUNK_BYTES)
     class_pairs = plan.grid.grid_tokens
     fitting = min(workspace // (class_pairs * step * pair_bytes), -(-len(plan.classes) // mesh.offset))
     pairs = fitting * class_pairs or plan.largest_block
-    copied = {(o.source, side) for o, side, _ in every if o.bank is not None or fitting}
-    numbers = sum(shape.sources[source] for source, _ in copied)
-    numbers += sum(width for *_, width in every)  # keys and values, or their gradients; ∂q
+    multiplied = {(o.source, side) for o, side, _ in every if o.bank is not None}
+    copied = pairs if fitting else plan.largest_copy(step == samples)
+    rows = copied * sum(shape.sources[source] for source, _ in multiplied) * (size.product + size.statistics)
+    numbers = sum(width for *_, width in every)  # keys and values, or their gradients; ∂q
     numbers += sum(width for o, side, width in every if side == "query" and o.bank is not None)
-    if fitting:  # rows of the output's gradient
-        numbers += shape.values
+    if fitting:  # rows of the output's gradient, and of sources that no bank multiplies
+        numbers += shape.values + sum(shape.sources[source] for source, _ in read - multiplied)
     if size.product != size.statistics:  # products that are summed, in float32
         numbers += 3 * (shape.inner // mesh.tensor) * size.statistics // size.product
-    return pairs * step * numbers * size.product
+    return step * (rows + pairs * numbers * size.product)
 
 
 def end_bytes(net: Anatomy, mesh: Mesh, samples: int, size: Widths) -> EndBytes:

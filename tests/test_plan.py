@@ -8,7 +8,8 @@ from test_offsets import GRIDS
 
 from models import OffsetGrid, Translution
 from models.offsets import MASKED
-from models.ops.plan import CPU_CHUNK_BYTES, MAX_RUNS, Plan, view_tokens, whole_plan
+from models.ops.plan import CPU_CHUNK_BYTES, MAX_RUNS, Plan, whole_plan
+from models.ops.tokens import view_tokens
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 ONE_CLASS, ALL = "one class", "all classes"

@@ -40,11 +40,11 @@ def all_products(grid):
         runs = chunk.runs["key"]
         n = BATCH * runs.spans[-1].stop
         rows, grad = (torch.randn(n, w, generator=generator).bfloat16() for w in (WIDTH, OUT))
-        out, back = torch.empty(n, OUT).bfloat16(), torch.empty(n, WIDTH).bfloat16()
+        out, back = torch.empty(n, OUT).bfloat16(), torch.zeros(n, WIDTH)
         bank.multiply(rows, runs, BATCH, out)
-        bank.multiply_back(grad, runs, BATCH, back, add=False)
+        bank.multiply_back(grad, runs, BATCH, back)
         results += [out, back.clone()]
-        bank.multiply_back(grad, runs, BATCH, back, add=True)
+        bank.multiply_back(grad, runs, BATCH, back)
         bank.add_gradient(rows, grad, runs, BATCH)
         results.append(back)
     return [*results, bank.gradient()]

@@ -17,7 +17,7 @@ def test_compiled_stage_equals_the_plain_one(monkeypatch):
     torch.compiler.reset()
     stage.cache_clear()
     counters.clear()
-    layer = Translution(DIM, OffsetGrid((3, 4)), HEADS, HEAD_DIM, workspace=60_000, compiled=True)
+    layer = Translution(DIM, OffsetGrid((3, 4)), HEADS, HEAD_DIM, workspace=70_000, compiled=True)
     with dynamo.patch(error_on_recompile=True):
         assert_equal_with_gradients(layer, naive_full)
     assert pairs[0] == [60, 60, 24]

@@ -47,7 +47,7 @@ def test_results_are_the_same_under_every_cap(grid, monkeypatch):
     steps, batch_slice = [], Plan.batch_slice
     monkeypatch.setattr(Plan, "batch_slice", lambda *a: steps.append(batch_slice(*a)) or steps[-1])
     expected = Pass(grid, 5, 8, 2, dtype=torch.float64)()
-    pair_bytes = (2 * 8 + 2 * 3 * 8) * 8
+    pair_bytes = 2 * (2 * 8 + 3 * 8) * 8
     for block_samples in (0.1, 1, 2.5, 4):
         workspace = int(block_samples * whole_plan(grid).largest_block * pair_bytes)
         for got, want in zip(Pass(grid, 5, 8, 2, workspace, dtype=torch.float64)(), expected, strict=True):

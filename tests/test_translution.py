@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import OffsetGrid, Translution
-from models.ops import naive
+from models.ops import naive, plan
 from models.translution import RELATIVE
 
 GRIDS = [
@@ -92,6 +92,16 @@ def test_full_translution_equals_naive(grid, relative, workspace):
 def test_alpha_translution_equals_naive(grid, relative):
     layer = Translution(DIM, grid, HEADS, HEAD_DIM, relative, rank=3)
     assert_equal_with_gradients(layer, naive_alpha)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("relative", ["qkv", "v"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_blocks_of_a_whole_batch_equal_naive(grid, relative, rank, monkeypatch):
+    """As on a CPU whose caches hold no class: strips lie in one piece, or are copied once for many blocks."""
+    monkeypatch.setattr(plan, "CPU_CHUNK_BYTES", 1)
+    layer = Translution(DIM, grid, HEADS, HEAD_DIM, relative, rank=rank)
+    assert_equal_with_gradients(layer, naive_full if rank is None else naive_alpha)
 
 
 @pytest.mark.parametrize("rank", [None, 3])

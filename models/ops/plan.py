@@ -1,5 +1,4 @@
-"""The order in which the streamed operator walks over the pairs, and how the rows of each step are
-read from and added to token-major tensors.
+"""The order in which the streamed operator walks over the pairs, and which tokens stand on their sides.
 
 A step is a *chunk* of blocks. Two kinds cover all cases. A `BlockChunk` is one block: its queries
 and keys are rectangles of the grid, so plain strided views; best when a block alone fills the
@@ -9,46 +8,19 @@ are small or the device wants few, large calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from models.offsets import Block, OffsetGrid
-
-Side = Literal["query", "key"]
-Place = Callable[[tuple[int, ...]], Tensor]
+from models.ops.tokens import Index, Part, Side, Strip, Tokens
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
 MAX_RUNS = 1023  # of a chunk of classes: as many as one grouped product takes
-
-
-class Tokens(NamedTuple):
-    """Views of a token-major tensor [N, B, …]: the grid [*shape, B, …], the same flat, and the class
-    token with the grid's rank [1, …, 1, B, …] (empty where there is none)."""
-
-    grid: Tensor
-    flat: Tensor
-    class_token: Tensor
-    tail: tuple[int, ...]  # B, …
-    strides: tuple[int, ...]  # of the grid
-    start: int
-
-    def rectangle(self, corner: tuple[int, ...], extent: tuple[int, ...]) -> Tensor:
-        """The view [*extent, B, …] of the grid from `corner` on; one call where indexing takes three."""
-        start = self.start
-        for place, stride in zip(corner, self.strides, strict=False):
-            start += place * stride
-        return self.grid.as_strided(extent + self.tail, self.strides, start)
-
-
-def view_tokens(t_NB: Tensor, grid: OffsetGrid) -> Tokens:
-    flat, tail = t_NB[int(grid.class_token) :], tuple(t_NB.shape[1:])
-    token = t_NB[:1].view((1,) * len(grid.shape) + tail)
-    whole = flat.unflatten(0, grid.shape)
-    return Tokens(whole, flat, token, tail, whole.stride(), int(whole.storage_offset()))
 
 
 class Span(NamedTuple):
@@ -80,21 +52,20 @@ class Runs:
 
 
 class Chunk(Protocol):
-    """Some pairs. Pair tensors are [*pair_shape, B, …]; `runs` are the products of each side.
+    """Some pairs. Pair tensors are [*pair_shape, B, …]; each side has a shape that broadcasts to it,
+    the part of the tokens that it reads, and the runs of them that one bank entry multiplies.
 
     `uniform` chunks of all plans have shapes of one rank, so one compiled function serves them.
     """
 
     pairs: int
     uniform: bool
+    shape: dict[Side, tuple[int, ...]]
+    parts: dict[Side, Part]
     runs: dict[Side, Runs]
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
-        """The tokens that stand on one side of the pairs; broadcasts against [*pair_shape, B, …]."""
-        ...
-
-    def copy_rows(self, side: Side, tokens: Tokens, place: Place) -> Tensor:
-        """The same, contiguous in memory of our own: place(shape) gives it."""
+        """The tokens that stand on one side of the pairs, [*shape, B, …]."""
         ...
 
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
@@ -119,27 +90,25 @@ class BlockChunk:
 
     uniform = False
 
-    def __init__(self, block: Block) -> None:
-        self._corner = {"query": _corner(block.queries), "key": _corner(block.keys)}
-        rectangle = block.queries or block.keys
-        self._rank = len(rectangle) if rectangle else 0
-        self._extent = tuple(stop - start for start, stop in rectangle or ())
+    def __init__(self, block: Block, grid: OffsetGrid) -> None:
+        self._rank = len(grid.shape)
         self._many_keys = block.queries is None and block.keys is not None
         self._many_queries = block.keys is None and block.queries is not None
+        self._corner: dict[Side, tuple[int, ...] | None] = {}
         self.pairs = block.pairs
-        query_rows, key_rows = block.products
-        self.runs: dict[Side, Runs] = {
-            "query": Runs([Span(block.entry, 0, query_rows)]),
-            "key": Runs([Span(block.entry, 0, key_rows)]),
-        }
+        self.shape, self.parts, self.runs = {}, {}, {}
+        sides: tuple[Side, Side] = ("query", "key")
+        for side, rectangle, rows in zip(sides, (block.queries, block.keys), block.products, strict=True):
+            self._corner[side] = None if rectangle is None else tuple(start for start, _ in rectangle)
+            self.shape[side] = tuple(stop - start for start, stop in rectangle or ((0, 1),) * self._rank)
+            strip = Strip.around(rectangle, grid.shape)
+            start = rectangle[0][0] * math.prod(self.shape[side][1:]) if rectangle else 0
+            self.parts[side] = Part(strip, start, rows)
+            self.runs[side] = Runs([Span(block.entry, 0, rows)])
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
         corner = self._corner[side]
-        return tokens.class_token if corner is None else tokens.rectangle(corner, self._extent)
-
-    def copy_rows(self, side: Side, tokens: Tokens, place: Place) -> Tensor:
-        rows = self.rows(side, tokens)
-        return place(tuple(rows.shape)).copy_(rows)
+        return tokens.class_token if corner is None else tokens.rectangle(corner, self.shape[side])
 
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
         self.rows(side, tokens).add_(rows)
@@ -171,20 +140,18 @@ class ClassChunk:
         self.pairs = len(query)
         stops = torch.tensor([block.pairs for block in blocks]).cumsum(0).tolist()
         spans = tuple(Span(b.entry, stop - b.pairs, stop) for b, stop in zip(blocks, stops, strict=True))
+        self.shape: dict[Side, tuple[int, ...]] = dict.fromkeys(("query", "key"), (self.pairs,))
         self.runs: dict[Side, Runs] = dict.fromkeys(("query", "key"), Runs(spans))
         self._complete = not grid.causal  # a class of a full grid meets every query exactly once
         self._layers = _layer_table(query, spans, grid, len(classes), self.pairs).to(device)
-        self._index = {"query": query.to(device), "key": key.to(device)}
+        self._index: dict[Side, Index] = {"query": Index(query.to(device)), "key": Index(key.to(device))}
+        self.parts: dict[Side, Part] = {s: Part(index, 0, self.pairs) for s, index in self._index.items()}
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
-        return tokens.flat.index_select(0, self._index[side])
-
-    def copy_rows(self, side: Side, tokens: Tokens, place: Place) -> Tensor:
-        out = place((self.pairs, *tokens.tail))
-        return torch.index_select(tokens.flat, 0, self._index[side], out=out)
+        return tokens.flat.index_select(0, self._index[side].rows)
 
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
-        tokens.flat.index_add_(0, self._index[side], rows.to(tokens.flat.dtype))
+        self._index[side].add(tokens, rows)
 
     def fold(self, side: Side, pairs: Tensor) -> Tensor:
         return pairs
@@ -211,10 +178,6 @@ def _layer_table(
     return table
 
 
-def _corner(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[int, ...] | None:
-    return None if rectangle is None else tuple(start for start, _ in rectangle)
-
-
 def _slices(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[slice, ...] | None:
     return None if rectangle is None else tuple(slice(start, stop) for start, stop in rectangle)
 
@@ -237,7 +200,7 @@ class Plan:
         self.num_entries = grid.num_entries if local_entry is None else len(local_entry)
         self._class_chunks = lru_cache(maxsize=8)(self._cut_classes)
         self._block_chunks = lru_cache(maxsize=1)(self._cut_blocks)
-        self._special_chunks = [BlockChunk(block) for block in self.special_blocks]
+        self._special_chunks = [BlockChunk(block, grid) for block in self.special_blocks]
         largest = [block.pairs for blocks in (*self.classes, self.special_blocks) for block in blocks]
         self.largest_block = max(largest, default=1)
 
@@ -249,6 +212,11 @@ class Plan:
         """How much of the batch can be worked on at once when the largest block needs `pair_bytes`
         for each of its pairs and samples, within `workspace` bytes; at least one sample."""
         return min(batch, max(1, workspace // (self.largest_block * pair_bytes)))
+
+    def largest_copy(self, whole_batch: bool) -> int:
+        """Tokens of the largest strip that blocks read as a copy: where it does not lie in one piece."""
+        n = self.grid.grid_tokens
+        return max((n - n // side for side in self.grid.shape[1:]), default=0) if whole_batch else n
 
     def chunks(
         self, batch: int, pair_bytes: int, workspace: int, device: torch.device, entry_bytes: int = 0
@@ -267,12 +235,19 @@ class Plan:
         return self._class_chunks(min(fitting, len(self.classes), max(1, MAX_RUNS // runs)), device)
 
     def _cut_blocks(self) -> Sequence[Chunk]:
-        return [BlockChunk(b) for blocks in self.classes for b in blocks] + self._special_chunks
+        """Blocks that read the same strips one after the other, the largest first."""
+        chunks = [BlockChunk(block, self.grid) for blocks in self.classes for block in blocks]
+        return sorted(chunks, key=_strip_order) + self._special_chunks
 
     def _cut_classes(self, count: int, device: torch.device) -> Sequence[Chunk]:
         starts = range(0, len(self.classes), count)
         chunks = [ClassChunk(self.grid, self.classes[s : s + count], device) for s in starts]
         return chunks + self._special_chunks
+
+
+def _strip_order(chunk: BlockChunk) -> tuple:
+    widths, strips = chunk.shape["query"][1:], [chunk.parts[side].gather for side in ("query", "key")]
+    return -math.prod(widths), strips, -chunk.pairs
 
 
 @lru_cache(maxsize=64)

@@ -36,19 +36,18 @@ class Bank:
         for entry, rows_run, out_run in _pieces(runs, batch, rows, out):
             torch.mm(rows_run, _cast(self._entries[entry], rows), out=out_run)
 
-    def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor, add: bool) -> None:
-        """grad[n·B, D] by the transposed entries, into out[n·B, C], or added to it."""
+    def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
+        """grad[n·B, D] by the transposed entries, added to out[n·B, C] in its dtype."""
         if _grouped(grad, out.shape[1], runs):
             entries, stops = runs.groups(batch, grad.device)
-            product = grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops)
-            out.add_(product) if add else out.copy_(product)
+            out.add_(grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops))
             return
         for entry, grad_run, out_run in _pieces(runs, batch, grad, out):
             weight = _cast(self._entries[entry], grad).t()
-            if add:
+            if out.dtype == grad.dtype:
                 out_run.addmm_(grad_run, weight)
             else:
-                torch.mm(grad_run, weight, out=out_run)
+                out_run.add_(torch.mm(grad_run, weight))
 
     def add_gradient(self, rows: Tensor, grad: Tensor, runs: Runs, batch: int) -> None:
         """Adds rowsᵀ·grad of every run, rows[n·B, C], grad[n·B, D], to its entry's gradient."""

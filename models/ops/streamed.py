@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.plan import Chunk, Plan, Side, Tokens, view_tokens
+from models.ops.plan import Chunk, Plan
 from models.ops.products import Bank, gathered_bytes
 from models.ops.stage import Scratch, stage
+from models.ops.tokens import RowGradients, Rows, Side, Tokens, view_tokens
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ class _Streamed(torch.autograd.Function):
         kept: list[Tensor] = []
         for samples, chunks in _steps(recipe, plan, work, banks):
             state, tokens = (_views(ts, samples, plan) for ts in ((lse, *outs), work))
+            rows = Rows(tokens, scratch)
             for chunk in chunks:
-                pairs = _Pairs(recipe, chunk, tokens, entries, scratch)
+                pairs = _Pairs(recipe, chunk, tokens, rows, entries, scratch)
                 q, k, v = pairs.project(fresh=recipe.keep)
                 if recipe.keep:
                     kept += [*q, *k, *v]
@@ -157,13 +159,15 @@ class _Streamed(torch.autograd.Function):
             state, tokens, grad_tokens = (
                 _views(ts, samples, plan) for ts in ((lse, delta, *grads), work, grad_sources)
             )
+            rows, grad_rows = Rows(tokens, scratch), RowGradients(grad_tokens, scratch)
             for chunk in chunks:
-                pairs = _Pairs(recipe, chunk, tokens, entries, scratch)
+                pairs = _Pairs(recipe, chunk, tokens, rows, entries, scratch)
                 q, k, v = _segments(recipe, kept) if recipe.keep else pairs.project()
                 at_pairs = [chunk.rows("query", t) for t in state]
                 compute = stage(recipe.compiled and chunk.uniform)
                 grad_qkv = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
-                pairs.backpropagate(*grad_qkv, grad_tokens)
+                pairs.backpropagate(*grad_qkv, grad_tokens, grad_rows)
+            grad_rows.finish()
         grad_banks = [bank.gradient() for bank in entries]
         grad_sources = ctx.combine.gradient(grad_sources, grad_banks)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
@@ -178,12 +182,13 @@ class _Pairs:
         recipe: Recipe,
         chunk: Chunk,
         sources: list[Tokens],
+        rows: Rows,
         banks: Sequence[Bank],
         scratch: Scratch,
     ) -> None:
-        self._recipe, self._chunk, self._sources, self._banks = recipe, chunk, sources, banks
-        self._scratch = scratch
-        self._read: dict[tuple[int, Side], tuple[Tensor, Tensor]] = {}
+        self._recipe, self._chunk, self._sources, self._rows = recipe, chunk, sources, rows
+        self._banks, self._scratch = banks, scratch
+        self._batch = sources[0].tail[0]
 
     def project(self, fresh: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in memory
@@ -206,6 +211,7 @@ class _Pairs:
         grad_k: list[Tensor],
         grad_v: list[Tensor],
         grad_sources: list[Tokens],
+        grad_rows: RowGradients,
     ) -> None:
         """Adds the operands' gradients [*pair_shape, B, H, E] to those of their sources and banks."""
         operands: list[tuple[Operand, Side, Tensor]] = [
@@ -222,36 +228,23 @@ class _Pairs:
             else:
                 products.setdefault((operand.source, side), []).append((operand.bank, grad.view(-1, width)))
         for (source, side), grads in products.items():
-            rows, flat = self._rows(source, side)
-            runs, batch = self._chunk.runs[side], rows.shape[-2]
+            part, runs = self._chunk.parts[side], self._chunk.runs[side]
+            rows, grad_here = self._rows.read(source, side, part), grad_rows.at(source, side, part)
             for bank, grad in grads:
-                self._banks[bank].add_gradient(flat, grad, runs, batch)
-            # Nobody reads the rows again: their gradient takes their place.
-            for index, (bank, grad) in enumerate(grads):
-                self._banks[bank].multiply_back(grad, runs, batch, flat, index > 0)
-            self._chunk.add_rows(side, grad_sources[source], rows)
+                self._banks[bank].add_gradient(rows, grad, runs, self._batch)
+                self._banks[bank].multiply_back(grad, runs, self._batch, grad_here)
 
     def _project(self, operand: Operand, side: Side, place: object) -> Tensor:
         heads = self._recipe.heads
         if operand.bank is None:
             rows = self._chunk.rows(side, self._sources[operand.source])
             return rows.view(*rows.shape[:-1], heads, -1)
-        rows, flat = self._rows(operand.source, side)
+        rows = self._rows.read(operand.source, side, self._chunk.parts[side])
         bank = self._banks[operand.bank]
-        shape = (*rows.shape[:-1], heads, bank.width // heads)
+        shape = (*self._chunk.shape[side], self._batch, heads, bank.width // heads)
         out = rows.new_empty(shape) if place is None else self._scratch(place, shape)
-        bank.multiply(flat, self._chunk.runs[side], rows.shape[-2], out.view(-1, bank.width))
+        bank.multiply(rows, self._chunk.runs[side], self._batch, out.view(-1, bank.width))
         return out
-
-    def _rows(self, source: int, side: Side) -> tuple[Tensor, Tensor]:
-        """Rows of a source that banks multiply, [*pair_shape, B, C] and flat [n·B, C]: a contiguous copy
-        of our own."""
-        key = (source, side)
-        if key not in self._read:
-            tokens = self._sources[source]
-            rows = self._chunk.copy_rows(side, tokens, lambda shape: self._scratch(key, shape))
-            self._read[key] = (rows, rows.view(-1, rows.shape[-1]))
-        return self._read[key]
 
 
 def _segments(recipe: Recipe, kept: Iterator[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -279,12 +272,12 @@ def _steps(
 
 
 def _pair_numbers(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
-    """The numbers a pair takes in backward, the larger pass: rows, operands and their gradients."""
+    """The numbers a pair takes in backward, the larger pass: rows and operands, and their gradients."""
     sides = [(o, side) for pair in recipe.logits for o, side in zip(pair, ("query", "key"), strict=True)]
     sides += [(o, "key") for o in recipe.values]
     read = {(o.source, side) for o, side in sides}
     rows = sum(sources[source].shape[2] for source, _ in read)
-    return rows + 2 * sum(_width(o, sources, banks) for o, _ in sides)
+    return 2 * (rows + sum(_width(o, sources, banks) for o, _ in sides))
 
 
 def _width(operand: Operand, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:

@@ -1,0 +1,191 @@
+"""How the rows of token-major tensors are read for products, and how their gradients come back.
+
+A product wants its rows contiguous. Blocks of a grid that differ along its first dimension alone read
+the same *strip* of it: all places along that dimension, one range of each other. A strip is copied
+once for all of them (a sequence not at all) and a block's rows are a view of it; so is the gradient
+of these rows, which products add to in place. A chunk of whole classes reads by an index table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from models.offsets import OffsetGrid
+from models.ops.stage import Scratch
+
+Side = Literal["query", "key"]
+Rectangle = tuple[tuple[int, int], ...]
+
+
+class Tokens(NamedTuple):
+    """Views of a token-major tensor [N, B, …]: the grid [*shape, B, …], the same flat, and the class
+    token with the grid's rank [1, …, 1, B, …] (empty where there is none)."""
+
+    grid: Tensor
+    flat: Tensor
+    class_token: Tensor
+    tail: tuple[int, ...]  # B, …
+    strides: tuple[int, ...]  # of the grid
+    start: int
+
+    def rectangle(self, corner: tuple[int, ...], extent: tuple[int, ...]) -> Tensor:
+        """The view [*extent, B, …] of the grid from `corner` on; one call where indexing takes three."""
+        start = self.start
+        for place, stride in zip(corner, self.strides, strict=False):
+            start += place * stride
+        return self.grid.as_strided(extent + self.tail, self.strides, start)
+
+
+def view_tokens(t_NB: Tensor, grid: OffsetGrid) -> Tokens:
+    flat, tail = t_NB[int(grid.class_token) :], tuple(t_NB.shape[1:])
+    token = t_NB[:1].view((1,) * len(grid.shape) + tail)
+    whole = flat.unflatten(0, grid.shape)
+    return Tokens(whole, flat, token, tail, whole.stride(), int(whole.storage_offset()))
+
+
+class Gather(Protocol):
+    """Some tokens, in an order of their own."""
+
+    @property
+    def count(self) -> int: ...
+
+    def view(self, tokens: Tokens) -> Tensor | None:
+        """The tokens [count·B, …] where they lie, if they lie there in this order without gaps."""
+        ...
+
+    def copy(self, tokens: Tokens, out: Tensor) -> None:
+        """The tokens into out [count, B, …]."""
+        ...
+
+    def add(self, tokens: Tokens, rows: Tensor) -> None:
+        """Adds rows [count, B, …] to the tokens they were read from."""
+        ...
+
+
+class Strip(NamedTuple):
+    """A rectangle as long as the grid along its first dimension; the class token if it has no sides."""
+
+    corner: tuple[int, ...]
+    extent: tuple[int, ...]
+
+    @staticmethod
+    def around(rectangle: Rectangle | None, shape: tuple[int, ...]) -> Strip:
+        """The strip of a grid of this shape that a rectangle lies in; of the class token: None."""
+        sides = () if rectangle is None else ((0, shape[0]), *rectangle[1:])
+        return Strip(tuple(start for start, _ in sides), tuple(stop - start for start, stop in sides))
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.extent)
+
+    def view(self, tokens: Tokens) -> Tensor | None:
+        rows = self._rows(tokens)
+        return rows.view(-1, *tokens.tail[1:]) if rows.is_contiguous() else None
+
+    def copy(self, tokens: Tokens, out: Tensor) -> None:
+        rows = self._rows(tokens)
+        out.view(rows.shape).copy_(rows)
+
+    def add(self, tokens: Tokens, rows: Tensor) -> None:
+        own = self._rows(tokens)
+        own.add_(rows.view(own.shape))
+
+    def _rows(self, tokens: Tokens) -> Tensor:
+        return tokens.rectangle(self.corner, self.extent) if self.corner else tokens.class_token
+
+
+class Index:
+    """Tokens by their numbers `rows` [count]."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows, self.count = rows, len(rows)
+
+    def view(self, tokens: Tokens) -> Tensor | None:
+        return None
+
+    def copy(self, tokens: Tokens, out: Tensor) -> None:
+        torch.index_select(tokens.flat, 0, self.rows, out=out)
+
+    def add(self, tokens: Tokens, rows: Tensor) -> None:
+        tokens.flat.index_add_(0, self.rows, rows.to(tokens.flat.dtype))
+
+
+class Part(NamedTuple):
+    """The tokens [start, start + count) of what `gather` reads."""
+
+    gather: Gather
+    start: int
+    count: int
+
+    def of(self, rows: Tensor, batch: int) -> Tensor:
+        """These tokens' rows of all [gather.count·B, …]."""
+        return rows.narrow(0, self.start * batch, self.count * batch)
+
+
+class Rows:
+    """The rows [n·B, C] of sources that the products of one pass over the pairs read.
+
+    Of each source and side one gather is held at a time.
+    """
+
+    def __init__(self, sources: Sequence[Tokens], scratch: Scratch) -> None:
+        self._sources, self._scratch = sources, scratch
+        self._held: dict[tuple[int, Side], tuple[Gather, Tensor]] = {}
+
+    def read(self, source: int, side: Side, part: Part) -> Tensor:
+        """Rows of one side of the pairs; not to be written to."""
+        tokens, (gather, rows) = self._sources[source], self._held.get((source, side), (None, None))
+        if rows is None or gather != part.gather:
+            rows = part.gather.view(tokens)
+            if rows is None:
+                copy = self._scratch(("rows", source, side), (part.gather.count, *tokens.tail))
+                part.gather.copy(tokens, copy)
+                rows = copy.flatten(0, 1)
+            self._held[source, side] = part.gather, rows
+        return part.of(rows, tokens.tail[0])
+
+
+class RowGradients:
+    """The gradients of these rows, in the dtype of the sources' gradients.
+
+    They are collected in the sources' gradients themselves where the rows lie there as a view, else in
+    rows beside, which are added to them when another gather is asked for, or by `finish`.
+    """
+
+    def __init__(self, gradients: Sequence[Tokens], scratch: Scratch) -> None:
+        self._gradients, self._scratch = gradients, scratch
+        self._held: dict[tuple[int, Side], _Held] = {}
+
+    def at(self, source: int, side: Side, part: Part) -> Tensor:
+        """What the gradient of `Rows.read` of the same arguments is to be added to."""
+        held = self._held.get((source, side))
+        tokens = self._gradients[source]
+        if held is None or held.gather != part.gather:
+            self._bring_back(source, side)
+            rows, beside = part.gather.view(tokens), None
+            if rows is None:
+                shape = (part.gather.count, *tokens.tail)
+                beside = self._scratch(("∂rows", source, side), shape, tokens.flat.dtype).zero_()
+                rows = beside.flatten(0, 1)
+            held = self._held[source, side] = _Held(part.gather, rows, beside)
+        return part.of(held.rows, tokens.tail[0])
+
+    def finish(self) -> None:
+        for source, side in list(self._held):
+            self._bring_back(source, side)
+
+    def _bring_back(self, source: int, side: Side) -> None:
+        held = self._held.pop((source, side), None)
+        if held is not None and held.beside is not None:
+            held.gather.add(self._gradients[source], held.beside)
+
+
+class _Held(NamedTuple):
+    gather: Gather
+    rows: Tensor  # [count·B, C]
+    beside: Tensor | None  # [count, B, C], the same memory, if it is not the sources' gradient itself
