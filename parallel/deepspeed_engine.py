@@ -29,7 +29,6 @@ from parallel.engine import (
     mean_over_data,
     parameter_state,
 )
-from parallel.errors import UserError
 from parallel.gradient import gradient_norm
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.optimizer import OptimizerConfig, build_optimizer, learning_rate
@@ -51,10 +50,7 @@ class DeepSpeedEngine:
         batch: int,
         accumulate: int,
     ) -> None:
-        if precision == "bf16" and parallel.zero == 0:
-            raise UserError(
-                "precision=bf16 with parallel.zero=0: DeepSpeed trains that wrongly; use parallel.zero=1"
-            )
+        parallel.check_precision(precision)
         deepspeed = import_deepspeed()
         self.config, self.device, self.precision, self.mesh = config, device, precision, mesh
         self.steps_done = 0

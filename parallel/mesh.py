@@ -17,6 +17,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from pydantic import BaseModel, ConfigDict, Field
 
 from parallel.errors import UserError
+from parallel.processes import TIMEOUT
 
 Group = dist.ProcessGroup | None  # None where the axis has one process
 
@@ -42,6 +43,13 @@ class ParallelConfig(BaseModel):
     zero: int = Field(default=0, ge=0, le=3)
     offload_optimizer: bool = False
     activations: Literal["none", "block", "block_cpu", "operator"] = "none"
+
+    def check_precision(self, precision: str) -> None:
+        """Raises UserError where the engine cannot train in this precision."""
+        if self.engine == "deepspeed" and precision == "bf16" and self.zero == 0:
+            raise UserError(
+                "precision=bf16 with parallel.zero=0: DeepSpeed trains that wrongly; use parallel.zero=1"
+            )
 
     def check(self, world: int | None) -> None:
         """Raises UserError where this cannot be run, on `world` processes if that is known."""
@@ -155,7 +163,7 @@ def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
         position = first % mesh.model // stride % size
         if position == 0:
             ranks = [first + stride * i for i in range(size)]
-            group = dist.new_group(ranks)
+            group = dist.new_group(ranks, TIMEOUT)
             own = group if mesh.rank in ranks else own
     assert isinstance(own, dist.ProcessGroup)
     return own

@@ -130,6 +130,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_other_classes_for_evaluation_are_refused(

@@ -128,11 +128,12 @@ def evaluation(run):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_ends_all_processes_with_one_line(two, name):
+def test_bad_input_ends_all_processes_with_one_line_and_leaves_no_directory(two, alone, name):
     ended = two[name]
     assert ended.codes == [2, 2], ended.errors
     assert BAD[name][1] in ended.errors[0]
     assert "".join(ended.errors).count("\n") == 1
+    assert not (alone / "bad").exists()
 
 
 def test_the_debug_config_on_two_processes_has_the_losses_of_one(two, alone):

@@ -58,11 +58,12 @@ def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:
 
 
 def check_net(config: RunConfig, world: int | None = None) -> None:
-    """Raise ConfigError when the net cannot be built or does not divide over its mesh.
+    """Raise UserError when the net cannot be built, does not divide over its mesh, or not be trained so.
 
     `world` is the number of processes that will train it; by default those there are.
     """
     mesh = mesh_of(config.parallel, world or world_size())
+    config.parallel.check_precision(config.precision)
     per_step = config.train.accumulate * mesh.data
     if config.train.batch % per_step:
         raise ConfigError(

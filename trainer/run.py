@@ -9,8 +9,8 @@ import torch
 
 from parallel.errors import UserError
 from parallel.failure import failures_named
-from parallel.mesh import join_mesh
-from parallel.processes import all_well, join_processes, lead, leave_processes, rank
+from parallel.mesh import join_mesh, mesh_of
+from parallel.processes import all_well, join_processes, lead, leave_processes, rank, world_size
 from trainer.checkpoint import checkpoints
 from trainer.config import RunConfig, load_config
 from trainer.data.build import build_source
@@ -75,7 +75,10 @@ def _prepare(config_path: str | None, overrides: list[str], resume: Path | None)
     device = pick_device(config)
     for each in [member.config for member in study_members(config, Path())] or [config]:
         check_net(each)
-    return _Prepared(config, device, build_source(config))
+    source = build_source(config)
+    data_ranks = mesh_of(config.parallel, world_size()).data
+    source.train_batches(0, config.train.batch, config.train.accumulate, 0, data_ranks)  # may refuse
+    return _Prepared(config, device, source)
 
 
 def _train(config: RunConfig, source: Source, resume: Path | None, requeued: bool) -> Path:

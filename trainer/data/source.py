@@ -45,6 +45,7 @@ class Source(Protocol):
         Step after step consumes `batch` samples of one global order, from sample number `start`
         on. The ranks' micro-batches m together hold its samples [m·world·b, (m + 1)·world·b), each
         rank b = batch / (accumulate·world) of them: a run of neighbours, or every world-th.
+        Raises UserError at the call, before any batch, for data that so many ranks cannot share.
         """
         ...
 
