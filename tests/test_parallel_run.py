@@ -1,7 +1,10 @@
 """Whole runs on several processes: the losses of one, resumed anywhere, and refused in one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -144,6 +147,21 @@ def test_the_debug_config_on_two_processes_has_the_losses_of_one(two, alone):
 
 def test_the_debug_config_on_four_processes_has_the_losses_of_one(four):
     assert losses(four / "debug-4") == pytest.approx(losses(four / "debug"), rel=1e-4)
+
+
+def test_torchrun_starts_the_processes_too(alone):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "trainer",
+    ]
+    words = [alone / "tiny.yaml", f"run_dir={alone / 'torchrun'}", "parallel.offset=2"]
+    subprocess.run([*command, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=100)
+    assert losses(alone / "torchrun") == pytest.approx(losses(alone / "alone"), rel=1e-4)
 
 
 def test_an_uneven_evaluation_over_two_data_ranks_has_the_measures_of_one_process(four):

@@ -19,8 +19,9 @@ def stage(box: Box, tmp_path: Path, tiny: dict) -> Stage:
 def test_four_nodes_of_two_ranks_with_offsets_and_zero_3_end_with_the_losses_of_one_process(stage: Stage):
     one = stage.submit("train.steps=10")
     sharded = ("parallel.offset=2", "parallel.engine=deepspeed", "parallel.zero=3")
-    many = stage.submit("train.steps=10", *sharded, options=(*QUICK, "--nodes", "4", "--tasks-per-node", "2"))
+    many = stage.submit("train.steps=10", *sharded, options=(*QUICK, "--nodes", "4", "--gpus-per-node", "2"))
     assert stage.box.ended(job(many)) == "COMPLETED"
+    assert stage.box.fact(job(many), "TresPerNode") == "gres:gpu:2"
     assert read_notes(many)[0]["nodes"] == "node[1-4]"
     assert stage.box.ended(job(one)) == "COMPLETED"
     assert [number for number, _ in losses(many)] == list(range(1, 11))

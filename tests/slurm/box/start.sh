@@ -18,6 +18,9 @@ chmod 755 "$SLURMBOX" "$SLURMBOX/munge"
 sed -e "s|@BOX@|$SLURMBOX|g; s|@CTLADDR@|$CTLADDR|; s|@FIRSTJOB@|$(( ($(date +%s) % 100000) * 100 + 1 ))|" \
     -e "s|@NODES@|$NODES|; s|@NODEADDR@|NodeAddr=$NET.[1-$NODES]|; s|@CPUS@|$CPUS|; s|@MEM@|$MEM|" \
     "$HERE/slurm.conf.in" > "$SLURMBOX/etc/slurm.conf"
+# Two devices a host, which Slurm deals out; torch sees none.
+touch "$SLURMBOX"/gpu0 "$SLURMBOX"/gpu1
+printf 'AutoDetect=off\nName=gpu File=%s/gpu[0-1]\n' "$SLURMBOX" > "$SLURMBOX/etc/gres.conf"
 cat > "$SLURMBOX/env.sh" <<END
 export SLURMBOX=$SLURMBOX SLURM_CONF=$SLURMBOX/etc/slurm.conf NODES=$NODES CTLADDR=$CTLADDR PATH=$SLURMBOX/bin:\$PATH
 END
