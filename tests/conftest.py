@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
+from tiny import TINY
 
 torch.set_num_threads(1)
 
@@ -21,25 +22,8 @@ def _no_anomaly_mode():
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """A net so small that a step takes milliseconds: 3 × 3 tokens, one layer of width 8."""
-    values = {
-        "device": "cpu",
-        "model": {
-            "kind": "vit",
-            "image_size": 84,
-            "patch_size": 28,
-            "channels": 1,
-            "classes": 10,
-            "width": 8,
-            "depth": 1,
-            "mlp": 16,
-            "pool": "mean",
-            "dropout": 0.1,
-            "mixer": {"kind": "translution", "heads": 2, "head_dim": 4},
-        },
-        "data": {"kind": "moving_mnist", "train": "static", "test_samples": 60},
-        "train": {"steps": 6, "batch": 8, "lr": 1e-2, "log_every": 2, "checkpoint_every": 3},
-    }
+    """The tiny net, with dropout."""
+    values = TINY | {"model": TINY["model"] | {"dropout": 0.1}}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

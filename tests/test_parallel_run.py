@@ -9,34 +9,14 @@ import sys
 import pytest
 import yaml
 from ranks import losses, train_on
+from tiny import TINY
 
 from trainer.__main__ import main
 
-TINY = {
-    "device": "cpu",
-    "model": {
-        "kind": "vit",
-        "image_size": 84,
-        "patch_size": 28,
-        "channels": 1,
-        "classes": 10,
-        "width": 8,
-        "depth": 1,
-        "mlp": 16,
-        "pool": "mean",
-        "mixer": {"kind": "translution", "heads": 2, "head_dim": 4},
-    },
-    # With two data ranks and 8 at a time one rank has 31 samples, the other 30.
-    "data": {"kind": "moving_mnist", "train": "static", "test_samples": 61},
-    "train": {
-        "steps": 6,
-        "batch": 8,
-        "lr": 1e-2,
-        "log_every": 2,
-        "checkpoint_every": 3,
-        "keep_checkpoints": 9,
-        "evaluate_batch": 8,
-    },
+# With two data ranks and 8 at a time one rank has 31 samples, the other 30.
+UNEVEN = TINY | {
+    "data": TINY["data"] | {"test_samples": 61},
+    "train": TINY["train"] | {"keep_checkpoints": 9, "evaluate_batch": 8},
 }
 DEBUG = ["configs/debug.yaml", "study=null", "device=cpu", "data.test_samples=20", "train.log_every=1"]
 MESH = ["parallel.offset=2", "parallel.engine=deepspeed", "parallel.zero=3"]
@@ -82,7 +62,7 @@ BAD = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
-    (path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (path / "tiny.yaml").write_text(yaml.safe_dump(UNEVEN))
     return path
 
 

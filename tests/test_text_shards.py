@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.errors import UserError
-from trainer.data.text_manifest import Manifest, Split, Tokenizer, check_shards, read_manifest, write_json
+from trainer.data.prepared import write_json
+from trainer.data.text_manifest import Manifest, Split, Tokenizer, check_shards, read_manifest
 from trainer.data.text_shards import ShardTokens, ShardWriter
 
 EMPTY = Split(documents=0, tokens=0, shards=[])

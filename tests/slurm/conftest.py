@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 HERE = Path(__file__).parent / "box"
 ROOT = Path(__file__).parent.parent.parent
@@ -124,21 +125,6 @@ def box() -> Iterator[Box]:
 
 @pytest.fixture(scope="session")
 def tiny() -> dict:
-    """A net whose steps take milliseconds; its runs are slowed down by the number of steps alone."""
-    return {
-        "device": "cpu",
-        "model": {
-            "kind": "vit",
-            "image_size": 84,
-            "patch_size": 28,
-            "channels": 1,
-            "classes": 10,
-            "width": 8,
-            "depth": 1,
-            "mlp": 16,
-            "pool": "mean",
-            "mixer": {"kind": "translution", "heads": 2, "head_dim": 4},
-        },
-        "data": {"kind": "moving_mnist", "train": "static", "test_samples": 20},
-        "train": {"steps": 6, "batch": 8, "lr": 1e-3, "log_every": 1, "checkpoint_every": None},
-    }
+    """The tiny net; its runs are slowed down by the number of steps alone."""
+    few = {"lr": 1e-3, "log_every": 1, "checkpoint_every": None}
+    return TINY | {"data": TINY["data"] | {"test_samples": 20}, "train": TINY["train"] | few}

@@ -3,19 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from parallel.errors import UserError
+from trainer.data.prepared import MANIFEST, Record, load_manifest
 from trainer.errors import machine_error
 
-MANIFEST = "manifest.json"
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Shard(_Part):
+class Shard(Record):
     """One tar file; `bytes` is its size."""
 
     file: str
@@ -24,14 +17,14 @@ class Shard(_Part):
     sha256: str
 
 
-class Skipped(_Part):
+class Skipped(Record):
     """An input image that is in no shard, and why."""
 
     file: str
     why: str
 
 
-class ImageManifest(_Part):
+class ImageManifest(Record):
     """What `translution prepare imagenet` made; written last, so that it marks a whole set.
 
     A sample's label is the place of its class in `classes`.
@@ -47,25 +40,12 @@ class ImageManifest(_Part):
 
 def read_manifest(folder: Path) -> ImageManifest:
     """The manifest in `folder`; raises UserError where there is none or it cannot be used."""
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make it with: translution prepare imagenet")
-    try:
-        manifest = ImageManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: holds no {MANIFEST}; it is not prepared, or not to the end: "
-            "run translution prepare imagenet (again), which goes on where it stopped"
-        ) from None
-    except OSError as error:
-        raise machine_error(error, path, "be read") from None
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{path}: not a manifest of images: {key} {problem['msg']}") from None
+    manifest = load_manifest(folder, ImageManifest, "imagenet", "images")
     counted = sum(shard.samples for shard in manifest.shards)
     if manifest.samples != counted or counted == 0:
-        raise UserError(f"{path}: samples is {manifest.samples}, its shards hold {counted}; prepare it again")
+        raise UserError(
+            f"{folder / MANIFEST}: samples is {manifest.samples}, its shards hold {counted}; prepare it again"
+        )
     return manifest
 
 

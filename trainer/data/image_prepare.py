@@ -18,7 +18,6 @@ from parallel.errors import UserError
 from trainer.data.image_folder import ImageFolder, find_images
 from trainer.data.image_jpeg import UNREADABLE, as_jpeg
 from trainer.data.image_manifest import (
-    MANIFEST,
     ImageManifest,
     check_shards,
     read_manifest,
@@ -29,7 +28,6 @@ from trainer.data.image_record import (
     Finished,
     Plan,
     Settings,
-    check_same,
     read_record,
     write_record,
 )
@@ -37,7 +35,7 @@ from trainer.data.image_writer import Piece, read_image, write_shard
 from trainer.data.order import permutation
 from trainer.data.prepare_pool import each_piece
 from trainer.data.prepare_progress import PrepareProgress
-from trainer.data.text_manifest import write_json
+from trainer.data.prepared import MANIFEST, check_same_settings, write_json
 from trainer.errors import machine_error
 
 _STREAM = 3
@@ -76,7 +74,7 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         if (out / MANIFEST).exists():
             manifest = read_manifest(out)
-            check_same(out, manifest.settings, settings)
+            check_same_settings(out, manifest.settings, settings)
             check_shards(out, manifest)
             return manifest
         plan, finished = read_record(out, settings) or (_plan(folder, settings, resize_short, shard_mb), [])

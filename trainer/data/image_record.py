@@ -2,21 +2,18 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from parallel.errors import UserError
 from trainer.data.image_manifest import Shard, Skipped
+from trainer.data.prepared import Record, check_same_settings
 
 PROGRESS = "progress.jsonl"
 AGAIN = "be written; run the command again to go on"
 Settings = dict[str, int | str | None]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Plan(_Part):
+class Plan(Record):
     """First line of progress.jsonl: what is to be made."""
 
     settings: Settings
@@ -24,7 +21,7 @@ class Plan(_Part):
     bytes: int
 
 
-class Finished(_Part):
+class Finished(Record):
     """Every further line of progress.jsonl: a shard that is whole."""
 
     number: int
@@ -46,7 +43,7 @@ def read_record(out: Path, settings: Settings) -> tuple[Plan, list[Finished]] | 
         finished = [Finished.model_validate_json(line) for line in lines[1:]]
     except (IndexError, ValidationError):
         raise UserError(f"{path}: is damaged; delete {out} to start over") from None
-    check_same(out, plan.settings, settings)
+    check_same_settings(out, plan.settings, settings)
     whole = [one for one in finished if _size(out / one.shard.file) == one.shard.bytes]
     return plan, whole
 
@@ -62,13 +59,3 @@ def write_record(out: Path, plan: Plan, finished: list[Finished]) -> None:
     temporary = out / f".{PROGRESS}.new"
     temporary.write_text("".join(part.model_dump_json() + "\n" for part in (plan, *finished)))
     temporary.replace(out / PROGRESS)
-
-
-def check_same(out: Path, before: Settings, now: Settings) -> None:
-    """Raise UserError where `out` was begun with other settings."""
-    changed = next((key for key in now if before.get(key) != now[key]), None)
-    if changed:
-        raise UserError(
-            f"--out {out}: was begun with {changed}={before.get(changed)}, now it is {now[changed]}; "
-            "name another folder, or delete this one"
-        )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from parallel.errors import UserError
 from trainer.data.digits import CLASSES, SIDE, load_digits
-from trainer.data.order import permutation, random_integers
+from trainer.data.order import micro_batches, permutation, random_integers
 from trainer.data.source import Batch
 from trainer.task import Classification
 
@@ -82,12 +82,7 @@ class MovingMnist:
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        micro = batch // (accumulate * world)
-        while True:
-            for part in range(accumulate):
-                first = start + (part * world + rank) * micro
-                yield self._train_batch(np.arange(first, first + micro))
-            start += batch
+        return map(self._train_batch, micro_batches(start, batch, accumulate, rank, world))
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         mine = np.arange(rank, self.test_samples, world)

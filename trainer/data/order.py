@@ -4,7 +4,9 @@ A sample's randomness must not depend on who draws it or on what was drawn befor
 world size and every resumed run sees the same data. A generator with a state cannot promise that.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 
@@ -38,3 +40,10 @@ def permutation(seed: int, stream: int, count: int) -> np.ndarray:
     order = np.argsort(random_bits(seed, stream, np.arange(count)), kind="stable")
     order.setflags(write=False)
     return order
+
+
+def micro_batches(start: int, batch: int, accumulate: int, rank: int, world: int) -> Iterator[np.ndarray]:
+    """The sample numbers of a data rank's micro-batches without end; see `Source.train_batches`."""
+    micro = batch // (accumulate * world)
+    for first in count(start + rank * micro, micro * world):
+        yield np.arange(first, first + micro)

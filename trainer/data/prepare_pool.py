@@ -27,7 +27,7 @@ def each_piece(
         yield from map(work, pieces)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start)
+    pool = ProcessPoolExecutor(workers, context, initializer=serve_parent)
     others = set(multiprocessing.active_children())
     under_way: set[Future[ResultT]] = set()
     whole = False
@@ -53,7 +53,8 @@ def each_piece(
         pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
+def serve_parent() -> None:
+    """What a worker process begins with: it ends when its parent does, and only then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.data.order import random_bits
+from trainer.data.order import micro_batches, random_bits
 from trainer.data.source import Batch
 from trainer.task import IGNORED, Classification, LanguageModel
 
@@ -58,12 +58,7 @@ class Synthetic:
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        micro = batch // (accumulate * world)
-        while True:
-            for part in range(accumulate):
-                first = start + (part * world + rank) * micro
-                yield self._batch(np.arange(first, first + micro))
-            start += batch
+        return map(self._batch, micro_batches(start, batch, accumulate, rank, world))
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         # Ranks have equally many batches; what fills them up does not count.

@@ -2,9 +2,6 @@
 
 import hashlib
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from parallel.errors import UserError
+from trainer.data.prepare_pool import serve_parent
 from trainer.data.text_tokenizer import build_encoding
 
 if TYPE_CHECKING:
@@ -88,17 +86,8 @@ _share = 0.0
 
 def _start(ranks: dict[bytes, int], share: float) -> None:
     global _encoding, _share
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    serve_parent()
     _encoding, _share = build_encoding(ranks), share
-
-
-def _die_with_parent() -> None:
-    """A killed first process would otherwise leave its workers waiting for ever."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
 
 
 def _encode_here(texts: list[str]) -> Encoded:

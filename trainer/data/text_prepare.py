@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from parallel.errors import UserError
 from trainer.data.prepare_progress import PrepareProgress
+from trainer.data.prepared import MANIFEST, check_same_settings, write_json
 from trainer.data.text_documents import InputFile, Skip, find_files, read_documents
 from trainer.data.text_encode import encode_all
-from trainer.data.text_manifest import MANIFEST, Manifest, Split, check_shards, read_manifest, write_json
+from trainer.data.text_manifest import Manifest, Split, check_shards, read_manifest
 from trainer.data.text_shards import ShardWriter
 from trainer.data.text_tokenizer import describe, load_ranks
 from trainer.errors import machine_error
@@ -211,7 +212,7 @@ def _finished(out: Path, settings: dict[str, int | float | str]) -> Manifest | N
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
-    _same(out, manifest.settings, settings)
+    check_same_settings(out, manifest.settings, settings)
     for split in (manifest.train, manifest.validation):
         check_shards(out, split, "size")
     return manifest
@@ -231,17 +232,8 @@ def _resumed(out: Path, settings: dict[str, int | float | str]) -> _State:
         raise UserError(f"{path}: is damaged; delete {out} to start over") from None
     if not state.train.documents + state.validation.documents:
         return _State(settings=settings)
-    _same(out, state.settings, settings)
+    check_same_settings(out, state.settings, settings)
     return state
-
-
-def _same(out: Path, before: dict, now: dict) -> None:
-    changed = next((key for key in now if before.get(key) != now[key]), None)
-    if changed:
-        raise UserError(
-            f"--out {out}: was begun with {changed}={before.get(changed)}, now it is {now[changed]}; "
-            "name another folder, or delete this one"
-        )
 
 
 def _check_any(source: Path, state: _State) -> None:
