@@ -19,7 +19,7 @@ MIXERS = {
 
 def net(kind, mixer, **changes):
     if kind == "gpt":
-        shape = {"vocabulary": 11, "tokens": 9, "width": 8, "depth": 2, "mlp": 16}
+        shape = {"vocabulary": 11, "tokens": 15, "width": 8, "depth": 2, "mlp": 16}
         return GPTConfig.model_validate(shape | {"mixer": MIXERS[mixer]} | changes)
     shape = {"image_size": 12, "patch_size": 4, "channels": 1, "classes": 5}
     shape |= {"width": 8, "depth": 2, "mlp": 16}
