@@ -108,11 +108,13 @@ def _scratch(
     size: Widths,
     cpu: bool,
 ) -> int:
-    """Temporaries of the largest chunk of pairs (models/ops/streamed.py cuts them, stage.py names them)."""
+    """Temporaries of the largest chunk of pairs (models/ops: streamed.py cuts them, the others name them)."""
     plan, workspace = mixer.plan, mixer.recipe.workspace
     read = {(o.source, side) for o, side, _ in every}
-    pair_numbers = sum(shape.sources[source] for source, _ in read) + sum(w for *_, w in every)
-    pair_bytes = 2 * pair_numbers * size.product
+    # Products that are summed, in float32.
+    summed = 3 * max(w for *_, w in every) * size.statistics if size.product != size.statistics else 0
+    pair_bytes = sum(shape.sources[source] for source, _ in read) * (size.product + size.statistics)
+    pair_bytes += 2 * sum(width for *_, width in every) * size.product + summed
     step = plan.batch_slice(samples, pair_bytes, workspace)
     if cpu:
         workspace = min(workspace, CPU_CHUNK_BYTES)
@@ -126,9 +128,7 @@ def _scratch(
     numbers += sum(width for o, side, width in every if side == "query" and o.bank is not None)
     if fitting:  # rows of the output's gradient, and of sources that no bank multiplies
         numbers += shape.values + sum(shape.sources[source] for source, _ in read - multiplied)
-    if size.product != size.statistics:  # products that are summed, in float32
-        numbers += 3 * (shape.inner // mesh.tensor) * size.statistics // size.product
-    return step * (rows + pairs * numbers * size.product)
+    return step * (rows + pairs * (numbers * size.product + summed))
 
 
 def end_bytes(net: Anatomy, mesh: Mesh, samples: int, size: Widths) -> EndBytes:

@@ -1,5 +1,7 @@
 """What the operator holds in memory: a cap on temporaries that changes no result, nothing of size N²."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from launch.peak_memory import peak_memory
 from models import OffsetGrid
 from models.ops.plan import Plan, whole_plan
 from models.ops.streamed import Operand, Recipe, streamed
+from parallel.shard import offset_share
 
 CPU = torch.device("cpu")
 
@@ -53,6 +56,36 @@ def test_results_are_the_same_under_every_cap(grid, monkeypatch):
         for got, want in zip(Pass(grid, 5, 8, 2, workspace, dtype=torch.float64)(), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
     assert sorted(set(steps)) == [1, 2, 4, 5]
+
+
+class Part:
+    """Of the combining: keeps what one rank has, and gives it on."""
+
+    def softmax(self, lse, outs):
+        self.lse, self.outs = lse.clone(), [out.clone() for out in outs]
+        return lse, outs
+
+
+@pytest.mark.parametrize("workspace", [1 << 10, 64 << 20], ids=["a class at a time", "all at once"])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("length", [6, 7])
+def test_the_parts_of_a_causal_softmax_combine_though_queries_meet_no_pair_on_some_ranks(
+    length, ranks, workspace
+):
+    """Of 6 tokens on 4 ranks the last has the offset 3 alone, which three queries never meet."""
+    grid = OffsetGrid((length,), causal=True)
+    whole = Pass(grid, 2, 8, 2, dtype=torch.float64)
+    (expected, *_), parts = whole(), []
+    for share in offset_share(grid, ranks):
+        local = {entry: number for number, entry in enumerate(share.entries)}
+        plan = Plan(grid, share.classes, share.special_blocks, local)
+        banks = [bank[list(share.entries)] for bank in whole.banks]
+        recipe = replace(whole.recipe, workspace=workspace)
+        parts.append(Part())
+        streamed(recipe, plan, [whole.x], banks, parts[-1])
+    weights = torch.stack([part.lse for part in parts]).softmax(0).unsqueeze(-1)
+    combined = sum(weight * part.outs[0] for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(combined.flatten(2), expected, rtol=0, atol=1e-12)
 
 
 def test_peak_extra_memory_of_14_by_14_is_at_most_12_times_x():

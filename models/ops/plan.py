@@ -46,9 +46,9 @@ class Runs:
 
     def _groups(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """For a grouped product: the entries [G] and where each one's rows end [G] (int32)."""
-        entries = torch.tensor([span.entry for span in self.spans], device=device)
-        stops = torch.tensor([span.stop * batch for span in self.spans], dtype=torch.int32, device=device)
-        return entries, stops
+        entries = torch.tensor([span.entry for span in self.spans])
+        stops = torch.tensor([span.stop * batch for span in self.spans], dtype=torch.int32)
+        return entries.to(device, non_blocking=True), stops.to(device, non_blocking=True)
 
 
 class Chunk(Protocol):

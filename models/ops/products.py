@@ -57,7 +57,7 @@ class Bank:
             self._unwritten = set(range(len(self._gradient)))
         if _grouped(rows, self.width, runs):
             entries, stops = runs.groups(batch, rows.device)
-            self._zero({span.entry for span in runs.spans} & self._unwritten)
+            self._zero_unwritten()
             products = grouped_mm(rows.t(), grad, offs=stops)
             self._total.index_add_(0, entries, products.to(self._total.dtype))
             return
@@ -76,13 +76,16 @@ class Bank:
         """∂bank[K, C, D]; zero for an entry that no pair used."""
         if self._gradient is None:
             return torch.zeros_like(self._bank)
-        self._zero(set(self._unwritten))
+        self._zero_unwritten()
         return self._total
 
-    def _zero(self, entries: set[int]) -> None:
-        for entry in entries:
-            self._total[entry].zero_()
-        self._unwritten -= entries
+    def _zero_unwritten(self) -> None:
+        if len(self._unwritten) == len(self._total):
+            self._total.zero_()  # in one call
+        else:
+            for entry in self._unwritten:
+                self._total[entry].zero_()
+        self._unwritten.clear()
 
 
 def _pieces(runs: Runs, batch: int, a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:

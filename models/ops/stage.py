@@ -62,12 +62,12 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
     if logits.shape[0] == 1:
         logits = logits.squeeze(0)
         torch.logaddexp(lse, logits, out=lse)
-        weight = logits.sub_(lse).exp_().unsqueeze(-1)
+        weight = logits.sub_(_finite(lse)).exp_().unsqueeze(-1)
         for out, value in zip(outs, values, strict=True):
             out.lerp_(value.squeeze(0).to(out.dtype), weight)
     else:
         new = torch.logaddexp(lse, logits.logsumexp(0))
-        finite = new.clamp_min(torch.finfo(new.dtype).min)  # a query may have met no pair yet
+        finite = _finite(new)
         weights, keep = (logits - finite).exp_().unsqueeze(-1), (lse - finite).exp_().unsqueeze(-1)
         for out, value in zip(outs, values, strict=True):
             out.mul_(keep)
@@ -77,6 +77,11 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
             for layer in range(len(value)):
                 out.addcmul_(value[layer].to(out.dtype), weights[layer])
         lse.copy_(new)
+
+
+def _finite(lse: Tensor) -> Tensor:
+    """lse without −inf, so that the weights of a query that has met no pair yet are 0, not NaN."""
+    return lse.clamp_min(torch.finfo(lse.dtype).min)
 
 
 def gradients(

@@ -262,7 +262,7 @@ def _steps(
 ) -> Iterator[tuple[slice, Sequence[Chunk]]]:
     """The chunks, for as many samples at a time as the workspace holds."""
     batch, device = sources[0].shape[1], sources[0].device
-    pair_bytes = _pair_numbers(recipe, sources, banks) * sources[0].element_size()
+    pair_bytes = _pair_bytes(recipe, sources, banks)
     entry_bytes = gathered_bytes(banks, sources[0])
     step = plan.batch_slice(batch, pair_bytes, recipe.workspace)
     for start in range(0, batch, step):
@@ -271,13 +271,18 @@ def _steps(
         yield samples, chunks
 
 
-def _pair_numbers(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
-    """The numbers a pair takes in backward, the larger pass: rows and operands, and their gradients."""
+def _pair_bytes(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
+    """What a pair takes in backward, the larger pass: rows and operands, and their gradients. Those of
+    rows, and what is summed, are of the statistics' dtype."""
     sides = [(o, side) for pair in recipe.logits for o, side in zip(pair, ("query", "key"), strict=True)]
     sides += [(o, "key") for o in recipe.values]
     read = {(o.source, side) for o, side in sides}
     rows = sum(sources[source].shape[2] for source, _ in read)
-    return 2 * (rows + sum(_width(o, sources, banks) for o, _ in sides))
+    widths = [_width(o, sources, banks) for o, _ in sides]
+    product = sources[0].element_size()
+    statistics = torch.promote_types(sources[0].dtype, torch.float32).itemsize
+    summed = 3 * max(widths) * statistics if statistics != product else 0
+    return rows * (product + statistics) + 2 * sum(widths) * product + summed
 
 
 def _width(operand: Operand, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:

@@ -2,8 +2,9 @@
 
 A product wants its rows contiguous. Blocks of a grid that differ along its first dimension alone read
 the same *strip* of it: all places along that dimension, one range of each other. A strip is copied
-once for all of them (a sequence not at all) and a block's rows are a view of it; so is the gradient
-of these rows, which products add to in place. A chunk of whole classes reads by an index table.
+once for all of them (a sequence of a whole batch not at all) and a block's rows are a view of it; so is
+the gradient of these rows, which products add to in place. A chunk of whole classes reads by an index
+table.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Rectangle = tuple[tuple[int, int], ...]
 
 class Tokens(NamedTuple):
     """Views of a token-major tensor [N, B, …]: the grid [*shape, B, …], the same flat, and the class
-    token with the grid's rank [1, …, 1, B, …] (empty where there is none)."""
+    token with the grid's rank [1, …, 1, B, …] (of no use where there is none)."""
 
     grid: Tensor
     flat: Tensor
@@ -75,7 +76,7 @@ class Strip(NamedTuple):
 
     @staticmethod
     def around(rectangle: Rectangle | None, shape: tuple[int, ...]) -> Strip:
-        """The strip of a grid of this shape that a rectangle lies in; of the class token: None."""
+        """The strip of a grid of this shape that a rectangle lies in; None stands for the class token."""
         sides = () if rectangle is None else ((0, shape[0]), *rectangle[1:])
         return Strip(tuple(start for start, _ in sides), tuple(stop - start for start, stop in sides))
 
