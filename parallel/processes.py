@@ -20,13 +20,32 @@ Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer means a lost rank
 
 
+def own_device() -> torch.device:
+    """This process's device: of the CUDA devices that it is shown the one of its number on this machine.
+
+    Raises UserError where the launcher started more processes than there are devices.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if count == 1:  # perhaps each process is shown its own
+        return torch.device("cuda", 0)
+    if number >= count:
+        raise UserError(
+            f"LOCAL_RANK={number}: this machine shows {count} CUDA devices; start a process for each"
+        )
+    return torch.device("cuda", number)
+
+
 def join_processes(device: torch.device, alone: bool = False) -> None:
     """Meets the processes of this job as torchrun, deepspeed and Slurm describe them (RANK, WORLD_SIZE,
     MASTER_ADDR, MASTER_PORT).
 
-    A process on its own meets nobody; with `alone` it forms a group of one, which DeepSpeed needs.
-    Raises UserError when the others cannot be met.
+    A process on its own meets nobody; with `alone` it forms a group of one, which DeepSpeed needs. A
+    CUDA device becomes the process's default. Raises UserError when the others cannot be met.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # before NCCL, which takes the default one
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized() or (world == 1 and not alone):
         return

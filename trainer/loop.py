@@ -12,7 +12,7 @@ from parallel import build
 from parallel.engine import Engine, StepResult
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, mesh_of
-from parallel.processes import rank, world_size
+from parallel.processes import own_device, rank, world_size
 from parallel.shard import shards
 from trainer.checkpoint import checkpoints, load_into, save_checkpoint
 from trainer.config import RunConfig
@@ -34,9 +34,7 @@ def pick_device(config: RunConfig) -> torch.device:
     """The device asked for; raises UserError when there is none such."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: this machine has no usable CUDA device; use device=cpu")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if config.device == "cpu" else own_device()
 
 
 def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:

@@ -47,7 +47,7 @@ def train(
         prepared = _prepare(config_path, overrides, resume)
     except UserError as error:
         failure = error  # of this rank; the others, which it may not befall, are told
-    device = prepared.device if prepared else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = prepared.device if prepared else torch.device("cpu")
     join_processes(device, alone=bool(prepared and prepared.config.parallel.engine == "deepspeed"))
     try:
         with failures_named():

@@ -1,0 +1,51 @@
+"""Which device a process computes on, with a CUDA that is only said to be there."""
+
+import pytest
+import torch
+
+from parallel.errors import UserError
+from parallel.processes import join_processes, own_device
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch):
+    """Call it with a number of devices and this process's number on the machine."""
+
+    def pretend(devices: int, local_rank: int | None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        if local_rank is None:
+            monkeypatch.delenv("LOCAL_RANK", raising=False)
+        else:
+            monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("devices", "local_rank", "own"), [(4, 0, 0), (4, 3, 3), (4, None, 0), (1, 0, 0), (1, 3, 0)]
+)
+def test_each_process_takes_the_device_of_its_number_or_the_only_one_it_is_shown(
+    cuda, devices, local_rank, own
+):
+    cuda(devices, local_rank)
+    assert own_device() == torch.device("cuda", own)
+
+
+def test_more_processes_than_devices_are_refused(cuda):
+    cuda(2, 2)
+    with pytest.raises(UserError, match="LOCAL_RANK=2: there are 2 CUDA devices here"):
+        own_device()
+
+
+def test_without_cuda_it_is_the_cpu():
+    assert own_device() == torch.device("cpu")
+
+
+def test_the_device_is_the_default_before_processes_meet(monkeypatch: pytest.MonkeyPatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: taken.append("met"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    join_processes(torch.device("cuda", 1))
+    assert taken == [torch.device("cuda", 1), "met"]
