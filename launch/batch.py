@@ -13,23 +13,28 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.allocation import Allocation
+from launch.facts import SlurmFacts
 from parallel.errors import UserError
+
+_TIMEOUTS = 1_000_000  # starts after a time limit that submitit allows; ours are counted by requeue.py
 
 
 def executor(
-    runs: list[Path], allocation: Allocation, folder: Path, name: str, parallel: int | None, **more: Any
+    runs: list[Path],
+    allocation: Allocation,
+    folder: Path,
+    name: str,
+    facts: SlurmFacts,
+    parallel: int | None = None,
+    **more: Any,
 ) -> submitit.SlurmExecutor:
     """An executor whose job, or array of jobs, runs with the code of each run's directory.
 
-    `folder` takes submitit's pickles and the output. `more` are sbatch options. Raises UserError
-    where there is no Slurm.
+    `folder` takes submitit's pickles and the output. `facts` are those of one of the runs; `more` are
+    sbatch options.
     """
-    try:
-        made = submitit.SlurmExecutor(folder, python=_python(allocation))
-    except RuntimeError:
-        raise UserError(
-            "srun: not found; is this a machine of a Slurm cluster? (--dry-run works anywhere)"
-        ) from None
+    mounts = list(dict.fromkeys([facts.folder, str(folder), *map(str, runs), *facts.data]))
+    made = _Executor(folder, python=_python(allocation, mounts), max_num_timeout=_TIMEOUTS)
     limits = {"array_parallelism": parallel} if parallel else {}
     made.update_parameters(
         job_name=name,
@@ -40,8 +45,8 @@ def executor(
         stderr_to_stdout=True,
         setup=setup_lines(runs, allocation),
         teardown=teardown_lines(),
-        srun_args=_srun_args(runs, allocation),
-        additional_parameters={"requeue": True} | more,
+        srun_args=_srun_args(allocation, mounts, facts.folder),
+        additional_parameters={"requeue": True, "chdir": facts.folder} | more,
         **limits,
         **{
             key: value
@@ -51,6 +56,14 @@ def executor(
         **({"mem": f"{round(allocation.mem_gb * 1024)}MB"} if allocation.mem_gb else {}),
     )
     return made
+
+
+class _Executor(submitit.SlurmExecutor):
+    """Also makes scripts where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
 
 
 def setup_lines(runs: list[Path], allocation: Allocation) -> list[str]:
@@ -70,14 +83,19 @@ def setup_lines(runs: list[Path], allocation: Allocation) -> list[str]:
             'it must be on a file system that all nodes share"; exit 2; }'
         )
         lines.append(
-            f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 sh -c {shlex.quote(look)} || exit 2"
+            f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 sh -c {shlex.quote(look)} || {{ "
+            f"code=$?; test $code = 2 || {_requeue_command()}; exit $code; }}"
         )
     return lines
 
 
 def teardown_lines() -> list[str]:
     """Shell lines after srun: whether the job is to start again."""
-    return ["code=$?", f'{shlex.quote(sys.executable)} -m launch.requeue "$RUN" $code', "exit $?"]
+    return ["code=$?", _requeue_command(), "exit $?"]
+
+
+def _requeue_command() -> str:
+    return f'{shlex.quote(sys.executable)} -m launch.requeue "$RUN" $code'
 
 
 def submit_tasks(made: submitit.SlurmExecutor, tasks: list[Callable[[], Any]]) -> list[str]:
@@ -103,25 +121,21 @@ def _reason(text: str) -> str:
     return re.sub(r"^(sbatch: |error: |Batch job submission failed: )+", "", lines[-1])
 
 
-def _python(allocation: Allocation) -> str | None:
+def _python(allocation: Allocation, mounts: list[str]) -> str | None:
     image = allocation.container
     if image is None:
         return None
     if image.endswith(".sif"):
-        binds = ",".join(_mounts())
+        binds = ",".join(mounts)
         nv = "--nv " if allocation.gpus_per_node else ""
         return f"apptainer exec {nv}--bind {shlex.quote(binds)} {shlex.quote(image)} python"
     return "python"
 
 
-def _srun_args(runs: list[Path], allocation: Allocation) -> list[str]:
+def _srun_args(allocation: Allocation, mounts: list[str], folder: str) -> list[str]:
     args = ["--kill-on-bad-exit=1"]  # one rank that fails ends the others, which would wait for it
     if allocation.container and not allocation.container.endswith(".sif"):
-        mounts = ",".join(f"{path}:{path}" for path in dict.fromkeys([*_mounts(), *map(str, runs)]))
-        args += [f"--container-image={allocation.container}", f"--container-mounts={mounts}"]
-        args += [f"--container-workdir={Path.cwd()}"]
+        pairs = ",".join(f"{path}:{path}" for path in mounts)
+        args += [f"--container-image={allocation.container}", f"--container-mounts={pairs}"]
+        args += [f"--container-workdir={folder}"]
     return args
-
-
-def _mounts() -> list[str]:
-    return [str(Path.cwd())]

@@ -1,14 +1,17 @@
 """`--evaluate-every N`: a job of its own that evaluates a run's checkpoints while the run goes on."""
 
-import os
 import time
 from pathlib import Path
+
+from submitit.helpers import DelayedSubmission
 
 from launch.allocation import Allocation
 from launch.batch import executor, submit_tasks
 from launch.facts import read_facts, read_notes, write_facts
+from launch.slurm_commands import OVER, last_state
 
 _POLL_SECONDS = 5.0
+_LOOK_SECONDS = 60.0  # between questions to Slurm's controller
 
 
 def submit_evaluation(run: Path, allocation: Allocation, every: int) -> str:
@@ -22,9 +25,9 @@ def submit_evaluation(run: Path, allocation: Allocation, every: int) -> str:
         }
     )
     made = executor(
-        [run], one, run / "slurm", f"{run.name[:40]}-evaluation", None, dependency=f"after:{facts.job}"
+        [run], one, run / "slurm", f"{run.name[:40]}-evaluation", facts, dependency=f"after:{facts.job}"
     )
-    made.parameters["teardown"] = None  # it is no training: Slurm requeues it where that is due
+    made.parameters["teardown"] = None  # it is no training: submitit requeues it when it is warned
     (job,) = submit_tasks(made, [EvaluateTask(run, every)])
     facts.evaluation_jobs.append(job)
     write_facts(run, facts)
@@ -36,12 +39,21 @@ class EvaluateTask:
     """Evaluates each new checkpoint whose step `every` divides, until the run has ended."""
 
     def __init__(self, run: Path, every: int) -> None:
-        self.run = run
+        self._run = str(run)  # a pickled Path cannot be read by another version of Python
         self.every = every
+
+    @property
+    def run(self) -> Path:
+        return Path(self._run)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit starts again at the time limit; what is evaluated has its record."""
+        return DelayedSubmission(self)
 
     def __call__(self) -> int:
         from trainer.checkpoint_watch import evaluate_new_checkpoints
 
+        self._next_look = 0.0
         while True:
             over = self._over()  # before the look, so that the last checkpoint is not missed
             evaluate_new_checkpoints(self.run, self.every)
@@ -53,5 +65,9 @@ class EvaluateTask:
         if (self.run / "result.json").exists():
             return True
         notes = read_notes(self.run)
-        last = notes[-1]["event"] if notes else ""
-        return last in ("finished", "refused", "exhausted") or not os.path.exists(self.run)
+        if notes and notes[-1]["event"] in ("finished", "refused", "exhausted"):
+            return True
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        return not self.run.exists() or last_state(read_facts(self.run).job or "") in OVER

@@ -18,7 +18,8 @@ SUBMITTED = "submitted.yaml"
 
 @dataclass
 class SlurmFacts:
-    """One run's submissions. `jobs` are Slurm's ids, the newest last; `logs` holds their output."""
+    """One run's submissions. `jobs` are Slurm's ids, the newest last; `logs` holds their output; jobs
+    begin in `folder`, where the run was submitted first, and containers see `data` too."""
 
     config_hash: str
     allocation: dict[str, Any]
@@ -27,6 +28,8 @@ class SlurmFacts:
     submitted: float = field(default_factory=time.time)
     evaluation_jobs: list[str] = field(default_factory=list)
     cancelled: bool = False
+    folder: str = field(default_factory=os.getcwd)
+    data: list[str] = field(default_factory=list)
 
     @property
     def job(self) -> str | None:

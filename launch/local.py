@@ -82,12 +82,7 @@ def train_processes(words: list[str], count: int) -> int:
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer", *words], env=shared | {"RANK": str(n), "LOCAL_RANK": str(n)}
-        )
-        for n in range(count)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in ranks:
@@ -96,6 +91,9 @@ def train_processes(words: list[str], count: int) -> int:
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGUSR2)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
+        for number in range(count):
+            env = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            ranks.append(subprocess.Popen([sys.executable, "-m", "trainer", *words], env=env))
         return _first_failure(ranks)
     finally:
         for process in ranks:

@@ -5,22 +5,23 @@ got on; leaves it when it has finished, was cancelled, met a user's mistake, or 
 Standard library only, for it runs on the node itself in the seconds before a job's end.
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from launch.facts import job_id, note, read_facts, read_notes, restart_count
-from launch.slurm_commands import job_facts, slurm, unresponsive
+from launch.slurm_commands import job_facts, node_timeout, slurm, unresponsive
 from parallel.errors import UserError
 
 _NODE_LOSS_SECONDS = 45.0
-"""How long to wait for Slurm to see that a node is gone: connections break before it does."""
+"""How long to wait, after an end that nobody explains, for Slurm to see that a node is gone."""
 
 _UNFINISHED = 75  # sysexits.h: a temporary failure
 
 
-def why_again(run: Path, code: int, wait: float = _NODE_LOSS_SECONDS) -> str | None:
+def why_again(run: Path, code: int, wait: float | None = None) -> str | None:
     """The reason to start the job again, None when there is none. `code` is srun's exit code."""
     if read_facts(run).cancelled:
         return None
@@ -31,9 +32,13 @@ def why_again(run: Path, code: int, wait: float = _NODE_LOSS_SECONDS) -> str | N
         return f"stopped by signal {events['stopped']['signal']}"
     if code == 0:
         return None
+    if "start" not in events and code == 128 + signal.SIGUSR2:
+        return "warned before it had begun"
     begun = events["start"]["time"] if "start" in events else time.time()
     if _newest_checkpoint(run) > begun:
         return f"ended with code {code} after it had saved"
+    if wait is None:
+        wait = node_timeout() + 15 if "lost" in events else _NODE_LOSS_SECONDS
     end = time.monotonic() + wait
     nodes = job_facts(job_id()).get("NodeList", "")
     while True:

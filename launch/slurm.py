@@ -49,15 +49,15 @@ def submit(
     runs = [run_path(candidate, root) for candidate in found]
     name = found[0].config.name
     if dry_run:
-        made = executor(runs, allocation, root.absolute() / "<submission>", name, parallel)
+        facts = _facts(found[0], allocation)
+        made = executor(runs, allocation, root.absolute() / "<submission>", name, facts, parallel)
         print(largest.line, *(f"would run in {run}" for run in runs), script(made), sep="\n")
         return []
     check_partition(allocation.partition, allocation.nodes, allocation.time)
     dependency = _dependency(after)
     new: list[tuple[Candidate, Path]] = []
     for candidate, run in zip(found, runs, strict=True):
-        facts = SlurmFacts(candidate.digest, allocation.model_dump())
-        if claim_run(run, facts):
+        if claim_run(run, _facts(candidate, allocation)):
             new.append((candidate, run))
         elif not sweeps:
             raise UserError(_submitted_before(run, candidate))
@@ -135,13 +135,19 @@ def _start(
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-sweep-", dir=root.absolute()))
     more = {"dependency": dependency} if dependency else {}
-    made = executor(runs, allocation, folder, name, parallel, **more)
+    made = executor(runs, allocation, folder, name, read_facts(runs[0]), parallel, **more)
     ids = submit_tasks(made, [TrainTask(run, []) for run in runs])
     for run, job in zip(runs, ids, strict=True):
         facts = read_facts(run)
         facts.jobs.append(job)
         facts.logs = str(folder)
         write_facts(run, facts)
+
+
+def _facts(candidate: Candidate, allocation: Allocation) -> SlurmFacts:
+    folders = [value for value in dict(candidate.config.data).values() if isinstance(value, Path)]
+    data = [str(folder.absolute()) for folder in folders]
+    return SlurmFacts(candidate.digest, allocation.model_dump(), data=data)
 
 
 def _prepare(run: Path, candidate: Candidate) -> None:

@@ -14,6 +14,8 @@ GONE = "UNKNOWN"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 ALIVE = (*WAITING, "RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
 
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+
 
 class QueueRow(NamedTuple):
     """One job as squeue has it; `left` is what remains of its time limit, `reason` why it waits."""
@@ -95,6 +97,15 @@ def check_partition(partition: str | None, nodes: int, minutes: int) -> None:
 
         if minutes > parsed(limit):
             raise UserError(f"time={minutes} min: partition {partition} allows {parsed(limit)} min ({limit})")
+
+
+def node_timeout() -> float:
+    """Seconds after which the controller gives up a node that does not answer."""
+    try:
+        found = re.search(r"SlurmdTimeout\s*=\s*(\d+)", slurm("scontrol", "show", "config"))
+    except UserError:
+        found = None
+    return float(found[1]) if found else 300.0
 
 
 def unresponsive(nodes: str) -> list[str]:

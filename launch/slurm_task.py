@@ -17,8 +17,12 @@ class TrainTask:
     """The callable that submitit pickles: one run, and the words of its training command."""
 
     def __init__(self, run: Path, words: list[str]) -> None:
-        self.run = run
+        self._run = str(run)  # a pickled Path cannot be read by another version of Python
         self.words = words
+
+    @property
+    def run(self) -> Path:
+        return Path(self._run)
 
     def __call__(self) -> int:
         """Train. Every rank returns when the run has finished or stopped for a signal.
@@ -50,6 +54,9 @@ class TrainTask:
                 note(self.run, "stopped", signal=code - 128)
                 self._compare_save_time(facts.allocation["signal_delay"])
             return code
+        if code == 1:  # another rank or its node is lost, which Slurm may see later than we do
+            note(self.run, "lost", rank=os.environ.get("SLURM_PROCID"))
+            raise SystemExit(1)
         if code:
             self._refuse("")
         if self._first:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 from trainer.checkpoint import checkpoints, save_checkpoint
+from trainer.config import RunConfig
 from trainer.fence import LIFE, Fence, Superseded
 from trainer.run_directory import RunDirectory
 
@@ -58,3 +60,26 @@ def test_the_ranks_of_one_start_share_the_launchers_token(tmp_path: Path, monkey
     for fence in ranks:
         with pytest.raises(Superseded, match=r"start 1.*start 0"):
             fence.check()
+
+
+@pytest.mark.parametrize("late", ["job 7, start 1", "job 6, start 9"])
+def test_a_start_that_comes_late_takes_nothing_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+):
+    monkeypatch.setenv(LIFE, "job 7, start 2")
+    newest = RunDirectory(tmp_path)
+    newest.fence.claim()
+    newest.append_metrics([{"step": 1}])
+    monkeypatch.setenv(LIFE, late)
+    with pytest.raises(Superseded):
+        RunDirectory(tmp_path).create(RunConfig.model_validate(TINY | {"name": "tiny"}), again=True)
+    assert newest.read_metrics() == [{"step": 1}]
+    newest.fence.check()
+
+
+def test_a_resumed_run_takes_over_from_its_last_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for life in ("job 9, start 2", "job 10, start 0"):
+        monkeypatch.setenv(LIFE, life)
+        fence = Fence(tmp_path)
+        fence.claim()
+        fence.check()

@@ -87,6 +87,29 @@ def test_the_loss_of_a_node_is_waited_for(run: Path, monkeypatch: pytest.MonkeyP
     assert requeue.why_again(run, 1, wait=5) == "lost a2"
 
 
+def test_after_a_lost_rank_slurm_is_given_the_time_it_takes_to_give_up_a_node(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And the loss is not taken for a user's mistake."""
+    waited, clock = [], iter(range(0, 10_000, 40))
+    monkeypatch.setattr(requeue.time, "sleep", waited.append)
+    monkeypatch.setattr(requeue.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(requeue, "node_timeout", lambda: 300.0)
+    assert requeue.why_again(run, 1) is None
+    without, waited[:] = len(waited), []
+    note(run, "lost", rank="3")
+    monkeypatch.setattr(requeue, "unresponsive", lambda nodes: ["a2"] if len(waited) == 7 else [])
+    assert requeue.why_again(run, 1) == "lost a2"
+    assert without < 2
+
+
+def test_a_warning_that_comes_before_the_start_is_no_crash(run: Path, monkeypatch: pytest.MonkeyPatch):
+    assert requeue.why_again(run, 140, wait=0) is None, "it had begun"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert requeue.why_again(run, 140) == "warned before it had begun"
+    assert requeue.why_again(run, 1, wait=0) is None
+
+
 def test_what_an_earlier_start_noted_does_not_count(run: Path, monkeypatch: pytest.MonkeyPatch):
     note(run, "stopped", signal=12)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")

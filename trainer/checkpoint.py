@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,13 @@ def save_checkpoint(
             _together(lambda: None)
         state = state | {"engine": None, "offset": mesh.offset, "tensor": mesh.tensor}
     _together(lambda: _write(path, state, check) if mesh.rank == 0 else None)
-    for old in checkpoints(folder)[:-keep] if mesh.rank == 0 else []:
-        for part in [old, *folder.glob(f"{old.stem}.part*")]:
-            part.unlink(missing_ok=True)
+    if mesh.rank == 0:
+        check()
+        for old in checkpoints(folder)[:-keep]:
+            for part in [old, *folder.glob(f"{old.stem}.part*")]:
+                part.unlink(missing_ok=True)
+        for left in folder.glob(".step-*.new"):  # by a process that was killed
+            left.unlink(missing_ok=True)
     return path
 
 
@@ -66,7 +71,8 @@ def _part(path: Path, model_rank: int) -> Path:
 
 
 def _write(path: Path, state: Any, check: Callable[[], None]) -> None:
-    temporary = path.with_name(f".{path.name}.new")
+    # A process of an older life of the run may be writing the same checkpoint.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
     check()
     try:
         path.parent.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """One life of a run writes at a time: a process that outlived its run's restart is kept out."""
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -27,10 +28,15 @@ class Fence:
         self._life: str | None = None
 
     def claim(self) -> None:
-        """Begin a life. Every rank may call it; several ranks share the token of the environment."""
+        """Begin a life. Every rank may call it; several ranks share the token of the environment.
+
+        Raises Superseded where the launcher numbers its starts and a later one has begun.
+        """
         rank = int(os.environ.get("RANK", "0"))
         self._life = os.environ.get(LIFE) or (uuid.uuid4().hex if rank == 0 else None)
         if self._life:
+            if self._path.exists() and _numbers(self._path.read_text()) > _numbers(self._life) > []:
+                self.check()
             temporary = self._path.with_name(f".life.{rank}.new")
             temporary.write_text(self._life)
             temporary.replace(self._path)
@@ -45,3 +51,9 @@ class Fence:
                 f"{self._run_dir}: taken over by a newer start of this run ({newest}); "
                 f"this one ({self._life}) writes nothing more"
             )
+
+
+def _numbers(life: str) -> list[int]:
+    """Of "job 12, start 1", by which starts of one run are in order; none of other tokens."""
+    match = re.fullmatch(r"job (\d+), start (\d+)", life)
+    return [int(number) for number in match.groups()] if match else []

@@ -36,9 +36,7 @@ class RunDirectory:
 
         With `again` a run that `path` holds is begun anew.
         """
-        if again and self.config.exists():
-            self._replace(self.metrics, "")
-        elif self.config.exists():
+        if self.config.exists() and not again:
             raise UserError(
                 f"run_dir={self.path} already holds a run; "
                 f"go on with it by --resume {self.path}, or name another run_dir"
@@ -47,6 +45,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise machine_error(error, f"run_dir={self.path}", "be created") from None
+        self.fence.claim()
+        if self.metrics.exists():
+            self._replace(self.metrics, "")
         self.save_config(config)
 
     def save_config(self, config: RunConfig) -> None:

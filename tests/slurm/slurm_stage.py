@@ -57,8 +57,8 @@ class Stage:
     def translution(self, *words: object, code: int = 0) -> str:
         return self.box.translution(*words, cwd=self.work, code=code)
 
-    def submit(self, *words: str, options: tuple[str, ...] = QUICK) -> Path:
-        out = self.translution("submit", "tiny.yaml", *words, *options)
+    def submit(self, *words: str, options: tuple[str, ...] = QUICK, config: Path = Path("tiny.yaml")) -> Path:
+        out = self.translution("submit", config, *words, *options)
         found = re.search(r"run directory (\S+)", out)
         assert found, out
         return self.work / found[1]

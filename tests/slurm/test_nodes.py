@@ -1,12 +1,16 @@
 """Jobs of several nodes: the losses of one process, and what becomes of them when a node fails them."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from conftest import Box
-from slurm_stage import QUICK, Stage, events, job, losses, starts, step
+from conftest import ROOT, Box
+from slurm_stage import QUICK, Stage, events, job, losses, starts, step, task_pid
 
 from launch.facts import read_notes
+
+DEBUG = ROOT / "configs" / "debug.yaml"
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -17,9 +21,11 @@ def stage(box: Box, tmp_path: Path, tiny: dict) -> Stage:
 
 
 def test_four_nodes_of_two_ranks_with_offsets_and_zero_3_end_with_the_losses_of_one_process(stage: Stage):
-    one = stage.submit("train.steps=10")
+    words = ("study=null", "device=cpu", "train.steps=10", "train.log_every=1", "data.test_samples=20")
     sharded = ("parallel.offset=2", "parallel.engine=deepspeed", "parallel.zero=3")
-    many = stage.submit("train.steps=10", *sharded, options=(*QUICK, "--nodes", "4", "--gpus-per-node", "2"))
+    one = stage.submit(*words, config=DEBUG)
+    devices = (*QUICK, "--nodes", "4", "--gpus-per-node", "2")
+    many = stage.submit(*words, *sharded, config=DEBUG, options=devices)
     assert stage.box.ended(job(many)) == "COMPLETED"
     assert stage.box.fact(job(many), "TresPerNode") == "gres:gpu:2"
     assert read_notes(many)[0]["nodes"] == "node[1-4]"
@@ -58,6 +64,18 @@ def test_a_run_of_two_nodes_goes_on_when_the_second_is_lost(stage: Stage):
         assert [loss for _, loss in losses(run)] == pytest.approx(expected, rel=1e-4)
     finally:
         stage.box.node("node2", "up")
+
+
+def test_a_run_whose_rank_is_killed_starts_again_from_what_it_had_saved(stage: Stage):
+    """The rank that lives on has lost another process, which is no mistake of the person's."""
+    steps = ("train.steps=300", "train.checkpoint_every=20", "train.log_every=5")
+    run = stage.submit(*steps, options=(*QUICK, "--nodes", "2"))
+    stage.box.until(lambda: step(run) >= 30, 60, "it trains")
+    os.kill(task_pid(run), signal.SIGKILL)
+    stage.box.until(lambda: starts(run) == 2, 60, "it starts again")
+    assert stage.box.ended(job(run)) == "COMPLETED"
+    assert "refused" not in events(run)
+    assert [number for number, _ in losses(run)] == list(range(1, 301))
 
 
 def test_ranks_of_all_nodes_stop_at_one_step_for_a_signal_and_go_on(stage: Stage):
