@@ -38,6 +38,9 @@ def doctor(
     slurm: Annotated[bool, typer.Option("--slurm", help="Check nodes that Slurm gives.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="With --slurm: how many nodes.")] = 2,
     partition: Annotated[str | None, typer.Option(help="With --slurm: from which partition.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="With --slurm: devices of each node to measure.")
+    ] = None,
     port: Port = 29511,
     debug: Debug = False,
 ) -> None:
@@ -51,7 +54,7 @@ def doctor(
         if hostfile:
             code = doctor.check_hosts(hostfile, port)
         elif slurm:
-            code = doctor.check_slurm(nodes, partition)
+            code = doctor.check_slurm(nodes, partition, gpus_per_node)
         else:
             code = doctor.check_here()
 

@@ -42,14 +42,15 @@ def check_hosts(hostfile: Path, port: int) -> int:
     return _tell(reports, findings)
 
 
-def check_slurm(nodes: int, partition: str | None) -> int:
-    """The same on nodes that Slurm gives, one process each."""
+def check_slurm(nodes: int, partition: str | None, gpus: int | None = None) -> int:
+    """The same on nodes that Slurm gives, one process and `gpus` devices each."""
     token = f".probe-{uuid.uuid4().hex}"
     path = Path.cwd() / token
     path.touch()
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--time=5"]
     command += ["--immediate=60", "--kill-on-bad-exit=1", "--job-name=doctor"]
     command += [f"--partition={partition}"] if partition else []
+    command += [f"--gpus-per-node={gpus}"] if gpus else []
     command += [sys.executable, "-m", "launch.measure", str(path.parent), token, "198.51.100.1"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     start = time.time()

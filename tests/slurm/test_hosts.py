@@ -76,7 +76,19 @@ def test_doctor_shows_every_host_and_its_speeds(box: Box, work: Path):
         )
     assert "GB/s" in out
     assert all("others' speed" in line for line in out.splitlines() if line.startswith("✗")), out
-    out = box.run(sys.executable, "-c", _MAIN, "doctor", "--slurm", "--nodes", "2", cwd=work, check=False)
+    out = box.run(
+        sys.executable,
+        "-c",
+        _MAIN,
+        "doctor",
+        "--slurm",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "2",
+        cwd=work,
+        check=False,
+    )
     assert "node1" in out
     assert "node2" in out
 
