@@ -23,10 +23,10 @@ class Rope(nn.Module):
         self.grid, self.head_dim, self.base = grid, head_dim, base
 
     def forward(self, x_NBHE: Tensor) -> Tensor:
-        angle = self.angle(x_NBHE.device).to(x_NBHE.dtype)
+        angle, dtype = self.angle(x_NBHE.device), x_NBHE.dtype  # an angle itself is too large for bfloat16
         left, right = x_NBHE.chunk(2, -1)
         turned = torch.cat((-right, left), -1)
-        return x_NBHE * angle.cos()[:, None, None] + turned * angle.sin()[:, None, None]
+        return x_NBHE * angle.cos().to(dtype)[:, None, None] + turned * angle.sin().to(dtype)[:, None, None]
 
     def angle(self, device: torch.device) -> Tensor:
         """angle[N, E] in float64, zero for the class token."""

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from models import OffsetGrid, Translution
 from models.ops import naive, plan
+from models.rope import Rope
 from models.translution import RELATIVE
 
 GRIDS = [
@@ -117,6 +118,13 @@ def test_rope_turns_the_shared_queries_and_keys(grid, rank):
         return layer.out(out.flatten(2))
 
     assert_equal_with_gradients(layer, rotated if rank is None else naive_alpha)
+
+
+def test_rope_keeps_far_positions_apart_in_bfloat16():
+    """Whose numbers are two apart from 256 on: an angle has to be turned into cosine and sine before."""
+    rope = Rope(OffsetGrid((1024,), causal=True), 8)
+    x = torch.ones(1024, 1, 1, 8)
+    torch.testing.assert_close(rope(x.bfloat16()).float(), rope(x), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("rank", [None, 3])
