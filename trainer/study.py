@@ -84,10 +84,11 @@ def train_study(
 
 
 def _prepared(member: Member) -> bool:
-    """Whether the member has a checkpoint to go on from; its run directory is there then either way."""
-    if not member.run.config.exists():
-        member.run.create(member.config)
-    return bool(checkpoints(member.run.checkpoints))
+    """Whether the member has a checkpoint to go on from; if not, its run directory is made (anew)."""
+    if checkpoints(member.run.checkpoints):
+        return True
+    member.run.create(member.config, again=True)
+    return False
 
 
 def study_table(

@@ -1,5 +1,7 @@
 """What is done to whole batches of images on the device: RandAugment, MixUp, CutMix, normalisation."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,8 +18,15 @@ def to_float(pixels: Tensor) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Images in [0, 1] → mean 0 and deviation 1 over ImageNet's training images."""
-    mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    mean, deviation = _statistics(images.device, images.dtype)
     return (images - mean) / deviation
+
+
+@lru_cache
+def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Copied to the device once: every copy from a list waits for it."""
+    mean, deviation = (torch.tensor(values, device=device, dtype=dtype) for values in (MEAN, DEVIATION))
+    return mean.view(3, 1, 1), deviation.view(3, 1, 1)
 
 
 class RandAugment:

@@ -144,18 +144,21 @@ class Loader:
                 first += batch * world
 
         def portions(worker: int, workers: int) -> Iterator[Portion]:
-            memory = _Memory()
-            lanes: dict[int, tuple[int, Iterator[Encoded]]] = {}
+            memory, current = _Memory(), -1
+            lanes: dict[int, Iterator[Encoded]] = {}
             for number in numbers():
                 mine = number[order.worker(number, world, workers) == worker]
                 samples = []
                 for one in mine.tolist():
                     epoch, place = divmod(one, order.samples)
                     lane = place % order.lanes
-                    if lanes.get(lane, (-1,))[0] != epoch:
+                    if epoch != current:
+                        current = epoch
+                        lanes.clear()  # closes their files; in the next epoch other lanes may be ours
+                    if lane not in lanes:
                         wanted = order.wanted(epoch, lane, one, rank, world)
-                        lanes[lane] = epoch, read_lane(self.images.paths, wanted)
-                    samples.append(next(lanes[lane][1]))
+                        lanes[lane] = read_lane(self.images.paths, wanted)
+                    samples.append(next(lanes[lane]))
                 pixels = memory.take(len(mine), cropping.size, cropping.size, 3)
                 yield self._portion(samples, pixels, cropping.decoder(mine))
 

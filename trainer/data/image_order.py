@@ -19,7 +19,7 @@ import numpy as np
 from trainer.data.order import permutation, random_bits
 
 _STREAMS = 1 << 40  # far from those that others count up; two for an epoch
-MOST_LANES = 1024  # each is an open file
+MOST_LANES = 512  # each is an open file, of which a process has 1,024 by default
 
 
 class Wanted(NamedTuple):

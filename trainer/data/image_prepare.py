@@ -35,7 +35,7 @@ from trainer.data.image_writer import Piece, read_image, write_shard
 from trainer.data.order import permutation
 from trainer.data.prepare_pool import each_piece
 from trainer.data.prepare_progress import PrepareProgress
-from trainer.data.prepared import MANIFEST, check_same_settings, write_json
+from trainer.data.prepared import MANIFEST, check_same_settings, only_writer, write_json
 from trainer.errors import machine_error
 
 _STREAM = 3
@@ -77,12 +77,16 @@ def prepare(
             check_same_settings(out, manifest.settings, settings)
             check_shards(out, manifest)
             return manifest
-        plan, finished = read_record(out, settings) or (_plan(folder, settings, resize_short, shard_mb), [])
-        _check_room(out, plan, finished)
-        _make(folder, out, plan, finished, resize_short, seed, workers)
-        manifest = _manifest(folder, settings, finished)
-        write_json(out / MANIFEST, manifest.model_dump())
-        (out / PROGRESS).unlink()
+        with only_writer(out):
+            plan, finished = read_record(out, settings) or (
+                _plan(folder, settings, resize_short, shard_mb),
+                [],
+            )
+            _check_room(out, plan, finished)
+            _make(folder, out, plan, finished, resize_short, seed, workers)
+            manifest = _manifest(folder, settings, finished)
+            write_json(out / MANIFEST, manifest.model_dump())
+            (out / PROGRESS).unlink()
     except OSError as error:
         raise machine_error(error, error.filename or out, AGAIN) from None
     return manifest

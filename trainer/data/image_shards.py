@@ -3,10 +3,10 @@
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from parallel.errors import UserError
 from trainer.data.image_order import Wanted
@@ -21,16 +21,6 @@ class Encoded(NamedTuple):
     label: bytes
 
 
-class _Enough(Exception):
-    """All that was wanted of a shard has been read."""
-
-
-def _raise_unless_enough(error: Exception) -> bool:
-    if isinstance(error, _Enough):
-        return False  # which ends webdataset's loop over the tar file
-    raise error
-
-
 def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encoded]:
     """The samples numbered `wanted` (ascending) of a shard, in one pass that ends with the last.
 
@@ -40,24 +30,26 @@ def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encod
     last = max(remaining, default=-1)
     number, key = -1, None
 
-    def select(member: str) -> bool:
+    def members() -> Iterator[dict[str, Any]]:
         nonlocal number, key
-        own = member.partition(".")[0]
-        if own != key:
-            number, key = number + 1, own
-        if number > last:
-            raise _Enough
-        return number in remaining
+        with tarfile.open(path, "r:") as tar:  # which seeks past what is not wanted
+            while (member := tar.next()) is not None:
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue] (it keeps all that it has met)
+                own = member.name.partition(".")[0]
+                if own != key:
+                    number, key = number + 1, own
+                if number > last:
+                    return
+                if number in remaining:
+                    file = tar.extractfile(member)
+                    yield {"fname": member.name, "data": file.read() if file else b"", "__url__": path.name}
 
     found = 0
     try:
-        with path.open("rb") as stream:
-            source = [{"url": path.name, "stream": stream}]
-            files = tar_file_expander(source, _raise_unless_enough, select)
-            for sample in group_by_keys(files):
-                found += 1
-                name = f"{path.name}: {sample['__key__']}"
-                yield Encoded(name, sample.get("jpg", b""), sample.get("cls", b""))
+        for sample in group_by_keys(members()):
+            found += 1
+            name = f"{path.name}: {sample['__key__']}"
+            yield Encoded(name, sample.get("jpg", b""), sample.get("cls", b""))
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{path}: truncated or no tar file: {error.args[0]}") from None
     except OSError as error:

@@ -82,6 +82,8 @@ class MovingMnist:
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
+        if self.test_samples < world:
+            raise UserError(f"data.test_samples={self.test_samples}: each of {world} data ranks needs one")
         return map(self._train_batch, micro_batches(start, batch, accumulate, rank, world))
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:

@@ -1,8 +1,10 @@
 """A folder that `translution prepare` fills: its manifest, and the settings it was begun with."""
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +54,23 @@ def write_json(path: Path, values: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep a second command out; a killed one's lock is gone with it."""
+    path = out / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out}: another prepare command is writing here") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def check_same_settings(out: Path, before: Mapping, now: Mapping) -> None:

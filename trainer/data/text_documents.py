@@ -132,7 +132,7 @@ def _json_text(line: bytes) -> str | Skip:
     if not line.strip():
         return Skip("empty")
     try:
-        values = json.loads(line.decode())
+        values = json.loads(line.decode("utf-8-sig"))  # some begin files with a mark of their byte order
     except UnicodeDecodeError:
         return Skip("not UTF-8")
     except (ValueError, RecursionError):

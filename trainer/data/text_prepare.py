@@ -5,13 +5,11 @@ the disk at a moment is described by progress.json, so that a run after a kill g
 its result has the same bytes as that of an undisturbed run, whatever the number of processes.
 """
 
-import fcntl
 import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from parallel.errors import UserError
 from trainer.data.prepare_progress import PrepareProgress
-from trainer.data.prepared import MANIFEST, check_same_settings, write_json
+from trainer.data.prepared import MANIFEST, check_same_settings, only_writer, write_json
 from trainer.data.text_documents import InputFile, Skip, find_files, read_documents
 from trainer.data.text_encode import encode_all
 from trainer.data.text_manifest import Manifest, Split, check_shards, read_manifest
@@ -86,7 +84,7 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         if done := _finished(out, settings):
             return done
-        with _lock(out):
+        with only_writer(out):
             state = _resumed(out, settings)
             writers = {
                 name: ShardWriter(out, name, shard_tokens, getattr(state, name))
@@ -188,23 +186,6 @@ def _listing(files: list[InputFile]) -> str:
     for file in files:
         digest.update(f"{file.name}\0{file.size}\n".encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep a second command out; a killed one's lock is gone with it."""
-    path = out / ".lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {out}: another prepare command is writing here") from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _finished(out: Path, settings: dict[str, int | float | str]) -> Manifest | None:
