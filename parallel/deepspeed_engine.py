@@ -23,7 +23,7 @@ from parallel.engine import (
     BatchT,
     Precision,
     StepResult,
-    check_state,
+    check_shapes,
     count_parameters,
     load_parameter_states,
     mean_over_data,
@@ -104,14 +104,22 @@ class DeepSpeedEngine:
         if self._zero:
             from parallel import deepspeed_state  # which imports DeepSpeed
 
-            parameters = {n: deepspeed_state.read(self.optimizer, self._zero, p) for n, p in named.items()}
+            # One at a time: whole states of all parameters at once are what ZeRO is there to avoid.
+            parameters = {}
+            for name, parameter in named.items():
+                read = deepspeed_state.read(self.optimizer, self._zero, parameter)
+                if self.mesh.data_rank == 0:
+                    parameters[name] = {key: tensor.cpu() for key, tensor in read.items()}
         else:
             parameters = {n: parameter_state(p, self.optimizer) for n, p in named.items()}
         return {"parameters": parameters, "steps_done": self.steps_done}
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        named = self.model.named_parameters()
+        check_shapes(state["parameters"], {n: getattr(p, "ds_shape", p.shape) for n, p in named})
+
     def load_state(self, state: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
-        check_state(state["parameters"], {n: getattr(p, "ds_shape", p.shape) for n, p in named.items()})
         self.steps_done = state["steps_done"]
         saved = {p: state["parameters"][n] for n, p in named.items()}
         if self._zero:

@@ -33,7 +33,7 @@ class Engine(Protocol):
     """Trains this process's part of a net.
 
     `mesh.data_rank` of `mesh.data` tells which share of each global batch this process is fed. Every
-    method is collective: all ranks call the same in the same order.
+    method but check_state is collective: all ranks call the same in the same order.
     """
 
     model: nn.Module
@@ -64,11 +64,16 @@ class Engine(Protocol):
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs of this model rank: steps_done, and of each parameter held its
-        weight and moments in float32, by name; the same for either engine."""
+        weight and moments in float32, by name; the same for either engine. Under ZeRO only the first
+        replica has parameters."""
+        ...
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when names or shapes are not those of what `state` gives here."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` gave; raises ValueError when names or shapes differ."""
+        """Takes over a state that was checked; its tensors may be on another device."""
         ...
 
 
@@ -132,9 +137,11 @@ class TorchEngine:
         parameters = {name: parameter_state(p, self.optimizer) for name, p in named}
         return {"parameters": parameters, "steps_done": self.steps_done}
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        check_shapes(state["parameters"], {name: p.shape for name, p in self.model.named_parameters()})
+
     def load_state(self, state: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
-        check_state(state["parameters"], {name: p.shape for name, p in named.items()})
         self.steps_done = state["steps_done"]
         saved = {p: state["parameters"][name] for name, p in named.items()}
         load_parameter_states(saved, self.optimizer, self.steps_done)
@@ -180,11 +187,11 @@ def load_parameter_states(
         parameter.copy_(tensors["weight"])
         optimizer.state[parameter] = {
             "step": torch.tensor(float(steps), device=parameter.device),
-            **{m: tensors[m].to(parameter.device, parameter.dtype).clone() for m in MOMENTS},
+            **{m: torch.empty_like(parameter).copy_(tensors[m]) for m in MOMENTS},
         }
 
 
-def check_state(saved: dict[str, dict[str, Tensor]], own: dict[str, torch.Size]) -> None:
+def check_shapes(saved: dict[str, dict[str, Tensor]], own: dict[str, torch.Size]) -> None:
     """Raises ValueError, naming the first, unless saved parameters have our names and shapes."""
     odd = sorted(set(saved) ^ set(own))
     if odd:

@@ -59,6 +59,10 @@ class ParallelConfig(BaseModel):
             )
         if self.engine == "torch" and self.offload_optimizer:
             raise UserError("parallel.offload_optimizer=true: only parallel.engine=deepspeed offloads")
+        if self.offload_optimizer and not self.zero:
+            raise UserError(
+                "parallel.offload_optimizer=true with parallel.zero=0: use parallel.zero=1 or more"
+            )
         if world is None:
             return
         model = self.offset * self.tensor

@@ -18,6 +18,8 @@ from parallel.errors import UserError
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer means a lost rank
+_PATIENCE = timedelta(hours=6)  # for a rank that writes; one that is lost breaks its connections at once
+_patient: dist.ProcessGroup | None = None
 
 
 def own_device() -> torch.device:
@@ -49,7 +51,8 @@ def join_processes(device: torch.device, alone: bool = False) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized() or (world == 1 and not alone):
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # With CUDA both, so that ranks that fail before they have a device can still say so.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if world == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -60,12 +63,18 @@ def join_processes(device: torch.device, alone: bool = False) -> None:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).split("\n")[0]
         raise UserError(f"cannot meet the {world} processes at {where}: {reason}") from None
+    global _patient
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
+    _patient = group
 
 
 def leave_processes() -> None:
     """Ends what join_processes began."""
+    global _patient
     if dist.is_initialized():
         dist.destroy_process_group()
+    _patient = None
 
 
 def rank() -> int:
@@ -99,13 +108,16 @@ def lead(action: Callable[[], Result]) -> Result:
 
 
 def all_well(error: UserError | None) -> None:
-    """Every rank says whether its part of a common work failed; all raise if any did."""
+    """Every rank says whether its part of a common work failed; all raise if any did.
+
+    Those that are done wait for the others, whose part may be the writing of a large file.
+    """
     if not dist.is_initialized():
         if error is not None:
             raise error
         return
     failures: list[str | None] = [None] * world_size()
-    dist.all_gather_object(failures, str(error) if error else None)
+    dist.all_gather_object(failures, str(error) if error else None, _patient)
     failed = [number for number, failure in enumerate(failures) if failure]
     if not failed:
         return

@@ -11,35 +11,26 @@ from parallel.mesh import Mesh
 from parallel.shard import Shard, shards
 
 
-def whole_state(parts: list[dict[str, Any]], net: nn.Module, mesh: Mesh) -> dict[str, Any]:
-    """One state of the whole net from those of all ranks of its model-parallel group, in order.
+def moved_state(parts: list[dict[str, Any]], net: nn.Module, before: Mesh, after: Mesh) -> dict[str, Any]:
+    """The part of a net's state that one place of a mesh holds, from those of all ranks of the
+    model-parallel group of another mesh, in order. A mesh of one process holds all.
 
-    `net` is whole and may be on the meta device; `mesh` is the one the parts are of.
+    `net` is whole and may be on the meta device. Parameters are joined one at a time.
     """
-    held = [shards(net, Mesh(1, mesh.offset, mesh.tensor, rank)) for rank in range(mesh.model)]
+    ranks = [shards(net, Mesh(1, before.offset, before.tensor, rank)) for rank in range(before.model)]
+    own = shards(net, after)
     parameters = {}
-    for name, shard in held[0].items():
-        tensors = [part["parameters"][name] for part in parts]
+    for name, shard in own.items():
+        held, tensors = [rank[name] for rank in ranks], [part["parameters"][name] for part in parts]
         parameters[name] = {
-            key: _join([each[key] for each in tensors], [rank[name] for rank in held])
-            if shard.sharded()
-            else tensors[0][key]
-            for key in tensors[0]
+            key: _cut(_join([each[key] for each in tensors], held), shard) for key in tensors[0]
         }
     return parts[0] | {"parameters": parameters}
 
 
-def cut_state(state: dict[str, Any], net: nn.Module, mesh: Mesh) -> dict[str, Any]:
-    """The part of a whole net's state that one place of a mesh holds."""
-    held = shards(net, mesh)
-    parameters = {
-        name: {key: _cut(tensor, held[name]) for key, tensor in tensors.items()}
-        for name, tensors in state["parameters"].items()
-    }
-    return state | {"parameters": parameters}
-
-
 def _join(parts: list[Tensor], held: list[Shard]) -> Tensor:
+    if not held[0].sharded():
+        return parts[0]
     whole = parts[0].new_zeros(held[0].full)
     for part, shard in zip(parts, held, strict=True):
         place = whole if shard.dim is None else _slice(whole, shard)
@@ -54,7 +45,8 @@ def _join(parts: list[Tensor], held: list[Shard]) -> Tensor:
 def _cut(whole: Tensor, shard: Shard) -> Tensor:
     if shard.entries is not None:
         whole = whole[torch.tensor(shard.entries, device=whole.device)]
-    return shard.take(whole)
+    taken = shard.take(whole)
+    return taken if taken.numel() == whole.numel() else taken.clone()  # a view would keep the whole
 
 
 def _slice(whole: Tensor, shard: Shard) -> Tensor:

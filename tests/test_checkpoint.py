@@ -18,7 +18,7 @@ def state(value: float, size: int = 10) -> dict:
 
 def test_what_was_saved_is_loaded(tmp_path: Path):
     path = save_checkpoint(tmp_path / "checkpoints", 12, state(1.5), keep=2)
-    loaded = load_checkpoint(path, CPU)
+    loaded = load_checkpoint(path)
     assert loaded["samples"] == 7
     assert torch.equal(loaded["engine"]["w"], torch.full((10,), 1.5))
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == [whole]
-    assert load_checkpoint(whole, CPU)["engine"]["w"][0] == 1
+    assert load_checkpoint(whole)["engine"]["w"][0] == 1
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 50, 900])
@@ -54,4 +54,4 @@ def test_a_damaged_file_is_named(tmp_path: Path, keep_bytes: int):
     path = save_checkpoint(tmp_path, 1, state(1), keep=1)
     path.write_bytes(path.read_bytes()[:keep_bytes])
     with pytest.raises(UserError, match=f"{path.name}: damaged checkpoint"):
-        load_checkpoint(path, CPU)
+        load_checkpoint(path)

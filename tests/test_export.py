@@ -24,7 +24,7 @@ def run(config_file: Path, tmp_path: Path, translution: Callable) -> Path:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     newest = checkpoints(RunDirectory(run).checkpoints)[-1]
-    saved = load_checkpoint(newest, torch.device("cpu"))["engine"]["parameters"]
+    saved = load_checkpoint(newest)["engine"]["parameters"]
     return {name: tensors["weight"] for name, tensors in saved.items()}
 
 

@@ -163,6 +163,16 @@ def test_a_mesh_under_zero_3_goes_on_from_a_checkpoint_of_one_process(four):
     assert losses(four / "four") == pytest.approx(losses(four / "alone"), rel=1e-4)
 
 
+def test_a_part_of_a_checkpoint_that_one_rank_cannot_read_is_named_and_all_end(four):
+    run = four / "damaged"
+    cut_back(four / "four", run)
+    (part,) = (run / "checkpoints").glob("*.part1")
+    part.write_bytes(part.read_bytes()[:-200])
+    (ended,) = train_on(4, [["--resume", str(run), *MESH]], seconds=100)
+    assert ended.codes == [2] * 4
+    assert f"{part}: damaged checkpoint" in ended.errors[0]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("processes", [2, 4])

@@ -6,7 +6,7 @@ from test_shard import NETS, places, whole
 
 from parallel.mesh import Mesh
 from parallel.shard import shards
-from parallel.state import cut_state, whole_state
+from parallel.state import moved_state
 
 MESHES = [(2, 1), (1, 2), (2, 2), (4, 1), (3, 2), (4, 2)]
 
@@ -39,11 +39,11 @@ def divisible(name):
 def test_cut_then_joined_is_the_same(name, mesh):
     net = divisible(name)
     state = state_of(net)
-    parts = [cut_state(state, net, place) for place in places(*mesh)]
+    parts = [moved_state([state], net, Mesh(), place) for place in places(*mesh)]
     for place, part in zip(places(*mesh), parts, strict=True):
         shapes = {n: tuple(entry["weight"].shape) for n, entry in part["parameters"].items()}
         assert shapes == {n: shard.shape for n, shard in shards(net, place).items()}
-    assert_same(whole_state(parts, net, Mesh(1, *mesh)), state)
+    assert_same(moved_state(parts, net, Mesh(1, *mesh), Mesh()), state)
 
 
 @pytest.mark.parametrize(("before", "after"), [((2, 1), (1, 2)), ((2, 2), (4, 1)), ((4, 1), (1, 1))])
@@ -51,10 +51,11 @@ def test_parts_of_one_mesh_become_those_of_another(before, after):
     """The vocabulary of 11 is padded to 12 on either mesh."""
     net = whole("gpt")
     state = state_of(net)
-    parts = [cut_state(state, net, place) for place in places(*before)]
-    joined = whole_state(parts, net, Mesh(1, *before))
+    parts = [moved_state([state], net, Mesh(), place) for place in places(*before)]
     for place in places(*after):
-        assert_same(cut_state(joined, net, place), cut_state(state, net, place))
+        assert_same(
+            moved_state(parts, net, Mesh(1, *before), place), moved_state([state], net, Mesh(), place)
+        )
 
 
 def test_a_vocabulary_so_short_that_ranks_hold_padding_only():
@@ -67,9 +68,9 @@ def test_a_vocabulary_so_short_that_ranks_hold_padding_only():
 def test_the_padding_of_a_vocabulary_is_zero_and_is_not_saved():
     net = whole("gpt")
     state = state_of(net)
-    parts = [cut_state(state, net, place) for place in places(4, 1)]
+    parts = [moved_state([state], net, Mesh(), place) for place in places(4, 1)]
     last = parts[3]["parameters"]["embedding.weight"]["weight"]
     assert last.shape == (3, 8)
     assert not last[2].any()
     last[2] = 7.0
-    assert_same(whole_state(parts, net, Mesh(1, 4, 1)), state)
+    assert_same(moved_state(parts, net, Mesh(1, 4, 1), Mesh()), state)

@@ -16,7 +16,7 @@ from parallel.engine import Engine
 from parallel.errors import UserError
 from parallel.mesh import Mesh
 from parallel.processes import all_well
-from parallel.state import cut_state, whole_state
+from parallel.state import moved_state
 from trainer.errors import machine_error
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -97,29 +97,31 @@ def _write(path: Path, state: Any, check: Callable[[], None]) -> None:
 def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
     """Give `engine`, of any mesh, the state that was saved of this net; returns the samples consumed.
 
-    Raises UserError for a damaged file, and for one of another net.
+    A work of all ranks. Raises UserError for a damaged file, and for one of another net.
     """
-    saved = load_checkpoint(path, engine.device)
+    own, failure, saved, state = engine.mesh, None, {}, {}
     try:
-        state, mesh = saved["engine"], Mesh(1, saved.get("offset", 1), saved.get("tensor", 1))
-        own = Mesh(1, engine.mesh.offset, engine.mesh.tensor, engine.mesh.model_rank)
-        if (mesh.offset, mesh.tensor) == (own.offset, own.tensor):
-            if mesh.model > 1:
-                state = load_checkpoint(_part(path, own.rank), engine.device)
+        saved = load_checkpoint(path)
+        before = Mesh(1, saved.get("offset", 1), saved.get("tensor", 1))
+        if (before.offset, before.tensor) == (own.offset, own.tensor):
+            state = load_checkpoint(_part(path, own.model_rank)) if own.model > 1 else saved["engine"]
         else:
+            parts = [saved["engine"]]
+            if before.model > 1:
+                parts = [load_checkpoint(_part(path, m)) for m in range(before.model)]
             with torch.device("meta"):
                 whole = build_model(net)
-            if mesh.model > 1:
-                parts = [load_checkpoint(_part(path, m), engine.device) for m in range(mesh.model)]
-                state = whole_state(parts, whole, mesh)
-            state = cut_state(state, whole, own)
-        engine.load_state(state)
-        return int(saved["samples"])
+            place = Mesh(1, own.offset, own.tensor, own.model_rank)
+            state = moved_state(parts, whole, before, place)
+        engine.check_state(state)
+    except UserError as error:
+        failure = error
     except (KeyError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: does not fit this config's net: {why}") from None
+        failure = UserError(f"{path}: does not fit this config's net: {why}")
+    all_well(failure)  # loading may be collective
+    engine.load_state(state)
+    return int(saved["samples"])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -130,10 +132,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_checkpoint` was given; raises UserError for a damaged file."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given, in host memory; raises UserError for a damaged file."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = str(error).split("\n")[0]
         raise UserError(f"{path}: damaged checkpoint ({why}); delete it to go on from an older one") from None
