@@ -44,8 +44,14 @@ def test_without_cuda_it_is_the_cpu():
 
 def test_the_device_is_the_default_before_processes_meet(monkeypatch: pytest.MonkeyPatch):
     taken = []
+
+    def meet(*arguments: object, **options: object) -> None:
+        taken.append("met")
+        raise RuntimeError("nobody came")
+
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: taken.append("met"))
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    join_processes(torch.device("cuda", 1))
+    with pytest.raises(UserError, match="cannot meet the 2 processes .*: nobody came"):
+        join_processes(torch.device("cuda", 1))
     assert taken == [torch.device("cuda", 1), "met"]
