@@ -52,6 +52,6 @@ def test_the_device_is_the_default_before_processes_meet(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", meet)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="cannot meet the 2 processes .*: nobody came"):
+    with pytest.raises(UserError, match=r"cannot meet the 2 processes .*: nobody came"):
         join_processes(torch.device("cuda", 1))
     assert taken == [torch.device("cuda", 1), "met"]
