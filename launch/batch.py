@@ -16,7 +16,7 @@ from launch.allocation import Allocation
 from launch.facts import SlurmFacts
 from parallel.errors import UserError
 
-_TIMEOUTS = 1_000_000  # starts after a time limit that submitit allows; ours are counted by requeue.py
+_TIMEOUTS = 1_000_000  # how often submitit starts an evaluation again; requeue.py counts trainings
 
 
 def executor(

@@ -8,7 +8,8 @@ from pathlib import Path
 from parallel.errors import UserError
 
 LIFE = "TRANSLUTION_LIFE"
-"""Environment variable by which a launcher gives all ranks of one start of a run the same token."""
+"""Environment variable by which a launcher gives all ranks of one start of a run the same token. Tokens
+"job N, start M" are in order, others are not."""
 
 
 class Superseded(UserError):
@@ -54,6 +55,6 @@ class Fence:
 
 
 def _numbers(life: str) -> list[int]:
-    """Of "job 12, start 1", by which starts of one run are in order; none of other tokens."""
+    """By which starts of one run are in order; none where the token has no order."""
     match = re.fullmatch(r"job (\d+), start (\d+)", life)
     return [int(number) for number in match.groups()] if match else []
