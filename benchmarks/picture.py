@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch import Tensor
 
-from trainer.config import RunConfig, load_config
+from trainer.config.run import RunConfig, load_config
 from trainer.data.build import build_source
 
 COLUMNS = {"Static→Static": ("static", "static"), "Static→Dynamic": ("static", "dynamic")}

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch import bench, commands_hosts, commands_slurm, plan, prepare, verify
+from launch.commands import bench, plan, prepare, verify
+from launch.commands import slurm as commands_slurm
+from launch.commands import ssh as commands_hosts
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -65,7 +67,7 @@ def evaluate_command(
     """Evaluate the newest checkpoint of RUN_DIR and print the table."""
 
     def action() -> None:
-        from trainer.run import evaluate_run
+        from trainer.setup import evaluate_run
 
         evaluate_run(run_dir, overrides or [])
 

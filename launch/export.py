@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.reference import to_reference_state
+from models.reference.convert import to_reference_state
 from parallel.errors import UserError
-from trainer.config import load_config
+from trainer.config.run import load_config
 from trainer.errors import machine_error
-from trainer.loop import build_engine, restore
-from trainer.run_directory import RunDirectory
+from trainer.run_directory.run_directory import RunDirectory
+from trainer.train import build_engine, restore
 
 Format = Literal["reference", "safetensors"]
 

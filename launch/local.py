@@ -21,9 +21,9 @@ def train_here(
 ) -> int:
     """Train with one process per device: in this one, so that a debugger works, if there is one device.
 
-    Returns the exit code; raises what trainer.run.train() raises when it is this process.
+    Returns the exit code; raises what trainer.setup.train() raises when it is this process.
     """
-    from trainer.run import split_words, train
+    from trainer.setup import split_words, train
 
     config, overrides = split_words(config, overrides)
     if debug:
@@ -50,7 +50,7 @@ def debug_overrides(config: str | None, overrides: list[str]) -> list[str]:
     more = [f"{key}={value}" for key, value in few.items() if key not in given]
     if config is None or "data.workers" in given:
         return more + overrides
-    from trainer.config import load_config
+    from trainer.config.run import load_config
 
     try:
         load_config(config, [*overrides, "data.workers=0"])

@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from models.attention import Attention
 from models.gpt import GPT, GPTConfig
+from models.mixers.attention import Attention
+from models.mixers.translution import Translution
 from models.offsets import OffsetGrid
-from models.translution import Translution
 from models.vit import ViT, ViTConfig
 
 ModelConfig = Annotated[ViTConfig | GPTConfig, Field(discriminator="kind")]

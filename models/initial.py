@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.gpt import EMBEDDING_STD, GPT
-from models.translution import Translution
+from models.mixers.translution import Translution
 from models.vit import ViT
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.attention import AttentionConfig
-from models.translution import TranslutionConfig
+from models.mixers.attention import AttentionConfig
+from models.mixers.translution import TranslutionConfig
 
 MixerConfig = Annotated[TranslutionConfig | AttentionConfig, Field(discriminator="kind")]
 

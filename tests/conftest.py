@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
-from tiny import TINY
+
+from tests.tiny import TINY
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from parallel.mesh import forget_mesh
 from parallel.processes import run_processes
 from trainer.__main__ import main
-from trainer.run_directory import RunDirectory
+from trainer.run_directory.run_directory import RunDirectory
 
 
 class Ended(NamedTuple):

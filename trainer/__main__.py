@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     def action() -> None:
-        from trainer.run import split_words, train  # after the parser, for torch takes seconds
+        from trainer.setup import split_words, train  # after the parser, for torch takes seconds
 
         if given.debug:
             import torch

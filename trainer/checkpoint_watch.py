@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from trainer.checkpoint import checkpoints, load_into
-from trainer.config import load_config
+from trainer.config.run import load_config
 from trainer.data.build import build_source
 from trainer.evaluation import evaluate
-from trainer.loop import build_engine
-from trainer.run_directory import RunDirectory
+from trainer.run_directory.checkpoints import checkpoints, load_into
+from trainer.run_directory.run_directory import RunDirectory
+from trainer.train import build_engine
 
 
 def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from parallel.engine import Engine
+from parallel.engine.torch_engine import Engine
 from parallel.mesh import Mesh
 from trainer.data.source import Batch, Source
-from trainer.interrupt import StopRequest
+from trainer.signals import StopRequest
 
 
 def evaluate(

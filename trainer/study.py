@@ -8,16 +8,16 @@ from typing import Any
 
 from parallel.mesh import Mesh
 from parallel.processes import lead
-from trainer.checkpoint import checkpoints
-from trainer.config import RunConfig, with_values
-from trainer.config_errors import ConfigError
+from trainer.config.errors import ConfigError
+from trainer.config.run import RunConfig, with_values
 from trainer.data.build import build_source
 from trainer.data.source import Source
 from trainer.errors import Interrupted
-from trainer.interrupt import StopRequest
-from trainer.loop import train_net
-from trainer.run_directory import RunDirectory, write_whole
-from trainer.table import Table
+from trainer.reporting.table import Table
+from trainer.run_directory.checkpoints import checkpoints
+from trainer.run_directory.run_directory import RunDirectory, write_whole
+from trainer.signals import StopRequest
+from trainer.train import train_net
 
 _TITLES = {"translution": "Translution", "attention": "Self-attention"}
 

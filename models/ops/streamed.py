@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.plan import Chunk, Plan
 from models.ops.products import Bank, gathered_bytes
+from models.ops.schedule import Chunk, Plan
 from models.ops.stage import Scratch, stage
 from models.ops.tokens import RowGradients, Rows, Side, Tokens, view_tokens
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny import TINY
+
+from tests.tiny import TINY
 
 HERE = Path(__file__).parent / "box"
 ROOT = Path(__file__).parent.parent.parent

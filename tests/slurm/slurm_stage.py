@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
-from conftest import Box
 
-from launch.facts import read_facts, read_notes
-from trainer.run_directory import RunDirectory
+from launch.slurm.runs.job_record import read_facts, read_notes
+from tests.slurm.conftest import Box
+from trainer.run_directory.run_directory import RunDirectory
 
 STEPS = 400
 LONG = (f"train.steps={STEPS}", "train.checkpoint_every=25", "train.log_every=5")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Box
 
-from trainer.run_directory import RunDirectory
+from tests.slurm.conftest import Box
+from trainer.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -5,10 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Box
-from slurm_stage import QUICK, Stage, events, job, losses, starts, step, task_pid
 
-from launch.facts import read_notes
+from launch.slurm.runs.job_record import read_notes
+from tests.slurm.conftest import ROOT, Box
+from tests.slurm.slurm_stage import QUICK, Stage, events, job, losses, starts, step, task_pid
 
 DEBUG = ROOT / "configs" / "debug.yaml"
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Box
-from slurm_stage import (
+
+from launch.slurm.runs.job_record import read_facts, read_notes
+from tests.slurm.conftest import Box
+from tests.slurm.slurm_stage import (
     LONG,
     QUICK,
     STEPS,
@@ -31,9 +33,7 @@ from slurm_stage import (
     step,
     task_pid,
 )
-
-from launch.facts import read_facts, read_notes
-from trainer.run_directory import RunDirectory
+from trainer.run_directory.run_directory import RunDirectory
 
 _STORIES: dict[str, Callable] = {}
 

@@ -1,6 +1,6 @@
 """From a config's data section to its source."""
 
-from trainer.config import RunConfig
+from trainer.config.run import RunConfig
 from trainer.data.source import Source
 
 

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from trainer.data.order import random_bits
+from trainer.data.sampling import random_bits
 
 _ROUNDS = 6
 _FIRST_STREAM = 1 << 32  # far from the streams that other users of `random_bits` count up

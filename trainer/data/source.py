@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from trainer.task import Task
+from trainer.metrics import Task
 
 
 class Batch(NamedTuple):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.data.order import micro_batches, random_bits
+from trainer.data.sampling import micro_batches, random_bits
 from trainer.data.source import Batch
-from trainer.task import IGNORED, Classification, LanguageModel
+from trainer.metrics import IGNORED, Classification, LanguageModel
 
 if TYPE_CHECKING:
     from models import ModelConfig

@@ -1,0 +1,65 @@
+"""How much of a training step loading text takes: `translution bench data` on prepared text."""
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from models import GPTConfig, build_model
+from models.mixers.attention import AttentionConfig
+from parallel.engine.optimizer import OptimizerConfig
+from parallel.engine.torch_engine import TorchEngine
+from trainer.data.text.datasets import OpenWebTextConfig
+from trainer.data.text.manifest import MANIFEST, read_manifest
+from trainer.reporting.table import Table
+
+_BATCH = 16
+_TOKENS = 160
+_WARM, _STEPS = 1, 2
+
+
+def holds_text(path: Path) -> bool:
+    """Whether a folder was made by `translution prepare openwebtext`."""
+    try:
+        return "tokenizer" in json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def bench_text(path: Path, seconds: float) -> Table:
+    """Tokens per second from the shards in `path`, and their share of a step.
+
+    The step is that of the paper's smallest and fastest language net, self-attention of 22 M
+    parameters on 160 tokens, on this machine's device; with every other net the share is smaller.
+    Raises UserError for a folder that cannot be used.
+    """
+    mixer = AttentionConfig(kind="attention", heads=3, head_dim=64, rope=False)
+    vocabulary = read_manifest(path).tokenizer.vocabulary
+    model = GPTConfig.model_validate({"vocabulary": vocabulary, "tokens": _TOKENS, "mixer": mixer})
+    source = OpenWebTextConfig(path=path).build(model, 0)
+    on_gpu = torch.cuda.is_available()
+    device, precision = (torch.device("cuda"), "bf16") if on_gpu else (torch.device("cpu"), "fp32")
+    engine = TorchEngine(build_model(model), OptimizerConfig.model_validate({}), device, precision)
+    batches = source.train_batches(0, _BATCH)
+    loads = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        next(batches)
+        loads.append(time.perf_counter() - start)
+    steps = []
+    for _ in range(_WARM + _STEPS):
+        batch = next(batches).to(device)
+        start = time.perf_counter()
+        engine.step([batch], 1, source.task.loss).loss.item()
+        steps.append(time.perf_counter() - start)
+    load, step = median(loads), median(steps[_WARM:])
+    table = Table(f"{path}: batches of {_BATCH} sequences of {_TOKENS} tokens on {device.type}")
+    table.put("loading", "tokens/s", f"{_BATCH * _TOKENS / load:,.0f}")
+    table.put("loading", "ms per batch", f"{1e3 * load:,.3f}")
+    table.put("whole step", "tokens/s", f"{_BATCH * _TOKENS / (load + step):,.0f}")
+    table.put("whole step", "ms per batch", f"{1e3 * (load + step):,.3f}")
+    table.put("loading's share", "ms per batch", f"{load / (load + step):.2%}")
+    return table

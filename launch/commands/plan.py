@@ -1,0 +1,68 @@
+"""`translution plan`: what a run will need, and which mesh suits a cluster."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import exit_code
+
+
+def plan_command(
+    config: Annotated[str | None, typer.Argument(help="YAML file; left out with --table.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: parallel.offset=8"),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Machines; as many as the mesh needs if left out.")
+    ] = None,
+    devices_per_node: Annotated[int, typer.Option(min=1, help="Devices, and processes, of a machine.")] = 8,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of a device.")] = "80GB",
+    bandwidth: Annotated[
+        str, typer.Option(metavar="SIZE", help="Per second, from a device inside its machine.")
+    ] = "300GB",
+    network: Annotated[
+        str, typer.Option(metavar="SIZE", help="Per second, from a device to other machines.")
+    ] = "25GB",
+    teraflops: Annotated[
+        float, typer.Option(min=0.001, help="Per second, that a device reaches in matrix products.")
+    ] = 150,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="The paper's sizes of nets, and the cluster each needs.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
+) -> None:
+    """Parameters, memory, FLOPs and bytes sent of CONFIG, before it runs."""
+
+    def action() -> None:
+        from launch.plan import report as plan_report
+        from launch.plan import table as plan_table
+        from parallel.errors import UserError
+        from parallel.planner.recommend import Cluster
+        from parallel.planner.units import parse_size
+
+        cluster = Cluster(
+            nodes or 1,
+            devices_per_node,
+            parse_size(memory, "--memory"),
+            parse_size(bandwidth, "--bandwidth"),
+            parse_size(network, "--network"),
+            teraflops * 1e12,
+        )
+        if table:
+            plan_table.show(cluster, as_json)
+            return
+        if config is None:
+            raise UserError(
+                "which config? Name a file, as in configs/imagenet/b16_full.yaml, or give --table"
+            )
+        plan_report.show(Path(config), overrides or [], cluster, nodes is not None, as_json)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("plan")(plan_command)

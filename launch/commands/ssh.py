@@ -1,0 +1,67 @@
+"""The commands for hosts reached over ssh, and for a look at a cluster's health: launch, doctor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import exit_code
+
+Port = Annotated[int, typer.Option("--master-port", help="Port on the first host where the ranks meet.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
+
+
+def launch(
+    config: Annotated[str, typer.Argument(help="YAML file.")],
+    hostfile: Annotated[Path, typer.Option(metavar="FILE", help="Lines like `node1 slots=8`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    port: Port = 29500,
+    launcher: Annotated[str, typer.Option(help="DeepSpeed's: pdsh, slurm, openmpi, …")] = "pdsh",
+    force: Annotated[bool, typer.Option("--force", help="Start although hosts differ.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train on the hosts of a hostfile by DeepSpeed's launcher, after a look at them."""
+    code = 0
+
+    def action() -> None:
+        from launch.ssh.deepspeed_launcher import launch
+
+        nonlocal code
+        words = [config, *(overrides or []), *(["--debug"] if debug else [])]
+        code = launch(hostfile, words, port, launcher, force)
+
+    raise typer.Exit(exit_code(action, debug) or code)
+
+
+def doctor(
+    hostfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Check these hosts over ssh.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Check nodes that Slurm gives.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="With --slurm: how many nodes.")] = 2,
+    partition: Annotated[str | None, typer.Option(help="With --slurm: from which partition.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="With --slurm: devices of each node to measure.")
+    ] = None,
+    port: Port = 29511,
+    debug: Debug = False,
+) -> None:
+    """Check versions, clocks, directory, memory, network and speed, and name the host that differs."""
+    code = 0
+
+    def action() -> None:
+        from launch.ssh import doctor
+
+        nonlocal code
+        if hostfile:
+            code = doctor.check_hosts(hostfile, port)
+        elif slurm:
+            code = doctor.check_slurm(nodes, partition, gpus_per_node)
+        else:
+            code = doctor.check_here()
+
+    raise typer.Exit(exit_code(action, debug) or code)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the `translution` command."""
+    for command in (launch, doctor):
+        app.command(command.__name__)(command)

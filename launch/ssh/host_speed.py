@@ -1,0 +1,93 @@
+"""`python -m launch.ssh.host_speed DIRECTORY TOKEN PEER`: the report of host_report.py, with speeds measured.
+
+One process per host, started by ssh (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set) or by srun.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from launch.rendezvous import rendezvous
+from launch.ssh.host_report import probe
+from parallel.errors import UserError
+
+_MATRIX = {"cpu": 1024, "cuda": 8192}
+_REDUCED_FLOATS = 4 * 2**20
+_SENT_FLOATS = 2 * 2**20
+_MEETING = timedelta(seconds=40)
+
+
+def matrix_speeds() -> list[float]:
+    """FLOP/s of a large float32 matrix product on each device of this host, the best of three."""
+    devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    return [_matrix_speed(device) for device in devices]
+
+
+def network(facts: dict[str, Any]) -> None:
+    """Add to `facts`: seconds until all hosts had met, bytes/s of an all-reduce, and of rank 0's sending.
+
+    Raises UserError when they do not meet.
+    """
+    start = time.perf_counter()
+    try:
+        distributed.init_process_group("gloo", timeout=_MEETING)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"{socket.gethostname()}: cannot meet the others at {where}: {str(error).splitlines()[0]}"
+        ) from None
+    facts["meeting_seconds"] = time.perf_counter() - start
+    numbers = torch.ones(_REDUCED_FLOATS)
+    distributed.all_reduce(numbers)
+    start = time.perf_counter()
+    distributed.all_reduce(numbers)
+    facts["all_reduce"] = 4 * _REDUCED_FLOATS / (time.perf_counter() - start)
+    rank, sent = distributed.get_rank(), torch.ones(_SENT_FLOATS)
+    for other in range(1, distributed.get_world_size()):
+        distributed.barrier()
+        start = time.perf_counter()
+        if rank == 0:
+            distributed.send(sent, other)
+            distributed.recv(sent, other)
+        elif rank == other:
+            distributed.recv(sent, 0)
+            distributed.send(sent, 0)
+            facts["link"] = 8 * _SENT_FLOATS / (time.perf_counter() - start)
+    distributed.destroy_process_group()
+
+
+def _matrix_speed(device: torch.device) -> float:
+    size = _MATRIX[device.type]
+    one = torch.ones(size, size, device=device)
+    best = 0.0
+    for _ in range(4):  # the first one warms up
+        start = time.perf_counter()
+        float((one @ one)[0, 0])
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def main() -> None:
+    """Print the report as one line of JSON."""
+    if "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
+        os.environ |= rendezvous()
+    facts = probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            network(facts)
+    except UserError as error:
+        facts["problem"] = str(error)
+    facts["matrix"] = matrix_speeds()
+    print("report " + json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

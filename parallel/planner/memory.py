@@ -1,0 +1,211 @@
+"""Bytes that one rank needs, predicted: weights, gradients, optimizer states, activations, and the peak.
+
+A step is walked through moment by moment: the loss, the backward pass of every layer, the optimizer.
+What is alive at the worst of them is the peak.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from models.mixers.translution import Translution
+from parallel.engine.torch_engine import Precision
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.planner.activations import EndBytes, LayerBytes, end_bytes, layer_bytes
+from parallel.planner.layers import Anatomy, LayerKind
+from parallel.planner.traffic import widths
+from parallel.sharding.layout import offset_share
+
+# Numbers in DeepSpeed's gradient bucket: its own default, and what deepspeed_engine.py sets for ZeRO-3.
+BUCKET, ZERO3_BUCKET = 500_000_000, 500_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank's device.
+
+    weights, gradients   as the engine holds them
+    optimizer            Adam's moments, and float32 masters where there are any
+    gathered             ZeRO-3: the weights and gradients that are whole for a moment
+    saved                activations from forward to backward, of all layers
+    transient            temporaries at the peak, collectives' buffers among them
+    inputs               a micro-batch
+    peak, moment         the most that is alive at once, and when
+    host                 what lies in the node's memory for this rank
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    saved: int
+    transient: int
+    inputs: int
+    peak: int
+    moment: str
+    host: int = 0
+
+
+def step_memory(
+    net: Anatomy,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    batch: int,
+    accumulate: int,
+    precision: Precision,
+    cpu: bool = False,
+) -> Memory:
+    """Predicts one rank's bytes in a training step (not the first, which has no optimizer states yet).
+
+    `mesh` gives the rank; the fullest one is `fullest_rank`. `batch` is the global batch.
+    """
+    size, samples = widths(precision, parallel), batch // (accumulate * mesh.data)
+    states, host = _states(net, mesh, parallel, precision)
+    ends = end_bytes(net, mesh, samples, size)
+    layers = [
+        (kind, layer_bytes(net, kind, mesh, samples, size, cpu))
+        for kind in net.kinds
+        for _ in range(kind.count)
+    ]
+    kept = [_kept(each, parallel.activations) for _, each in layers]
+    saved = ends.embedding + sum(kept) + ends.head
+    if parallel.activations == "block_cpu":
+        host += sum(each.entry for _, each in layers)
+    moments = list(_moments(net, mesh, parallel, size.weight, layers, kept, ends, accumulate))
+    moments.append(Moment("optimizer", states.gradients, 0, states.update, 0))
+    worst = max(moments, key=lambda each: sum(each[1:]))
+    peak = sum(worst[1:]) + states.weights + states.optimizer + states.buffers + ends.inputs
+    return Memory(
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        gathered=max(each.gathered for each in moments),
+        saved=saved,
+        transient=worst.transient + states.buffers,
+        inputs=ends.inputs,
+        peak=peak,
+        moment=worst.name,
+        host=host,
+    )
+
+
+def fullest_rank(net: Anatomy, mesh: Mesh) -> Mesh:
+    """The place of the mesh's first model-parallel group that holds most bank entries."""
+
+    def entries(rank: int) -> int:
+        shares = (offset_share(grid, mesh.offset)[rank] for grid in grids)
+        return sum(len(share.entries or ()) for share in shares)
+
+    mixers = [kind.layer.mixer for kind in net.kinds]
+    grids = [mixer.grid for mixer in mixers if isinstance(mixer, Translution)]
+    fullest = max(range(mesh.offset), key=entries)
+    return Mesh(mesh.data, mesh.offset, mesh.tensor, fullest * mesh.tensor)
+
+
+class Moment(NamedTuple):
+    """Bytes alive at a time: gradients, saved activations, temporaries, and what ZeRO-3 has gathered."""
+
+    name: str
+    gradients: int
+    activations: int
+    transient: int
+    gathered: int
+
+
+def _moments(
+    net: Anatomy,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    weight: int,
+    layers: list[tuple[LayerKind, LayerBytes]],
+    kept: list[int],
+    ends: EndBytes,
+    accumulate: int,
+) -> Iterator[Moment]:
+    """The loss, then backward through feed-forward and mixer of every layer, from the last."""
+    held, zero3 = net.held(mesh), parallel.zero == 3
+    total = sum(held.values())
+    own = {kind.prefix: _layer_numbers(net, mesh, kind) for kind, _ in layers}
+    adds = accumulate > 1 or parallel.zero >= 2  # new gradients stand beside those that they go into
+
+    def gradients(done: int) -> int:
+        """Bytes of the gradients that stay, when those of `done` parameters have been computed."""
+        if zero3 or accumulate > 1:  # all of them, from the first micro-batch or from the start
+            done = total
+        return done * weight // (mesh.data if parallel.zero >= 2 else 1)
+
+    def moment(name: str, done: int, alive: int, work: int, fresh: int, module: int) -> Moment:
+        fresh = fresh * weight * (2 if zero3 else 1) if adds else 0  # ZeRO-3 scatters a copy
+        return Moment(name, gradients(done), alive, work + fresh, module * weight if zero3 else 0)
+
+    done = total - sum(own[kind.prefix].mixer + own[kind.prefix].rest for kind, _ in layers)
+    below = ends.embedding + sum(kept)
+    yield moment("loss", 0, below + ends.head, ends.loss_work, held["head"], held["head"])
+    for index in range(len(layers) - 1, -1, -1):
+        (kind, each), name = layers[index], f"backward of layer {index + 1}"
+        numbers = own[kind.prefix]
+        below -= kept[index]
+        before = each.entry if parallel.activations == "operator" else each.mixer
+        alive = below + each.entry + before + each.mlp
+        yield moment(name, done, alive, each.mlp_work, numbers.rest_module, numbers.rest_module)
+        done += numbers.rest
+        alive = below + each.entry + each.mixer
+        now = done if adds else done + numbers.mixer
+        yield moment(name, now, alive, each.mixer_work, numbers.mixer, numbers.mixer_module)
+        done += numbers.mixer
+    if parallel.engine == "deepspeed" and parallel.zero == 0:  # gradients are sent as flat copies
+        copied = min(total, BUCKET) if mesh.data > 1 else 0
+        yield Moment("sending gradients", gradients(total), 0, copied * weight, 0)
+
+
+def _kept(each: LayerBytes, policy: str) -> int:
+    if policy == "block_cpu":
+        return 0
+    if policy == "block":
+        return each.entry
+    return each.entry + each.mlp + (each.entry if policy == "operator" else each.mixer)
+
+
+class _LayerNumbers(NamedTuple):
+    """Parameters of a layer's mixer and of all else in it, and of the largest module of either."""
+
+    mixer: int
+    rest: int
+    mixer_module: int
+    rest_module: int
+
+
+def _layer_numbers(net: Anatomy, mesh: Mesh, kind: LayerKind) -> _LayerNumbers:
+    modules: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    for piece in net.pieces(mesh):
+        if piece.name.startswith(kind.prefix):
+            inside = f"{kind.prefix}mixer." in piece.name
+            modules[not inside][piece.name.rpartition(".")[0]] += piece.shard.numel
+    sums, largest = (sum(m.values()) for m in modules), (max(m.values()) for m in modules)
+    return _LayerNumbers(*sums, *largest)
+
+
+class _States(NamedTuple):
+    weights: int
+    gradients: int
+    optimizer: int
+    update: int  # what the optimizer takes for a moment
+    buffers: int  # what DeepSpeed sends gradients from
+
+
+def _states(net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> tuple[_States, int]:
+    """Weights, gradients and optimizer states, and the bytes that offloading moves to the host."""
+    held, number = sum(net.held(mesh).values()), widths(precision, parallel).weight
+    if parallel.zero == 0:
+        return _States(held * number, held * number, held * 8, 0, 0), 0
+    share = -(-held // mesh.data)
+    weights = (share if parallel.zero == 3 else held) * number
+    gradients = (share if parallel.zero >= 2 else held) * number
+    buffers = (ZERO3_BUCKET if parallel.zero == 3 else BUCKET) * number
+    optimizer = share * 12  # moments and masters
+    if parallel.offload_optimizer:
+        return _States(weights, gradients, 0, 0, buffers), optimizer
+    return _States(weights, gradients, optimizer, 0 if parallel.zero == 3 else share * 4, buffers), 0

@@ -1,0 +1,157 @@
+"""What a run will need, before it runs: parameters, memory, operations and bytes sent of one rank.
+
+Everything is computed from the config on the meta device (DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models import ModelConfig
+from parallel.engine.torch_engine import Precision
+from parallel.errors import UserError
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.planner.flops import Flops, sample_flops
+from parallel.planner.layers import Anatomy
+from parallel.planner.memory import Memory, fullest_rank, step_memory
+from parallel.planner.traffic import micro_batch_traffic, step_traffic
+from parallel.planner.units import size_text
+from parallel.traffic_counter import Traffic
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A net on a mesh; what belongs to one rank is that of the fullest one.
+
+    parameters, held   by part, of the whole net and of the rank
+    traffic            payloads of one optimizer step (traffic_counter.py); `sent` are the rank's bytes
+    sample, share      FLOPs of one sample: of the whole net, and of the rank
+    even_batch         samples of a model-parallel group's micro-batch up to which this mesh sends less
+                       than ZeRO-3 alone on as many ranks would; None where nothing is model-parallel
+    """
+
+    mesh: Mesh
+    parallel: ParallelConfig
+    batch: int
+    accumulate: int
+    precision: Precision
+    parameters: dict[str, int]
+    held: dict[str, int]
+    memory: Memory
+    traffic: Traffic
+    sample: Flops
+    share: Flops
+    even_batch: int | None
+
+    @property
+    def total(self) -> int:
+        """The parameters of the whole net."""
+        return sum(self.parameters.values())
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of a rank at a time."""
+        return self.batch // (self.accumulate * self.mesh.data)
+
+    @property
+    def sent(self) -> dict[str, int]:
+        """Bytes that leave the rank in one optimizer step, by axis."""
+        return self.traffic.sent(self.mesh)
+
+    def fits(self, memory: float) -> bool:
+        """Whether the peak stays below so many bytes on each device."""
+        return self.memory.peak <= memory
+
+    def summary(self) -> str:
+        """One line for a log or a person."""
+        peak, sent = size_text(self.memory.peak), size_text(sum(self.sent.values()))
+        return (
+            f"{self.total:,} parameters on {self.mesh}: {peak} per process at the peak, {sent} sent per step"
+        )
+
+    def logged(self) -> dict[str, Any]:
+        """What a run writes beside what it measures."""
+        return {"peak_bytes": self.memory.peak, "bytes_sent": self.sent}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "mesh": {"data": self.mesh.data, "offset": self.mesh.offset, "tensor": self.mesh.tensor},
+            "engine": self.parallel.engine,
+            "zero": self.parallel.zero,
+            "activations": self.parallel.activations,
+            "precision": self.precision,
+            "batch": self.batch,
+            "accumulate": self.accumulate,
+            "parameters": {"total": self.total, **self.parameters},
+            "held": {"total": sum(self.held.values()), **self.held},
+            "memory": asdict(self.memory),
+            "flops_per_sample": self.sample._asdict(),
+            "flops_per_sample_and_rank": self.share._asdict(),
+            "payload_bytes": {f"{axis}/{kind}": n for (axis, kind), n in self.traffic.payload.items()},
+            "bytes_sent": self.sent,
+            "offset_beats_zero3_up_to_batch": self.even_batch,
+        }
+
+
+def plan(
+    model: ModelConfig | Anatomy,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+    batch: int,
+    accumulate: int = 1,
+    precision: Precision = "fp32",
+    cpu: bool = False,
+) -> Plan:
+    """Predicts a run; `mesh` is a place on a mesh that need not exist, `batch` the global batch.
+
+    Raises UserError where net, mesh and batch do not fit, with what would be right.
+    """
+    net = model if isinstance(model, Anatomy) else anatomy(model)
+    if batch % (accumulate * mesh.data):
+        raise UserError(
+            f"train.batch={batch} is not divisible by train.accumulate={accumulate} × {mesh.data} data ranks"
+        )
+    net.pieces(mesh)  # which refuses a net that does not divide
+    place = fullest_rank(net, mesh)
+    return Plan(
+        place,
+        parallel,
+        batch,
+        accumulate,
+        precision,
+        net.held(Mesh()),
+        net.held(place),
+        step_memory(net, place, parallel, batch, accumulate, precision, cpu),
+        step_traffic(net, place, parallel, batch, accumulate, precision),
+        sample_flops(net, Mesh(), parallel),
+        sample_flops(net, place, parallel),
+        even_batch(net, mesh, parallel, precision),
+    )
+
+
+def anatomy(model: ModelConfig) -> Anatomy:
+    """The net's anatomy; raises UserError for a net that cannot be built."""
+    try:
+        return Anatomy(model)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+
+
+def even_batch(net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> int | None:
+    """The samples of a model-parallel group's micro-batch at which this mesh sends as much as ZeRO-3
+    alone over the same ranks, which then share these samples.
+
+    What a mesh of model-parallel axes sends grows with the batch; ZeRO-3's three passes of weights and
+    gradients do not.
+    """
+    if mesh.model == 1:
+        return None
+    alone = Mesh(1, mesh.offset, mesh.tensor, mesh.model_rank)
+    many = 1000
+    sent = micro_batch_traffic(net, alone, parallel, many, precision).sent(alone)
+    zero3 = parallel.model_copy(update={"engine": "deepspeed", "zero": 3, "offset": 1, "tensor": 1})
+    replicas = Mesh(mesh.model)
+    gathered = step_traffic(net, replicas, zero3, mesh.model, 1, precision).sent(replicas)
+    return sum(gathered.values()) * many // sum(sent.values())

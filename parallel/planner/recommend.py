@@ -1,0 +1,122 @@
+"""Which mesh suits a cluster: the fastest that fits, by a plain model of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from models import ModelConfig
+from parallel.engine.torch_engine import Precision
+from parallel.errors import UserError
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.planner.layers import Anatomy
+from parallel.planner.memory import fullest_rank, step_memory
+from parallel.planner.plan import Plan, anatomy, plan
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`nodes` of `devices` each.
+
+    memory     bytes of a device
+    bandwidth  bytes per second from a device to others of its node
+    network    the same to other nodes
+    speed      FLOPs per second that a device reaches in large matrix products
+    """
+
+    nodes: int = 1
+    devices: int = 8
+    memory: float = 80e9
+    bandwidth: float = 300e9
+    network: float = 25e9
+    speed: float = 150e12
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.devices
+
+    def axis_bandwidth(self, axis: str, mesh: Mesh) -> float:
+        """Of the slowest link that an axis uses; the model-parallel group is a run of neighbours."""
+        ranks = mesh.world if axis == "data" else mesh.model
+        return self.bandwidth if ranks <= self.devices else self.network
+
+    def step_seconds(self, run: Plan) -> float:
+        """Computing and sending one after the other, nothing hidden: good for comparing meshes."""
+        samples = run.batch // run.mesh.data
+        seconds = run.share.training * samples / self.speed
+        for axis, sent in run.sent.items():
+            seconds += sent / self.axis_bandwidth(axis, run.mesh)
+        return seconds
+
+
+def recommend(
+    model: ModelConfig | Anatomy,
+    batch: int,
+    accumulate: int,
+    precision: Precision,
+    cluster: Cluster,
+) -> Plan | None:
+    """The plan with the shortest step among those that fit the cluster, with at least `accumulate`
+    micro-batches, or a simpler one that is as fast but for a tenth; None where none fits."""
+    net = model if isinstance(model, Anatomy) else anatomy(model)
+    found = [
+        fitting
+        for mesh in meshes(net, cluster.world)
+        for parallel in _settings(mesh, precision)
+        if (fitting := _fewest_micro_batches(net, mesh, parallel, batch, accumulate, precision, cluster))
+    ]
+    enough = 1.1 * min(map(cluster.step_seconds, found), default=0.0)
+    quick = [run for run in found if cluster.step_seconds(run) <= enough]
+    return min(quick, key=lambda run: (run.mesh.tensor, cluster.step_seconds(run)), default=None)
+
+
+def trains(net: Anatomy, precision: Precision, cluster: Cluster) -> bool:
+    """Whether some mesh of the whole cluster can train the net at all, one sample at a time."""
+    for mesh in meshes(net, cluster.world):
+        place = fullest_rank(net, mesh)
+        for parallel in list(_settings(mesh, precision))[::-1]:
+            if step_memory(net, place, parallel, mesh.data, 1, precision).peak <= cluster.memory:
+                return True
+    return False
+
+
+def meshes(net: Anatomy, world: int) -> Iterator[Mesh]:
+    """All meshes of so many ranks over which the net divides."""
+    for model in (n for n in range(1, world + 1) if world % n == 0):
+        for tensor in (n for n in (1, 2, 4, 8, 16) if model % n == 0):
+            mesh = Mesh(world // model, model // tensor, tensor)
+            try:
+                net.pieces(mesh)
+            except UserError:
+                continue
+            yield mesh
+
+
+def _settings(mesh: Mesh, precision: Precision) -> Iterator[ParallelConfig]:
+    """From the quickest to the one that takes least memory."""
+    own = ParallelConfig(offset=mesh.offset, tensor=mesh.tensor, data=mesh.data)
+    engines: list[dict[str, object]] = [{}]
+    if mesh.data > 1:
+        engines += [{"engine": "deepspeed", "zero": zero} for zero in (1, 2, 3)]
+    for engine in engines:
+        for activations in ("none", "block"):
+            yield own.model_copy(update={**engine, "activations": activations})
+
+
+def _fewest_micro_batches(
+    net: Anatomy,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    batch: int,
+    accumulate: int,
+    precision: Precision,
+    cluster: Cluster,
+) -> Plan | None:
+    place = fullest_rank(net, mesh)
+    while accumulate <= batch:
+        if batch % (accumulate * mesh.data) == 0:
+            memory = step_memory(net, place, parallel, batch, accumulate, precision)
+            if memory.peak <= cluster.memory:
+                return plan(net, parallel, mesh, batch, accumulate, precision)
+        accumulate *= 2
+    return None

@@ -1,0 +1,185 @@
+"""What one training step sends, predicted from the net: every collective of offset.py, tensor.py,
+vocabulary.py, fairscale's layers and the engines, as payload bytes (traffic.py has the convention).
+
+A pass over a layer forward sends the softmax parts of its pairs, and its partial sums where heads and
+the feed-forward leave their ranks; backward sends the gradients of what entered. Layers that are
+checkpointed run forward twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from models.gpt import GPTConfig
+from models.mixers.translution import Translution
+from parallel.engine.deepspeed_engine import SUB_GROUP_SIZE
+from parallel.engine.torch_engine import Precision
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.planner.layers import Anatomy, LayerKind, MixerShape, Piece, mixer_shape
+from parallel.traffic_counter import Traffic
+
+
+class Widths(NamedTuple):
+    """Bytes of a number: of the residual stream, of what matrix products give, of a held weight, and of
+    softmax statistics."""
+
+    residual: int
+    product: int
+    weight: int
+    statistics: int = 4
+
+
+def widths(precision: Precision, parallel: ParallelConfig) -> Widths:
+    """As autocast has it on CUDA (torch engine), or with weights in bfloat16 (DeepSpeed)."""
+    if precision == "fp32":
+        return Widths(4, 4, 4)
+    return Widths(4, 2, 4) if parallel.engine == "torch" else Widths(2, 2, 2)
+
+
+def step_traffic(
+    net: Anatomy, mesh: Mesh, parallel: ParallelConfig, batch: int, accumulate: int, precision: Precision
+) -> Traffic:
+    """Payloads of one optimizer step of this rank; `batch` is the global batch."""
+    samples = batch // (accumulate * mesh.data)
+    activations = micro_batch_traffic(net, mesh, parallel, samples, precision)
+    return activations.times(accumulate) + _state_traffic(net, mesh, parallel, accumulate, precision)
+
+
+def micro_batch_traffic(
+    net: Anatomy, mesh: Mesh, parallel: ParallelConfig, samples: int, precision: Precision
+) -> Traffic:
+    """Payloads of the model-parallel axes for one micro-batch of `samples` per data rank."""
+    size, tokens, width = widths(precision, parallel), samples * net.tokens, net.config.width
+    total = Traffic()
+    for kind in net.kinds:
+        shape = mixer_shape(kind.layer.mixer, mesh)
+        mixer = _mixer_forward(kind, shape, mesh, tokens, size)
+        mlp = Traffic()
+        if mesh.model > 1:
+            mlp.add("model", "all_reduce", tokens * width * size.product)
+        layer = mixer + mlp
+        if parallel.activations == "operator":
+            layer += mixer
+        elif parallel.activations != "none":
+            layer += mixer + mlp
+        layer += _backward(net, kind, shape, mesh, tokens, size)
+        total += layer.times(kind.count)
+    if isinstance(net.config, GPTConfig) and mesh.model > 1:
+        total.add("model", "all_reduce", tokens * width * size.weight)  # embedding, forward
+        total.add("model", "all_reduce", tokens * width * size.residual)  # head, backward
+        total.add("model", "all_reduce", 3 * tokens * 4)  # maxima, target logits, sums
+    return total
+
+
+def _mixer_forward(kind: LayerKind, shape: MixerShape, mesh: Mesh, tokens: int, size: Widths) -> Traffic:
+    traffic = Traffic()
+    if isinstance(kind.layer.mixer, Translution) and mesh.offset > 1:
+        traffic.add("offset", "all_reduce", tokens * shape.heads * size.statistics)  # maxima
+        traffic.add("offset", "all_reduce", tokens * (shape.values + shape.heads) * size.statistics)
+    if mesh.tensor > 1:
+        traffic.add("tensor", "all_reduce", tokens * shape.width * size.product)
+        traffic.add("tensor", "all_reduce", shape.lifts * tokens * shape.inner * size.product)
+    return traffic
+
+
+def _backward(
+    net: Anatomy, kind: LayerKind, shape: MixerShape, mesh: Mesh, tokens: int, size: Widths
+) -> Traffic:
+    traffic = Traffic()
+    if mesh.model > 1:
+        traffic.add("model", "all_reduce", tokens * shape.width * size.residual)  # into the feed-forward
+    if mesh.tensor > 1:
+        traffic.add("tensor", "all_reduce", tokens * shape.width * size.residual)
+        traffic.add("tensor", "all_reduce", tokens * shape.narrow * size.product)
+        traffic.add("tensor", "all_gather", shape.lifts * tokens * shape.inner * size.product)
+    mixer = kind.layer.mixer
+    if isinstance(mixer, Translution) and mesh.offset > 1:
+        traffic.add("offset", "all_reduce", tokens * sum(shape.sources) * size.statistics)
+        if mixer.grid.num_entries != mixer.grid.num_offsets:  # all ranks hold these banks whole
+            held = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix) and p.part == "banks"]
+            traffic.add("offset", "all_reduce", sum(p.shard.numel for p in held) * size.weight)
+    return traffic
+
+
+def _state_traffic(
+    net: Anatomy, mesh: Mesh, parallel: ParallelConfig, accumulate: int, precision: Precision
+) -> Traffic:
+    """Gradients, weights and scalars: what does not grow with the batch."""
+    number, traffic = widths(precision, parallel).weight, Traffic()
+    if mesh.data > 1:
+        traffic.add("data", "all_reduce", 4)  # the loss
+        _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
+    for axis in ("data", "model"):
+        if getattr(mesh, axis) > 1:
+            traffic.add(axis, "all_reduce", _norm_bytes(axis, net, mesh, parallel, precision))
+    return traffic
+
+
+def _gradients_and_weights(
+    traffic: Traffic, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, accumulate: int, number: int
+) -> None:
+    """Over the data axis, `number` bytes each: gradients once a step (ZeRO 2, 3: once a micro-batch);
+    updated weights once a step (ZeRO 1, 2), or before every use (ZeRO 3)."""
+    pieces = [(piece.shard.numel, piece.count) for piece in net.pieces(mesh)]
+    held = sum(numel * count for numel, count in pieces) * number
+    if parallel.zero < 3:
+        traffic.add("data", "all_reduce", held * (accumulate if parallel.zero == 2 else 1))
+        if parallel.zero:
+            traffic.add("data", "all_gather", _flat(net, mesh) * number)
+        return
+    padded = sum(-(-numel // mesh.data) * mesh.data * count for numel, count in pieces) * number
+    traffic.add("data", "reduce_scatter", padded * accumulate)
+    traffic.add("data", "all_gather", 2 * padded * accumulate)
+    if parallel.activations != "none":  # and before layers are run again
+        again = [p for p in net.pieces(mesh) if p.name.startswith("layers.")]
+        if parallel.activations == "operator":  # banks are gathered around the mixer, not inside it
+            again = [p for p in again if ".mixer." in p.name and p.part != "banks"]
+        padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.count for p in again) * number
+        traffic.add("data", "all_gather", padded * accumulate)
+
+
+def _flat(net: Anatomy, mesh: Mesh) -> int:
+    """Numbers in DeepSpeed's flat buffers of ZeRO 1 and 2: one for each group of the optimizer, padded
+    to twice the data ranks."""
+    sizes = {True: 0, False: 0}
+    for piece in net.pieces(mesh):
+        sizes[_decays(net, piece)] += piece.shard.numel * piece.count
+    step = 2 * mesh.data
+    return sum(-(-size // step) * step for size in sizes.values())
+
+
+def _decays(net: Anatomy, piece: Piece) -> bool:
+    """Which of the optimizer's groups it is in (parallel/engine/optimizer.py)."""
+    without_decay: set[str] = net.net.no_decay()  # pyright: ignore
+    return len(piece.shard.full) > 1 and piece.name not in without_decay
+
+
+def _norm_bytes(axis: str, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> int:
+    """Scalars of the gradient norm, and of DeepSpeed's looks for numbers that are not finite."""
+    if parallel.engine == "torch":
+        return 4 if axis == "model" else 0
+    if parallel.zero == 0:
+        return 8 if axis == "model" else 4
+    if parallel.zero == 3:
+        return 8 * _sub_groups(net, mesh)
+    return 9 if precision == "bf16" else 8
+
+
+def _sub_groups(net: Anatomy, mesh: Mesh) -> int:
+    """How many runs of parameters DeepSpeed updates one after another under ZeRO-3: either group of the
+    optimizer is cut after each parameter by which a run has reached SUB_GROUP_SIZE."""
+    pieces = net.pieces(mesh)
+    within = [p.name.startswith("layers.") for p in pieces]
+    before, after = pieces[: within.index(True)], pieces[len(within) - within[::-1].index(True) :]
+    ordered = [*before, *(piece for kind in net.order for piece in _of(kind, pieces)), *after]
+    runs = {True: [0], False: [0]}
+    for piece in ordered:
+        run = runs[_decays(net, piece)]
+        if run[-1] >= SUB_GROUP_SIZE:
+            run.append(0)
+        run[-1] += -(-piece.shard.numel // mesh.data)
+    return sum(len([numel for numel in run if numel]) for run in runs.values())
+
+
+def _of(kind: LayerKind, pieces: list[Piece]) -> list[Piece]:
+    return [piece for piece in pieces if piece.name.startswith(kind.prefix)]

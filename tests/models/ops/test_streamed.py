@@ -1,0 +1,109 @@
+"""What the operator holds in memory: a cap on temporaries that changes no result, nothing of size N²."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from launch.bench.peak_memory import peak_memory
+from models import OffsetGrid
+from models.ops.schedule import Plan, whole_plan
+from models.ops.streamed import Operand, Recipe, streamed
+from parallel.sharding.layout import offset_share
+
+CPU = torch.device("cpu")
+
+
+class Pass:
+    """Forward and backward of full Translution of width C = D on random inputs."""
+
+    def __init__(self, grid, batch, width, heads, workspace=64 << 20, keep=False, dtype=torch.float32):
+        torch.manual_seed(0)
+        self.x = torch.randn(grid.num_tokens, batch, width, dtype=dtype, requires_grad=True)
+        shape = (grid.num_entries, width, width)
+        self.banks = [torch.randn(shape, dtype=dtype).mul_(width**-0.5).requires_grad_() for _ in "qkv"]
+        self.grad_out = torch.randn(self.x.shape, dtype=dtype)
+        q, k, v = (Operand(0, bank) for bank in range(3))
+        self.recipe = Recipe(((q, k),), (v,), heads, 0.1, keep, workspace)
+        self.plan = whole_plan(grid)
+
+    def __call__(self):
+        (out,) = streamed(self.recipe, self.plan, [self.x], self.banks)
+        return [out.detach(), *torch.autograd.grad(out, [self.x, *self.banks], self.grad_out)]
+
+    def extra(self):
+        """Peak bytes beyond inputs and the banks' gradients; the tables must have been built."""
+        return peak_memory(self, CPU) - sum(bank.nbytes for bank in self.banks)
+
+
+def extra(*arguments, **options):
+    warm = Pass(*arguments, **options)
+    warm()
+    return warm.extra()
+
+
+@pytest.mark.parametrize(
+    "grid", [OffsetGrid((3, 4), class_token=True), OffsetGrid((9,), causal=True)], ids=str
+)
+def test_results_are_the_same_under_every_cap(grid, monkeypatch):
+    """A cap smaller than one sample's largest block works on one sample and block at a time."""
+    steps, batch_slice = [], Plan.batch_slice
+    monkeypatch.setattr(Plan, "batch_slice", lambda *a: steps.append(batch_slice(*a)) or steps[-1])
+    expected = Pass(grid, 5, 8, 2, dtype=torch.float64)()
+    pair_bytes = 2 * (2 * 8 + 3 * 8) * 8
+    for block_samples in (0.1, 1, 2.5, 4):
+        workspace = int(block_samples * whole_plan(grid).largest_block * pair_bytes)
+        for got, want in zip(Pass(grid, 5, 8, 2, workspace, dtype=torch.float64)(), expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    assert sorted(set(steps)) == [1, 2, 4, 5]
+
+
+class Part:
+    """Of the combining: keeps what one rank has, and gives it on."""
+
+    def softmax(self, lse, outs):
+        self.lse, self.outs = lse.clone(), [out.clone() for out in outs]
+        return lse, outs
+
+
+@pytest.mark.parametrize("workspace", [1 << 10, 64 << 20], ids=["a class at a time", "all at once"])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("length", [6, 7])
+def test_the_parts_of_a_causal_softmax_combine_though_queries_meet_no_pair_on_some_ranks(
+    length, ranks, workspace
+):
+    """Of 6 tokens on 4 ranks the last has the offset 3 alone, which three queries never meet."""
+    grid = OffsetGrid((length,), causal=True)
+    whole = Pass(grid, 2, 8, 2, dtype=torch.float64)
+    (expected, *_), parts = whole(), []
+    for share in offset_share(grid, ranks):
+        local = {entry: number for number, entry in enumerate(share.entries)}
+        plan = Plan(grid, share.classes, share.special_blocks, local)
+        banks = [bank[list(share.entries)] for bank in whole.banks]
+        recipe = replace(whole.recipe, workspace=workspace)
+        parts.append(Part())
+        streamed(recipe, plan, [whole.x], banks, parts[-1])
+    weights = torch.stack([part.lse for part in parts]).softmax(0).unsqueeze(-1)
+    combined = sum(weight * part.outs[0] for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(combined.flatten(2), expected, rtol=0, atol=1e-12)
+
+
+def test_peak_extra_memory_of_14_by_14_is_at_most_12_times_x():
+    """B = 8, C = 192, with recompute; blocks there, whose slices are no tables to be built before."""
+    run = Pass(OffsetGrid((14, 14)), 8, 192, 3)
+    assert run.extra() <= 12 * run.x.nbytes
+
+
+def test_peak_extra_memory_does_not_grow_with_the_pairs():
+    """As many tokens in the batch, four times as many pairs: as much memory; not so when q, k, v are kept."""
+    few, many = (OffsetGrid((6, 6)), 16, 32, 1), (OffsetGrid((12, 12)), 4, 32, 1)
+    assert extra(*many, workspace=1 << 20) <= 1.05 * extra(*few, workspace=1 << 20)
+    assert extra(*many, workspace=1 << 20, keep=True) > 3 * extra(*few, workspace=1 << 20, keep=True)
+
+
+def test_the_workspace_caps_the_temporaries():
+    shape = (OffsetGrid((6, 6)), 16, 32, 1)
+    least, *more = (extra(*shape, workspace=cap) for cap in (1 << 16, 1 << 18, 1 << 20))
+    assert least < more[0] < more[1]
+    assert more[0] <= least + (1 << 18)
+    assert more[1] <= least + (1 << 20)

@@ -1,0 +1,95 @@
+"""What is counted at the process groups is what the planner says, byte for byte."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from models import GPTConfig, ModelConfig, ViTConfig
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.planner.plan import plan
+from parallel.processes import run_processes
+from parallel.traffic_counter import Traffic
+from tests.parallel.planner.planned_steps import Case, payloads
+
+VIT = {"image_size": 8, "patch_size": 2, "classes": 6, "width": 8, "depth": 2, "mlp": 16}
+GPT = {"vocabulary": 33, "tokens": 6, "width": 8, "depth": 2, "mlp": 16}
+
+
+def vit(**mixer: Any) -> ModelConfig:
+    mixer = {"kind": "translution", "heads": 2, "head_dim": 4, **mixer}
+    return ViTConfig.model_validate({**VIT, "mixer": mixer})
+
+
+def gpt(**mixer: Any) -> ModelConfig:
+    mixer = {"kind": "translution", "heads": 2, "head_dim": 4, **mixer}
+    return GPTConfig.model_validate({**GPT, "mixer": mixer})
+
+
+def deepspeed(zero: int, **more: Any) -> ParallelConfig:
+    return ParallelConfig.model_validate({"engine": "deepspeed", "zero": zero, **more})
+
+
+P = ParallelConfig
+TWO = {
+    "data": Case(vit(), P(), accumulate=2),
+    "offset": Case(vit(), P(offset=2), accumulate=2),
+    "offset-alpha-block": Case(vit(rank=2), P(offset=2, activations="block")),
+    "offset-kv": Case(vit(relative="kv"), P(offset=2)),
+    "offset-shared-entries": Case(vit(share="log"), P(offset=2)),
+    "offset-gpt-operator": Case(gpt(), P(offset=2, activations="operator")),
+    "offset-bf16": Case(gpt(rank=2), P(offset=2), precision="bf16"),
+    "tensor": Case(vit(), P(tensor=2)),
+    "tensor-alpha-v": Case(vit(relative="v", rank=2), P(tensor=2)),
+    "tensor-gpt-bf16": Case(gpt(rank=2), P(tensor=2), precision="bf16"),
+    "tensor-attention": Case(
+        ViTConfig.model_validate({**VIT, "mixer": {"kind": "attention", "heads": 2, "head_dim": 4}}),
+        P(tensor=2),
+    ),
+    **{f"zero-{zero}": Case(gpt(), deepspeed(zero), accumulate=2) for zero in range(4)},
+    "zero-3-block": Case(gpt(), deepspeed(3, activations="block"), accumulate=2),
+    "zero-3-operator": Case(vit(), deepspeed(3, activations="operator")),
+}
+FOUR = {
+    "offset-4": Case(vit(), P(offset=4)),
+    "offset-tensor": Case(gpt(rank=2), P(offset=2, tensor=2), accumulate=2),
+    "data-offset": Case(vit(), P(offset=2)),
+    "data-offset-zero-3": Case(gpt(), deepspeed(3, offset=2)),
+    "data-tensor-zero-1": Case(gpt(), deepspeed(1, tensor=2)),
+}
+
+
+@pytest.mark.parametrize(("processes", "cases"), [(2, TWO), (4, FOUR)], ids=["2-ranks", "4-ranks"])
+def test_predicted_payloads_equal_the_counted_ones(processes: int, cases: dict[str, Case]):
+    ranks = run_processes(payloads, processes, list(cases.values()), seconds=110)
+    wrong = {
+        f"{name} rank {rank}": pair
+        for rank, pairs in enumerate(ranks)
+        for name, pair in zip(cases, pairs, strict=True)
+        if pair[0] != pair[1]
+    }
+    assert not wrong
+
+
+def test_a_ring_sends_an_all_reduce_nearly_twice_and_a_gather_once():
+    traffic = Traffic(Counter({("offset", "all_reduce"): 400, ("data", "all_gather"): 100}))
+    sent = traffic.sent(Mesh(data=2, offset=4))
+    assert sent == {"data": 50, "offset": 600, "tensor": 0, "model": 0}
+
+
+def test_bytes_sent_do_not_grow_with_the_bank():
+    """As many tokens on a line and on a square: the square has three times the offsets."""
+    common = {"width": 8, "depth": 1, "mlp": 16, "mixer": {"kind": "translution", "heads": 2, "head_dim": 4}}
+    line = GPTConfig.model_validate({"vocabulary": 33, "tokens": 16, **common})
+    square = ViTConfig.model_validate({"image_size": 8, "patch_size": 2, "pool": "mean", **common})
+    plans = [plan(model, P(offset=2), Mesh(1, 2), batch=4) for model in (line, square)]
+    assert plans[1].parameters["banks"] > 3 * plans[0].parameters["banks"]
+    assert plans[0].sent["offset"] == plans[1].sent["offset"] > 0
+
+
+def test_bytes_sent_over_offset_grow_with_the_batch_only_and_equal_the_formula():
+    N, C, D, H, batch = 17, 8, 8, 2, 12
+    (layers,) = (VIT["depth"],)
+    for ranks in (2, 4):
+        sent = plan(vit(), P(offset=ranks), Mesh(1, ranks), batch).traffic.payload["offset", "all_reduce"]
+        assert sent == layers * batch * N * (H + (D + H) + C) * 4

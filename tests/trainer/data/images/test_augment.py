@@ -1,0 +1,97 @@
+"""What happens to whole batches: mixed images and the shares of classes that go with them."""
+
+import pytest
+import torch
+
+from trainer.data.images.augment import (
+    DEVIATION,
+    MEAN,
+    Mix,
+    RandAugment,
+    normalise,
+    soft_targets,
+    to_float,
+)
+from trainer.metrics import IGNORED
+
+B, CLASSES = 6, 5
+
+
+def plain(side: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of one value each, 0 … B − 1, and one-hot targets."""
+    images = torch.arange(B).float().view(B, 1, 1, 1).expand(B, 3, side, side)
+    return images, soft_targets(torch.arange(B) % CLASSES, CLASSES)
+
+
+def test_pixels_become_channels_first_with_mean_0_and_deviation_1():
+    pixels = torch.zeros(1, 2, 4, 3, dtype=torch.uint8)
+    pixels[0, 1, 2] = torch.tensor([255, 0, 51])
+    images = to_float(pixels)
+    assert images.shape == (1, 3, 2, 4)
+    assert images[0, :, 1, 2].tolist() == pytest.approx([1, 0, 0.2])
+    typical = torch.tensor(MEAN).view(1, 3, 1, 1) + torch.tensor(DEVIATION).view(1, 3, 1, 1)
+    assert normalise(typical).flatten().tolist() == pytest.approx([1, 1, 1])
+
+
+def test_targets_are_one_hot_and_zero_for_what_does_not_count():
+    targets = soft_targets(torch.tensor([2, IGNORED, 0]), 3)
+    assert targets.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+
+
+def test_mixup_mixes_pixels_and_targets_by_the_same_share():
+    torch.manual_seed(0)
+    images, targets = plain()
+    mixed, shares = Mix(0.8, 0)(images, targets)
+    λ = float((mixed[0, 0, 0, 0] - images[-1, 0, 0, 0]) / (images[0, 0, 0, 0] - images[-1, 0, 0, 0]))
+    assert 0 < λ < 1
+    assert torch.allclose(mixed, λ * images + (1 - λ) * images.flip(0), atol=1e-5)
+    assert torch.allclose(shares, λ * targets + (1 - λ) * targets.flip(0), atol=1e-5)
+
+
+def test_cutmix_pastes_one_box_and_the_share_is_its_area():
+    images, targets = plain()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, shares = Mix(0, 1.0)(images, targets)
+        pasted = mixed[0, 0] != 0
+        assert torch.equal(mixed[0, 0][pasted], torch.full((int(pasted.sum()),), B - 1.0))
+        rows, columns = pasted.any(1), pasted.any(0)
+        assert pasted.sum() == rows.sum() * columns.sum()  # a box
+        λ = 1 - float(pasted.float().mean())
+        assert torch.allclose(shares, λ * targets + (1 - λ) * targets.flip(0), atol=1e-5)
+    assert images.unique().tolist() == list(range(B))  # the input is left as it was
+
+
+def test_both_take_turns_and_shares_follow_the_beta_distribution():
+    images, targets = plain(8)
+    torch.manual_seed(0)
+    both = [Mix(0.8, 1.0)(images, targets)[0] for _ in range(400)]
+    cut = sum(bool((mixed == mixed.round()).all()) for mixed in both)  # whole pixels only
+    assert 0.4 < cut / 400 < 0.6
+    # Uniform would have a fifth of the shares within 0.1 of either end; Beta(0.8) has more.
+    torch.manual_seed(0)
+    mixup = [float(Mix(0.8, 0)(images, targets)[1][1, 1]) for _ in range(2000)]
+    assert sum(s < 0.1 or s > 0.9 for s in mixup) / 2000 > 0.23
+
+
+def test_without_either_nothing_is_mixed():
+    images, targets = plain()
+    assert Mix(0, 0)(images, targets) == (images, targets)
+
+
+def test_rand_augment_changes_images_as_the_seed_says_and_keeps_their_range():
+    torch.manual_seed(0)
+    images = torch.rand(20, 3, 16, 16)
+    augment = RandAugment(2, 9)
+    outs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outs.append(augment(images))
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+    assert not outs[0].requires_grad
+    for out in outs:
+        assert out.shape == images.shape
+        assert out.min() >= 0
+        assert out.max() <= 1
+        assert (out != images).flatten(1).any(1).all()

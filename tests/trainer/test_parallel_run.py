@@ -1,0 +1,187 @@
+"""Whole runs on several processes: the losses of one, resumed anywhere, and refused in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.ranks import losses, train_on
+from tests.tiny import TINY
+from trainer.__main__ import main
+
+# With two data ranks and 8 at a time one rank has 31 samples, the other 30.
+UNEVEN = TINY | {
+    "data": TINY["data"] | {"test_samples": 61},
+    "train": TINY["train"] | {"keep_checkpoints": 9, "evaluate_batch": 8},
+}
+DEBUG = ["configs/debug.yaml", "study=null", "device=cpu", "data.test_samples=20", "train.log_every=1"]
+MESH = ["parallel.offset=2", "parallel.engine=deepspeed", "parallel.zero=3"]
+ALONE = ["parallel.offset=1", "parallel.engine=torch", "parallel.zero=0"]
+
+# Words after the config, and what the one line says.
+BAD = {
+    "world that does not factor": (
+        ["parallel.offset=3"],
+        "parallel.offset=3 × parallel.tensor=1 = 3 does not divide the 2 processes",
+    ),
+    "data that is not the rest": (["parallel.data=3"], "data=2 or auto fits"),
+    "offset degree": (
+        ["model.patch_size=84", "parallel.offset=2"],
+        "parallel.offset=2 is more than the 1 residue classes of a grid of (1, 1)",
+    ),
+    "heads": (
+        ["model.mixer.heads=3", "parallel.tensor=2"],
+        "heads=3 is not divisible by parallel.tensor=2",
+    ),
+    "mlp": (["model.mlp=17", "parallel.offset=2"], "mlp=17 is not divisible by offset × tensor = 2 ranks"),
+    "batch": (["train.batch=7"], "train.batch=7 is not divisible by train.accumulate=1 × 2 data ranks"),
+    "zero without deepspeed": (["parallel.zero=3"], "parallel.zero=3: the torch engine has no ZeRO"),
+    "bf16 at zero 0": (
+        ["precision=bf16", "parallel.engine=deepspeed"],
+        "precision=bf16 with parallel.zero=0",
+    ),
+    "ranks disagree": (
+        ["train.lr=0.1{rank}"],
+        "ranks disagree on the config: train.lr is 0.11 on rank 1, 0.1 on rank 0",
+    ),
+    "ranks disagree on the mesh": (
+        ["parallel.tensor={rank}"],
+        "parallel.tensor=0",
+    ),
+    "one rank's config is wrong": (
+        ["train.batch=8{rank}", "parallel.offset=1"],
+        "rank 1: train.batch=81 is not",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    (path / "tiny.yaml").write_text(yaml.safe_dump(UNEVEN))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """One process: the tiny net, and five steps of the debug config."""
+    assert main([str(folder / "tiny.yaml"), f"run_dir={folder / 'alone'}"]) == 0
+    assert main([*DEBUG, "train.steps=5", f"run_dir={folder / 'debug'}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(alone):
+    """How the runs on two processes ended, by name; they are also in the folder."""
+    tiny = str(alone / "tiny.yaml")
+    runs = {name: [tiny, f"run_dir={alone / 'bad'}", *words] for name, (words, _) in BAD.items()}
+    runs["debug"] = [*DEBUG, "train.steps=5", "parallel.offset=2", f"run_dir={alone / 'debug-2'}"]
+    return dict(zip(runs, train_on(2, list(runs.values()), seconds=100), strict=True))
+
+
+@pytest.fixture(scope="module")
+def four(alone):
+    """A run under offset 2 × data 2 × ZeRO-3, and that of one process gone on with there."""
+    cut_back(alone / "alone", alone / "resumed-on-four")
+    runs = [
+        [*DEBUG, "train.steps=5", "parallel.offset=2", f"run_dir={alone / 'debug-4'}"],
+        [str(alone / "tiny.yaml"), f"run_dir={alone / 'four'}", *MESH],
+        ["--resume", str(alone / "resumed-on-four"), *MESH],
+    ]
+    for ended in train_on(4, runs, seconds=100):
+        assert ended.codes == [0] * 4, ended.errors
+    return alone
+
+
+def cut_back(run, to):
+    """A copy of a run as it was at its checkpoint of step 3."""
+    shutil.copytree(run, to)
+    later = list((to / "checkpoints").glob("step-00000006*"))
+    assert later
+    for path in later:
+        path.unlink()
+
+
+def evaluation(run):
+    return json.loads((run / "result.json").read_text())["evaluation"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_all_processes_with_one_line_and_leaves_no_directory(two, alone, name):
+    ended = two[name]
+    assert ended.codes == [2, 2], ended.errors
+    assert BAD[name][1] in ended.errors[0]
+    assert "".join(ended.errors).count("\n") == 1
+    assert not (alone / "bad").exists()
+
+
+def test_the_debug_config_on_two_processes_has_the_losses_of_one(two, alone):
+    assert two["debug"].codes == [0, 0], two["debug"].errors
+    assert losses(alone / "debug-2") == pytest.approx(losses(alone / "debug"), rel=1e-4)
+    assert len(losses(alone / "debug")) == 5
+
+
+def test_the_debug_config_on_four_processes_has_the_losses_of_one(four):
+    assert losses(four / "debug-4") == pytest.approx(losses(four / "debug"), rel=1e-4)
+
+
+def test_torchrun_starts_the_processes_too(alone):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "trainer",
+    ]
+    words = [alone / "tiny.yaml", f"run_dir={alone / 'torchrun'}", "parallel.offset=2"]
+    subprocess.run([*command, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=100)
+    assert losses(alone / "torchrun") == pytest.approx(losses(alone / "alone"), rel=1e-4)
+
+
+def test_an_uneven_evaluation_over_two_data_ranks_has_the_measures_of_one_process(four):
+    expected = evaluation(four / "alone")
+    assert {name: pytest.approx(measures, rel=1e-4) for name, measures in expected.items()} == evaluation(
+        four / "four"
+    )
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_a_mesh_under_zero_3(four):
+    run = four / "resumed-alone"
+    cut_back(four / "four", run)
+    assert main(["--resume", str(run), *ALONE]) == 0
+    assert losses(run) == pytest.approx(losses(four / "alone"), rel=1e-4)
+
+
+def test_a_mesh_under_zero_3_goes_on_from_a_checkpoint_of_one_process(four):
+    assert losses(four / "resumed-on-four") == pytest.approx(losses(four / "alone"), rel=1e-4)
+    assert losses(four / "four") == pytest.approx(losses(four / "alone"), rel=1e-4)
+
+
+def test_a_part_of_a_checkpoint_that_one_rank_cannot_read_is_named_and_all_end(four):
+    run = four / "damaged"
+    cut_back(four / "four", run)
+    (part,) = (run / "checkpoints").glob("*.part1")
+    part.write_bytes(part.read_bytes()[:-200])
+    (ended,) = train_on(4, [["--resume", str(run), *MESH]], seconds=100)
+    assert ended.codes == [2] * 4
+    assert f"{part}: damaged checkpoint" in ended.errors[0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_fifty_steps_of_the_debug_config_have_the_losses_of_one_process(tmp_path, processes):
+    words = [*DEBUG, "train.steps=50"]
+    assert main([*words, f"run_dir={tmp_path / 'one'}"]) == 0
+    runs = [[*words, "parallel.offset=2", f"run_dir={tmp_path / 'several'}"]]
+    (ended,) = train_on(processes, runs, seconds=1000)
+    assert ended.codes == [0] * processes, ended.errors
+    one, several = losses(tmp_path / "one"), losses(tmp_path / "several")
+    print("worst relative difference", max(abs(a / b - 1) for a, b in zip(several, one, strict=True)))
+    assert several == pytest.approx(one, rel=1e-4)

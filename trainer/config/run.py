@@ -1,0 +1,179 @@
+"""A run's configuration: YAML, then `key=value` overrides, then checked and typed."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models import ModelConfig
+from parallel.engine.optimizer import OptimizerConfig
+from parallel.errors import UserError
+from parallel.mesh import ParallelConfig
+from trainer.config.errors import ConfigError, explain
+from trainer.data.digits.moving_mnist import MovingMnistConfig
+from trainer.data.images.imagenet import ImagenetConfig
+from trainer.data.synthetic import SyntheticConfig
+from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
+
+DataConfig = Annotated[
+    MovingMnistConfig | ImagenetConfig | OpenWebTextConfig | BookConfig | SyntheticConfig,
+    Field(discriminator="kind"),
+]
+
+
+class TrainConfig(OptimizerConfig):
+    """How long, in what portions, and what is written when (all counted in optimizer steps)."""
+
+    batch: int = Field(64, ge=1, description="global batch: samples per optimizer step")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    log_every: int = Field(10, ge=1)
+    evaluate_every: int | None = Field(None, ge=1, description="null: only at the end")
+    evaluate_batch: int = Field(250, ge=1)
+    checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "TrainConfig":
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} is not divisible by accumulate={self.accumulate}")
+        return self
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run; two runs of one config give the same losses."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, pattern=r"^[^/]+$", description="default: the file's stem")
+    run_dir: Path | None = Field(None, description="null: runs/<name>-<time>")
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    parallel: ParallelConfig = ParallelConfig()
+    study: dict[str, list[Any]] | None = None
+
+    @field_validator("study")
+    @classmethod
+    def _values(cls, study: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+        for key, values in (study or {}).items():
+            if not values:
+                raise ValueError(f"{key} has no values; give a list of at least one")
+        return study or None
+
+
+def load_config(path: Path | str, overrides: list[str]) -> RunConfig:
+    """Read the YAML file `path`, apply `key=value` overrides and check the result.
+
+    The file's key `base` may name another one, relative to it, whose values hold where its own do
+    not; a section with another `kind` replaces the base's.
+    Values are YAML: `train.lr=1e-4`, `study=null`, `train.betas=[0.9,0.95]`; keys may index lists:
+    `model.mixers[0].rank=4`. Raises ConfigError, one line naming the key, its value and what is
+    allowed.
+    """
+    path = Path(path)
+    merged = _read(path)
+    for override in overrides:
+        _override(merged, override)
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from None
+    assert isinstance(values, dict)
+    values.setdefault("name", path.stem)
+    return parse_config(values)
+
+
+def parse_config(values: dict[Any, Any]) -> RunConfig:
+    """Check plain values; raises ConfigError."""
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig, values)) from None
+    try:
+        config.data.check(config.model)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+    return config
+
+
+def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """A copy of `config` with dotted keys set to new values, checked again."""
+    # Unset fields stay out, for their defaults may depend on what is set.
+    tree = OmegaConf.create(config.model_dump(mode="json", exclude_unset=True))
+    for key, value in values.items():
+        _set(tree, key, value)
+    return parse_config(OmegaConf.to_container(tree))  # pyright: ignore[reportArgumentType]
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """The file's values over those of the file that its key `base` names, relative to it."""
+    own = _read_one(path)
+    base = own.pop("base", None)
+    if base is None:
+        return own
+    above = (*above, path.resolve())
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base={base}: must be the path of another config file")
+    if (path.parent / base).resolve() in above:
+        raise ConfigError(f"{path}: base={base}: leads back to this file")
+    values = (OmegaConf.to_container(tree) for tree in (_read(path.parent / base, above), own))
+    return OmegaConf.create(_layered(*values))  # pyright: ignore[reportArgumentType]
+
+
+def _layered(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
+    """`own` over `base`, section by section; one of another kind replaces the base's whole."""
+    merged = dict(base)
+    for key, value in own.items():
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            kind = value.get("kind", below.get("kind"))
+            value = _layered(below, value) if kind == below.get("kind") else value
+        merged[key] = value
+    return merged
+
+
+def _read_one(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}:{line} is not YAML: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: is not YAML: {_first_line(error)}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: holds a list, expected `key: value` lines")
+    return loaded
+
+
+def _override(tree: DictConfig, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r}: expected key=value, as in train.steps=600")
+    try:
+        value = OmegaConf.from_dotlist([f"value={text}"])
+        _set(tree, key.strip(), OmegaConf.to_container(value, resolve=False)["value"])  # pyright: ignore
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
+
+
+def _set(tree: DictConfig, key: str, value: Any) -> None:
+    try:
+        OmegaConf.update(tree, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}={value}: cannot be set: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,85 @@
+"""Reading shards: webdataset's tar files of `.jpg` and `.cls`, chosen samples of them only."""
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from webdataset.tariterators import group_by_keys
+
+from parallel.errors import UserError
+from trainer.data.images.order import Wanted
+from trainer.errors import machine_error
+
+
+class Encoded(NamedTuple):
+    """A sample as the shard holds it: "shard: key" for messages, the JPEG, and the class number."""
+
+    name: str
+    jpeg: bytes
+    label: bytes
+
+
+def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encoded]:
+    """The samples numbered `wanted` (ascending) of a shard, in one pass that ends with the last.
+
+    Raises UserError naming the file when it is missing, truncated, or holds fewer samples.
+    """
+    remaining = {int(number) for number in wanted}
+    last = max(remaining, default=-1)
+    number, key = -1, None
+
+    def members() -> Iterator[dict[str, Any]]:
+        nonlocal number, key
+        with tarfile.open(path, "r:") as tar:  # which seeks past what is not wanted
+            while (member := tar.next()) is not None:
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue] (it keeps all that it has met)
+                own = member.name.partition(".")[0]
+                if own != key:
+                    number, key = number + 1, own
+                if number > last:
+                    return
+                if number in remaining:
+                    file = tar.extractfile(member)
+                    yield {"fname": member.name, "data": file.read() if file else b"", "__url__": path.name}
+
+    found = 0
+    try:
+        for sample in group_by_keys(members()):
+            found += 1
+            name = f"{path.name}: {sample['__key__']}"
+            yield Encoded(name, sample.get("jpg", b""), sample.get("cls", b""))
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path}: truncated or no tar file: {error.args[0]}") from None
+    except OSError as error:
+        raise machine_error(error, path, "be read") from None
+    if found < len(remaining):
+        raise UserError(
+            f"{path}: truncated: {number + 1} samples, its manifest says at least {last + 1}; "
+            "copy or prepare it again"
+        )
+
+
+def read_lane(paths: Sequence[Path], wanted: Wanted) -> Iterator[Encoded]:
+    """The wanted samples of a lane in their order; each shard is read once, forwards.
+
+    Holds at most as many samples as the order's shuffle buffer does.
+    """
+    ahead = _along_the_line(paths, wanted)
+    held: dict[int, Encoded] = {}
+    for place in wanted.line.tolist():
+        while place not in held:
+            at, sample = next(ahead)
+            held[at] = sample
+        yield held.pop(place)
+
+
+def _along_the_line(paths: Sequence[Path], wanted: Wanted) -> Iterator[tuple[int, Encoded]]:
+    by_line = np.argsort(wanted.line)
+    shard, index, line = wanted.shard[by_line], wanted.index[by_line], wanted.line[by_line]
+    cuts = np.flatnonzero(np.diff(shard)) + 1
+    for part in np.split(np.arange(len(line)), cuts):
+        if len(part):
+            samples = read_shard(paths[int(shard[part[0]])], index[part])
+            yield from zip(line[part].tolist(), samples, strict=True)

@@ -1,0 +1,56 @@
+"""What a run was predicted to need, beside what it needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from parallel.mesh import Mesh
+from parallel.planner.plan import plan
+from parallel.traffic_counter import counted_traffic
+from trainer.config.run import RunConfig
+
+
+class Resources:
+    """Peak bytes of this process and bytes it sends in an optimizer step, by axis.
+
+    Bytes sent are counted in the third step of this process: in the first two, DeepSpeed also sends
+    what it needs to trace the net. Only CUDA's allocator knows its peak; on the CPU none is measured.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh, device: torch.device) -> None:
+        self._mesh, self._device = mesh, device
+        self._predicted = plan(
+            config.model,
+            config.parallel,
+            mesh,
+            config.train.batch,
+            config.train.accumulate,
+            config.precision,
+            cpu=device.type == "cpu",
+        ).logged()
+        self._steps = 0
+        self._sent: dict[str, int] | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around every optimizer step."""
+        self._steps += 1
+        if self._steps != 3:
+            yield
+            return
+        with counted_traffic(self._mesh) as traffic:
+            yield
+        self._sent = traffic.sent(self._mesh)
+
+    def result(self) -> dict[str, Any]:
+        """Both, for the run's result; what was not measured is null."""
+        cuda = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if cuda else None
+        return {
+            "predicted": self._predicted,
+            "measured": {"peak_bytes": peak, "bytes_sent": self._sent},
+        }

@@ -1,0 +1,151 @@
+"""A run is a directory: config, code version, metrics, TensorBoard events, checkpoints, result."""
+
+import json
+import platform
+import subprocess
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from parallel.errors import UserError
+from parallel.processes import rank
+from trainer.config.run import RunConfig
+from trainer.errors import machine_error
+from trainer.run_directory.ownership import Fence
+
+
+class RunDirectory:
+    """Names and formats of the files of one run under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.events = path / "tensorboard"
+        self.result = path / "result.json"
+        self.saves = path / "saves.jsonl"
+        self.fence = Fence(path)
+
+    def create(self, config: RunConfig, again: bool = False) -> None:
+        """Make a new run; raises UserError when `path` holds one or cannot be written.
+
+        With `again` a run that `path` holds is begun anew.
+        """
+        if self.config.exists() and not again:
+            raise UserError(
+                f"run_dir={self.path} already holds a run; "
+                f"go on with it by --resume {self.path}, or name another run_dir"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise machine_error(error, f"run_dir={self.path}", "be created") from None
+        self.fence.claim()
+        if self.metrics.exists():
+            self._replace(self.metrics, "")
+        self.save_config(config)
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the resolved config and the version of the code that runs it."""
+        # A study's nets resolve on their own: what is default for one may be unknown to another.
+        given_only = config.study is not None
+        values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        self._replace(self.config, text)
+        versions = {
+            "translution": code_version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        self._replace(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Add one line of JSON per record to metrics.jsonl."""
+        self._append(self.metrics, records)
+
+    def append_save(self, step: int, seconds: float, size: int) -> None:
+        """Note in saves.jsonl how long a checkpoint took to write, and its bytes."""
+        self._append(self.saves, [{"step": step, "seconds": round(seconds, 3), "bytes": size}])
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole records; a line torn by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drop what a run resumed at `step` repeats: later steps, and the evaluation at `step`."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        records = [r for r in kept if r["step"] < step or "evaluation" not in r]
+        self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write result.json, which marks the run as finished."""
+        self._replace(self.result, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result of a finished run."""
+        return json.loads(self.result.read_text()) if self.result.exists() else None
+
+    def _replace(self, path: Path, text: str) -> None:
+        if rank():
+            return  # the first rank writes for all
+        self.fence.check()
+        write_whole(path, text)
+
+    def _append(self, path: Path, records: list[dict[str, Any]]) -> None:
+        if rank():
+            return
+        self.fence.check()
+        try:
+            with path.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            raise machine_error(error, path, "be written") from None
+
+
+def new_run_path(name: str) -> Path:
+    """A name under runs/ that no run has yet."""
+    base = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file so that a reader sees the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise machine_error(error, path, "be written") from None
+
+
+def code_version() -> str:
+    """The commit of a checkout (marked when files differ from it), else the package's version.
+
+    A copy of the code made for a submitted run says of itself which version it is.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if (root / "version.txt").exists():
+        return (root / "version.txt").read_text().strip()
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            pass
+    return metadata.version("translution")
