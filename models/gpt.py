@@ -62,7 +62,16 @@ class GPT(nn.Module):
         """Parameters beside norms and biases that weight decay leaves alone."""
         return {"positions"}
 
-    def forward(self, ids_BN: Tensor) -> Tensor:
+    def forward(self, ids_BN: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+        """Logits; with targets the mean loss (see `loss`)."""
+        return self.logits(ids_BN) if targets_BN is None else self.loss(ids_BN, targets_BN)
+
+    def loss(self, ids_BN: Tensor, targets_BN: Tensor) -> Tensor:
+        """Mean cross-entropy of the tokens whose target is not negative, a float32 scalar."""
+        losses = self.token_losses(self.logits(ids_BN), targets_BN)
+        return losses.sum() / (targets_BN >= 0).sum()
+
+    def logits(self, ids_BN: Tensor) -> Tensor:
         if ids_BN.dim() != 2 or ids_BN.shape[1] != self.config.tokens:
             raise ValueError(f"ids of shape {tuple(ids_BN.shape)}: [batch, {self.config.tokens}] is needed")
         x_BNC = self.embedding(ids_BN)

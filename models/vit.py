@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -28,6 +29,11 @@ class ViTConfig(TransformerConfig):
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
         return self
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size, self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -59,7 +65,15 @@ class ViT(nn.Module):
         """Parameters beside norms and biases that weight decay leaves alone."""
         return {"class_token", "positions"}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits; with targets the mean loss (see `loss`)."""
+        return self.logits(images) if targets is None else self.loss(images, targets)
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy, a float32 scalar; targets are labels[B] or class shares[B, classes]."""
+        return F.cross_entropy(self.logits(images).float(), targets)
+
+    def logits(self, images: Tensor) -> Tensor:
         x_BNC = self.patch_embedding(self.patches(images))
         if self.class_token is not None:
             x_BNC = torch.cat((self.class_token.expand(len(x_BNC), -1, -1), x_BNC), 1)

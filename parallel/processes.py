@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ import torch.multiprocessing as multiprocessing
 from parallel.errors import UserError
 
 Result = TypeVar("Result")
+CODE_FOLDER = Path(__file__).resolve().parent.parent  # holds models/, parallel/, trainer/ and launch/
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer means a lost rank
 _PATIENCE = timedelta(hours=6)  # for a rank that writes; one that is lost breaks its connections at once
 _patient: dist.ProcessGroup | None = None
