@@ -1,63 +1,20 @@
-"""The pre-norm transformer body that all nets share, whatever mixes their tokens."""
+"""The nets: a pre-norm transformer over any token mixer, for images (ViT) and for text (GPT)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.mixers.attention import AttentionConfig
-from models.mixers.translution import TranslutionConfig
+from models.initial import Draw
+from models.stages import LayerSpec, TransformerConfig
+from models.tokens import TokenGrid
 
-MixerConfig = Annotated[TranslutionConfig | AttentionConfig, Field(discriminator="kind")]
-
-
-class MixerLayers(BaseModel):
-    """A run of `layers` layers with the same mixer."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    mixer: MixerConfig
-    layers: int = Field(ge=1)
-
-
-class TransformerConfig(BaseModel):
-    """What every net's `model` section has.
-
-    width C, depth, mlp (hidden width of the feed-forward); `mixer` for all layers, or `mixers`, a
-    list of runs {mixer, layers} that add up to depth; positions: learned embeddings, none, or auto
-    (learned where no mixer knows positions by itself); dropout on the outputs of mixer and
-    feed-forward.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    width: int = Field(default=192, ge=1)
-    depth: int = Field(default=6, ge=1)
-    mlp: int = Field(default=768, ge=1)
-    mixer: MixerConfig = TranslutionConfig()
-    mixers: list[MixerLayers] | None = None
-    positions: Literal["auto", "learned", "none"] = "auto"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _check_mixers(self) -> Self:
-        if self.mixers is not None and sum(run.layers for run in self.mixers) != self.depth:
-            layers = [run.layers for run in self.mixers]
-            raise ValueError(f"mixers: layers {layers} add up to {sum(layers)}, depth is {self.depth}")
-        return self
-
-    def layer_mixers(self) -> list[TranslutionConfig | AttentionConfig]:
-        """The mixer of each layer."""
-        if self.mixers is None:
-            return [self.mixer] * self.depth
-        return [run.mixer for run in self.mixers for _ in range(run.layers)]
-
-    def learned_positions(self) -> bool:
-        if self.positions == "auto":
-            return not any(mixer.knows_positions() for mixer in self.layer_mixers())
-        return self.positions == "learned"
+EMBEDDING_STD = 0.02  # GPT-2's; with more, tied logits begin at √C and learning is slow
+Side = Annotated[int, Field(ge=1)]
 
 
 class FeedForward(nn.Module):
@@ -74,31 +31,209 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """x ← x + mixer(norm(x)), then x ← x + mlp(norm(x))."""
+    """x ← x + mixer(norm(x)), then x ← x + mlp(norm(x)); the last layer of a stage may reduce the tokens."""
 
-    def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, dropout: float) -> None:
+    def __init__(self, config: TransformerConfig, spec: LayerSpec) -> None:
         super().__init__()
-        self.mixer_norm, self.mixer = nn.LayerNorm(dim), mixer
-        self.mlp_norm, self.mlp = nn.LayerNorm(dim), mlp
-        self.dropout = nn.Dropout(dropout)
+        C = config.width
+        self.mixer_norm, self.mixer = nn.LayerNorm(C), spec.mixer.build(C, spec.tokens, spec.position)
+        self.mlp_norm, self.mlp = nn.LayerNorm(C), FeedForward(C, config.mlp)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reduce = spec.reduce.build(C, spec.tokens) if spec.reduce else None
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         x_BNC = x_BNC + self.dropout(self.mixer(self.mixer_norm(x_BNC)))
-        return x_BNC + self.dropout(self.mlp(self.mlp_norm(x_BNC)))
+        x_BNC = x_BNC + self.dropout(self.mlp(self.mlp_norm(x_BNC)))
+        return x_BNC if self.reduce is None else self.reduce(x_BNC)
 
 
-def build_layers(
-    config: TransformerConfig, shape: tuple[int, ...], causal: bool = False, class_token: bool = False
-) -> nn.Sequential:
-    """The layers of a net over tokens of this grid; x[B, N, C] → [B, N, C]."""
-    return nn.Sequential(
-        *(
-            Layer(
-                config.width,
-                mixer.build(config.width, shape, causal, class_token),
-                FeedForward(config.width, config.mlp),
-                config.dropout,
+class ViTConfig(TransformerConfig):
+    """The `model` section of an image net.
+
+    image_size, patch_size   pixels: one number for a square, [height, width] for a rectangle
+    pool                     "cls" reads a class token, "mean" averages all tokens
+    """
+
+    kind: Literal["vit"] = "vit"
+    image_size: Side | tuple[Side, Side] = 224
+    patch_size: Side | tuple[Side, Side] = 16
+    channels: int = Field(default=3, ge=1)
+    classes: int = Field(default=1000, ge=1)
+    pool: Literal["cls", "mean"] = "cls"
+
+    @model_validator(mode="after")
+    def _check_patches(self) -> Self:
+        if any(pixels % side for pixels, side in zip(self.image_shape, self.patch_shape, strict=True)):
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
-            for mixer in config.layer_mixers()
-        )
-    )
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return _pair(self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        (height, width), (rows, columns) = self.image_shape, self.patch_shape
+        return (height // rows, width // columns)
+
+    @property
+    def token_grid(self) -> TokenGrid:
+        return TokenGrid(self.grid, class_token=self.pool == "cls")
+
+
+class ViT(nn.Module):
+    """images[B, channels, height, width] → logits[B, classes] (arXiv 2010.11929)."""
+
+    def __init__(self, config: ViTConfig, specs: list[LayerSpec] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        rows, columns = config.patch_shape
+        C, pixels = config.width, config.channels * rows * columns
+        self.patch_embedding = nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, C), nn.LayerNorm(C))
+        self.class_token = nn.Parameter(torch.randn(1, 1, C)) if config.pool == "cls" else None
+        self.positions = config.embedded_position().embedding(config.token_grid, C)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.Sequential(*(Layer(config, spec) for spec in specs or config.layer_specs()))
+        self.norm = nn.LayerNorm(C)
+        self.head = nn.Linear(C, config.classes)
+
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits; with targets the mean loss (see `loss`)."""
+        return self.logits(images) if targets is None else self.loss(images, targets)
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy, a float32 scalar; targets are labels[B] or class shares[B, classes]."""
+        return F.cross_entropy(self.logits(images).float(), targets)
+
+    def logits(self, images: Tensor) -> Tensor:
+        x_BNC = self.patch_embedding(self.patches(images))
+        if self.class_token is not None:
+            x_BNC = torch.cat((self.class_token.expand(len(x_BNC), -1, -1), x_BNC), 1)
+        if self.positions is not None:
+            x_BNC = x_BNC + self.positions
+        x_BNC = self.norm(self.layers(self.dropout(x_BNC)))
+        return self.head(x_BNC[:, 0] if self.class_token is not None else x_BNC.mean(1))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Cuts images into rows of pixels [B, N, patch height · patch width · channels]."""
+        wanted = (self.config.channels, *self.config.image_shape)
+        if images.shape[1:] != wanted:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: [batch, {', '.join(map(str, wanted))}] is needed"
+            )
+        height, width = self.config.patch_shape
+        tiles = images.unflatten(2, (-1, height)).unflatten(4, (-1, width))  # [B, c, rows, h, columns, w]
+        return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def draws(self) -> dict[str, Draw]:
+        """See models/initial.py."""
+        return {"class_token": Draw(std=1.0), "positions": Draw(std=1.0)}
+
+    def no_decay(self) -> set[str]:
+        """Parameters besides norms and biases that weight decay leaves alone."""
+        return {"class_token", "positions"}
+
+
+class GPTConfig(TransformerConfig):
+    """The `model` section of a language net.
+
+    vocabulary, tokens   V, and N, the length of every sequence
+    tie_embeddings       the head's matrix is the token embedding's (the public code's are two matrices)
+    """
+
+    kind: Literal["gpt"] = "gpt"
+    vocabulary: int = Field(default=50_257, ge=2)
+    tokens: int = Field(default=160, ge=1)
+    tie_embeddings: bool = False
+
+    @property
+    def token_grid(self) -> TokenGrid:
+        return TokenGrid((self.tokens,), causal=True)
+
+    @model_validator(mode="after")
+    def _check_reductions(self) -> Self:
+        if any(stage.reduce for stage in self.stages or ()):
+            raise ValueError("stages: a language net predicts every token, so no stage can `reduce` them")
+        return self
+
+
+class GPT(nn.Module):
+    """ids[B, N] int64 → logits[B, N, V]; the logits at n are for token n + 1 and see tokens 0 … n.
+
+    Raises ValueError for ids of another length than `tokens`. Source: arXiv 2510.10060, section 4.3.
+    """
+
+    def __init__(self, config: GPTConfig, specs: list[LayerSpec] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        C, V = config.width, config.vocabulary
+        self.embedding = nn.Embedding(V, C)
+        self.positions = config.embedded_position().embedding(config.token_grid, C)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.Sequential(*(Layer(config, spec) for spec in specs or config.layer_specs()))
+        self.norm = nn.LayerNorm(C)
+        self.head = nn.Linear(C, V, bias=False)
+        self.reset_embeddings()
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    @torch.no_grad()
+    def reset_embeddings(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=EMBEDDING_STD)
+
+    def forward(self, ids_BN: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+        """Logits; with targets the mean loss (see `loss`)."""
+        return self.logits(ids_BN) if targets_BN is None else self.loss(ids_BN, targets_BN)
+
+    def loss(self, ids_BN: Tensor, targets_BN: Tensor) -> Tensor:
+        """Mean cross-entropy of the tokens whose target is not negative, a float32 scalar."""
+        losses = self.token_losses(self.logits(ids_BN), targets_BN)
+        return losses.sum() / (targets_BN >= 0).sum()
+
+    def logits(self, ids_BN: Tensor) -> Tensor:
+        if ids_BN.dim() != 2 or ids_BN.shape[1] != self.config.tokens:
+            raise ValueError(f"ids of shape {tuple(ids_BN.shape)}: [batch, {self.config.tokens}] is needed")
+        x_BNC = self.embedding(ids_BN)
+        if self.positions is not None:
+            x_BNC = x_BNC + self.positions
+        return self.head(self.norm(self.layers(self.dropout(x_BNC))))
+
+    def token_losses(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
+        """Cross-entropy of each token in nats [B, N], float32; 0 where the target is negative."""
+        targets = targets_BN.clamp_min(0)
+        losses = F.cross_entropy(logits_BNV.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return losses.view_as(targets).masked_fill(targets_BN < 0, 0.0)
+
+    def draws(self) -> dict[str, Draw]:
+        """See models/initial.py."""
+        return {"embedding.weight": Draw(std=EMBEDDING_STD), "positions": Draw(std=EMBEDDING_STD)}
+
+    def no_decay(self) -> set[str]:
+        """Parameters besides norms and biases that weight decay leaves alone."""
+        return {"positions"}
+
+
+ModelConfig = Annotated[ViTConfig | GPTConfig, Field(discriminator="kind")]
+
+
+def build_model(config: ModelConfig, specs: list[LayerSpec] | None = None) -> ViT | GPT:
+    """The net of a run's `model` section; under torch.device("meta") it takes no memory.
+
+    With `specs`, it has these layers in place of the config's.
+    """
+    return ViT(config, specs) if isinstance(config, ViTConfig) else GPT(config, specs)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)

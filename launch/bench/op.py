@@ -18,8 +18,9 @@ from torch import Tensor
 
 from launch.bench.peak_memory import peak_memory
 from models.offsets import OffsetGrid
-from models.ops.schedule import Plan, whole_plan
-from models.ops.streamed import Operand, Recipe, streamed
+from models.ops.recipe import Operand, Recipe
+from models.ops.schedule import Schedule, whole_schedule
+from models.ops.streamed import streamed
 from parallel.errors import UserError
 from trainer.reporting.table import Table
 
@@ -155,13 +156,13 @@ class _Operator:
         scale = (C / shape.heads) ** -0.5
         q, k, v = (Operand(0, bank) for bank in range(3))
         self._recipe = Recipe(((q, k),), (v,), shape.heads, scale, keep, compiled=compiled)
-        self._plan = whole_plan(grid)
+        self._schedule = whole_schedule(grid)
         self._cast = _autocast(device, precision)
         self._out: Tensor | None = None
 
     def forward(self) -> None:
         with self._cast:
-            (self._out,) = streamed(self._recipe, self._plan, [self.x], self.banks)
+            (self._out,) = streamed(self._recipe, self._schedule, [self.x], self.banks)
 
     def backward(self) -> None:
         """Of the last forward pass; its gradients are dropped."""
@@ -200,7 +201,7 @@ def _table_seconds(device: torch.device) -> float:
     """Building the tables of a 32 × 32 grid from nothing; the median of three times."""
 
     def build() -> None:
-        Plan(OffsetGrid((32, 32))).chunks(1, 1, 1 << 30, device)
+        Schedule(OffsetGrid((32, 32))).chunks(1, 1, 1 << 30, device)
 
     return statistics.median(_seconds(build, device) for _ in range(3))
 

@@ -26,7 +26,7 @@ from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
-from parallel.planner.layers import Anatomy
+from parallel.planner.layers import LayerKinds
 from parallel.planner.traffic import step_traffic
 from parallel.planner.units import size_text
 from parallel.processes import join_processes, run_processes
@@ -127,7 +127,7 @@ def _steps(repeat: int, size: Size) -> list[dict[str, Any]]:
         with counted_traffic(mesh) as traffic:
             spread()
         row = {"bank_bytes": spread.bank_bytes, "sent": traffic.sent(mesh)}
-        planned = step_traffic(Anatomy(spread.net), mesh, parallel, size.batch, 1, "fp32")
+        planned = step_traffic(LayerKinds(spread.net), mesh, parallel, size.batch, 1, "fp32")
         row["planned"] = planned.sent(mesh)
         rows.append({"layout": f"offset {mesh.offset}" if mesh.model > 1 else "ZeRO-3 alone", **row, **turns})
         forget_mesh()

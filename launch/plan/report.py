@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parallel.mesh import Mesh, mesh_of
-from parallel.planner.plan import Plan, anatomy, plan
+from parallel.planner.plan import Plan, layer_kinds, plan
 from parallel.planner.recommend import Cluster, recommend
 from parallel.planner.units import size_text
 from trainer.config.run import RunConfig, load_config
@@ -22,7 +22,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
     config = load_config(path, overrides)
     if not nodes_given:
         cluster = _cluster_for(config, cluster)
-    net, train = anatomy(config.model), config.train
+    net, train = layer_kinds(config.model), config.train
     net.pieces(Mesh(1, config.parallel.offset, config.parallel.tensor))  # refuses what does not divide
     mesh = mesh_of(config.parallel, cluster.world)
     cpu = config.device == "cpu"
@@ -36,7 +36,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
         console.print(line, markup=False)
     for part in (_parameters(own), _memory(own, cluster), _sent(own, cluster)):
         console.print(part)
-    for line in (*_work(own, cluster), *_advice(own, best, cluster)):
+    for line in (*own.remarks, *_work(own, cluster), *_advice(own, best, cluster)):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -128,10 +128,10 @@ def _work(own: Plan, cluster: Cluster) -> list[str]:
         f"Work: {forward} forward a sample, {training} in training with what is computed anew, {share} of "
         f"it by each rank. A step takes about {cluster.step_seconds(own):.3g} s, sending not hidden."
     ]
-    if own.even_batch is not None:
+    if own.breakeven_batch is not None:
         lines.append(
             f"Offset × tensor sends less than ZeRO-3 alone on {own.mesh.model} ranks up to micro-batches of "
-            f"{own.even_batch:,} samples; this one has {own.micro_batch:,}."
+            f"{own.breakeven_batch:,} samples; this one has {own.micro_batch:,}."
         )
     return lines
 
@@ -145,10 +145,10 @@ def _advice(own: Plan, best: Plan | None, cluster: Cluster) -> list[str]:
     ]
     if best.mesh == own.mesh and best.parallel == own.parallel:
         return lines
-    return [*lines, f"    {' '.join(_words(best))}"]
+    return [*lines, f"    {' '.join(_overrides(best))}"]
 
 
-def _words(best: Plan) -> list[str]:
+def _overrides(best: Plan) -> list[str]:
     """The recommendation as overrides."""
     parallel = best.parallel
     words = [f"parallel.offset={parallel.offset}", f"parallel.tensor={parallel.tensor}"]
@@ -161,5 +161,5 @@ def _values(own: Plan, best: Plan | None, cluster: Cluster) -> dict[str, object]
         "cluster": dataclasses.asdict(cluster),
         "plan": own.as_dict() | {"fits": own.fits(cluster.memory), "step_seconds": cluster.step_seconds(own)},
         "recommended": best and best.as_dict() | {"step_seconds": cluster.step_seconds(best)},
-        "recommended_overrides": best and _words(best),
+        "recommended_overrides": best and _overrides(best),
     }

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from models import GPTConfig, ModelConfig, ViTConfig
 from parallel.mesh import Mesh
-from parallel.planner.layers import Anatomy
+from parallel.planner.layers import LayerKinds
 from parallel.planner.recommend import Cluster, trains
 from parallel.planner.units import size_text
 
@@ -49,12 +49,12 @@ def rows(cluster: Cluster) -> Iterator[Row]:
         for mixer, options in MIXERS.items():
             heads = config.width // 64
             full = {**options, "heads": heads, "head_dim": 64}
-            anatomy = Anatomy(type(config).model_validate(config.model_dump() | {"mixer": full}))
-            parameters = sum(anatomy.held(Mesh()).values())
-            yield Row(net, mixer, parameters, STATE_BYTES * parameters, smallest(anatomy, cluster))
+            layer_kinds = LayerKinds(type(config).model_validate(config.model_dump() | {"mixer": full}))
+            parameters = sum(layer_kinds.held(Mesh()).values())
+            yield Row(net, mixer, parameters, STATE_BYTES * parameters, smallest(layer_kinds, cluster))
 
 
-def smallest(net: Anatomy, cluster: Cluster) -> int | None:
+def smallest(net: LayerKinds, cluster: Cluster) -> int | None:
     """The least devices, of one node or of whole nodes, that train the net in bf16, one sample each."""
     counts = [n for n in (1, 2, 4) if n < cluster.devices] + [
         cluster.devices * nodes for nodes in range(1, _MOST_NODES + 1)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from models.initial import Draw
+from models.mixers.cost import Cost, Load
+from models.mixers.interface import Axes, Mixer, MixerConfig
+from models.mixers.translution_cost import translution_cost
 from models.offsets import OffsetGrid
-from models.ops.schedule import whole_plan
-from models.ops.streamed import Combine, Operand, Recipe, streamed
-from models.positions.rope import Rope
+from models.ops.recipe import Operand, Recipe
+from models.ops.schedule import Schedule, whole_schedule
+from models.ops.streamed import streamed
+from models.positions.interface import PositionConfig
+from models.positions.learned import NoPosition
+from models.tokens import TokenGrid
 
 RELATIVE = ("q", "k", "v", "qk", "qv", "kv", "qkv")
 
 
-class Translution(nn.Module):
+class Translution(Mixer):
     """x[B, N, C] → [B, N, C] with one projection matrix per relative offset.
 
     dim        C
@@ -27,7 +35,7 @@ class Translution(nn.Module):
     rank       None: full Translution, a bank [K, C, D] for each relative projection and one matrix
                [C, D] for each other. R: α-Translution, a dense attention path plus a relative path of
                R dimensions a head, banks [K, H·R, H·R]; both paths' logits and outputs are averaged
-    rope       rotate the shared queries and keys by position; only with relative="v"
+    position   may rotate the shared queries and keys; only with relative="v"
     init       "linear": every matrix as nn.Linear draws it. "reference": banks as the public code
                draws them, within ±1/√(C·D)
     memory     "recompute" saves nothing per pair; "keep" saves q, k and v of all pairs for backward
@@ -46,28 +54,27 @@ class Translution(nn.Module):
         head_dim: int = 64,
         relative: str = "qkv",
         rank: int | None = None,
-        rope: bool = False,
+        position: PositionConfig | None = None,
         init: str = "linear",
         memory: str = "recompute",
         workspace: int = 64 << 20,
         compiled: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, grid.num_tokens)
+        position = position or NoPosition()
         if relative not in RELATIVE:
             raise ValueError(f"relative {relative!r}: one of {', '.join(RELATIVE)} is needed")
         if rank is not None and rank < 1:
             raise ValueError(f"rank {rank}: a positive number is needed, or none for full Translution")
-        if rope and relative != "v":
-            raise ValueError(
-                f"rope with relative {relative!r}: it turns shared queries and keys, so only 'v' fits"
-            )
+        if position.inside_mixer and relative != "v":
+            raise ValueError(f"position {position.kind} with relative {relative!r}: shared q and k need 'v'")
         if init not in ("linear", "reference"):
             raise ValueError(f"init {init!r}: linear or reference is needed")
         if memory not in ("recompute", "keep"):
             raise ValueError(f"memory {memory!r}: recompute or keep is needed")
-        self.dim, self.grid, self.heads, self.head_dim = dim, grid, heads, head_dim
+        self.grid, self.head_dim = grid, head_dim
         self.relative, self.rank, self.init = relative, rank, init
-        self.rope = Rope(grid, head_dim) if rope else None
+        self.rotation = position.rotation(grid, head_dim) if position.inside_mixer else None
         inner, narrow = heads * head_dim, heads * (rank or 0)
         for name in "qkv":
             if rank is not None or name not in relative:
@@ -80,11 +87,17 @@ class Translution(nn.Module):
         if rank is not None and "v" in relative:
             self.v_up = nn.Linear(narrow, inner, bias=False)
         self.out = nn.Linear(inner, dim)
-        self.recipe = self._recipe(memory == "keep", workspace, compiled)
-        self.plan = whole_plan(grid)
-        self.combine: Combine | None = None
-        self.enter = nn.Identity()  # stands where the heads part; parallel/ sums their gradients here
+        self.recipe = self._recipe(heads, memory == "keep", workspace, compiled)
+        self.schedule: Schedule = whole_schedule(grid)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_banks()
+
+    @property
+    def heads(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.recipe.heads
+
+    @heads.setter
+    def heads(self, heads: int) -> None:
+        self.recipe = replace(self.recipe, heads=heads)
 
     @property
     def _narrow(self) -> str:
@@ -92,7 +105,7 @@ class Translution(nn.Module):
         logits = "qk" if "q" in self.relative or "k" in self.relative else ""
         return logits + ("v" if "v" in self.relative else "")
 
-    def _recipe(self, keep: bool, workspace: int, compiled: bool) -> Recipe:
+    def _recipe(self, heads: int, keep: bool, workspace: int, compiled: bool) -> Recipe:
         """The operator's wiring; `_sources` gives the sources in the order numbered here."""
         bank = {name: index for index, name in enumerate(self.relative)}
         if self.rank is None:
@@ -109,23 +122,23 @@ class Translution(nn.Module):
             if "v" in narrow:
                 values = (*values, narrow["v"])
         scale /= math.sqrt(self.head_dim)
-        return Recipe(logits, values, self.heads, scale, keep, workspace, compiled)
+        return Recipe(logits, values, heads, scale, keep, workspace, compiled)
 
     def _sources(self, x_NBC: Tensor) -> list[Tensor]:
-        entered = self.enter(x_NBC)
-        shared = [self._shared(name, entered) for name in "qkv" if hasattr(self, name)]
+        x_heads = self.head_input(x_NBC)
+        shared = [self._shared(name, x_heads) for name in "qkv" if hasattr(self, name)]
         if self.rank is None:
-            return [entered, *shared]
-        return shared + [self.enter(self.get_submodule(f"{name}_down")(x_NBC)) for name in self._narrow]
+            return [x_heads, *shared]
+        return shared + [self.head_input(self.get_submodule(f"{name}_down")(x_NBC)) for name in self._narrow]
 
     def _shared(self, name: str, x_NBC: Tensor) -> Tensor:
         projected = self.get_submodule(name)(x_NBC)
-        if self.rope is None or name == "v":
+        if self.rotation is None or name == "v":
             return projected
-        return self.rope(projected.unflatten(-1, (-1, self.head_dim))).flatten(2)
+        return self.rotation(projected.unflatten(-1, (-1, self.head_dim))).flatten(2)
 
     def bank_bound(self, bank: Tensor) -> float:
-        """A bank's initial numbers are drawn uniformly within plus and minus this."""
+        """Half-width of the uniform initialisation."""
         fan_in = bank.shape[1] if self.init == "linear" else bank.shape[1] * bank.shape[2]
         return 1 / math.sqrt(fan_in)
 
@@ -141,22 +154,39 @@ class Translution(nn.Module):
             )
         x_NBC = x_BNC.transpose(0, 1).contiguous()  # rows of a rectangle are then long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
-        outs = streamed(self.recipe, self.plan, self._sources(x_NBC), banks, self.combine)
+        outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
         out_NBD = outs[0] if len(outs) == 1 else (outs[0] + self.v_up(outs[1])) / 2
         return self.out(out_NBD).transpose(0, 1)
 
+    def axes(self) -> Axes:
+        declared: Axes = {"out.weight": {1: "head"}}
+        for name in "qkv":
+            if name in self.relative:
+                declared[f"{name}_bank"] = {0: "entry", 2: "head"}
+            if hasattr(self, name):
+                declared[f"{name}.weight"] = {0: "head"}
+        if hasattr(self, "v_up"):
+            declared["v_up.weight"] = {0: "head", 1: "head"}
+        return declared
 
-class TranslutionConfig(BaseModel):
+    def draws(self) -> dict[str, Draw]:
+        names = [f"{name}_bank" for name in self.relative]
+        return {name: Draw(bound=self.bank_bound(self.get_parameter(name)), by_entry=True) for name in names}
+
+    def cost(self, load: Load) -> Cost:
+        return translution_cost(self, load)
+
+
+class TranslutionConfig(MixerConfig):
     """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means."""
 
-    model_config = ConfigDict(extra="forbid")
+    title: ClassVar[str] = "Translution"
 
     kind: Literal["translution"] = "translution"
     heads: int = Field(default=3, ge=1)
     head_dim: int = Field(default=64, ge=1)
     relative: Literal["q", "k", "v", "qk", "qv", "kv", "qkv"] = "qkv"
     rank: int | None = Field(default=None, ge=1)
-    rope: bool = False
     share: str = Field(default="none", pattern=r"^(none|log|clip\(\d+\))$")
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
@@ -164,9 +194,13 @@ class TranslutionConfig(BaseModel):
     compiled: bool = False
 
     def knows_positions(self) -> bool:
-        """Whether the net needs no position embeddings beside this mixer."""
         return True
 
-    def build(self, dim: int, shape: tuple[int, ...], causal: bool, class_token: bool) -> Translution:
+    def refuses(self, position: PositionConfig) -> str | None:
+        if self.relative == "v":
+            return None
+        return f"it rotates shared queries and keys; mixer.relative={self.relative}, only v fits"
+
+    def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Translution:
         options = self.model_dump(exclude={"kind", "share"})
-        return Translution(dim, OffsetGrid(shape, causal, class_token, self.share), **options)
+        return Translution(dim, tokens.offsets(self.share), **options, position=position)

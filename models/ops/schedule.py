@@ -9,7 +9,8 @@ are small or the device wants few, large calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from models.offsets import Block, OffsetGrid
-from models.ops.tokens import Index, Part, Side, Strip, Tokens
+from models.ops.rows import Index, Part, Side, Strip, Tokens
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
+_meta_stands_for = ["cuda"]
 MAX_RUNS = 1023  # of a chunk of classes: as many as one grouped product takes
 
 
@@ -55,7 +57,7 @@ class Chunk(Protocol):
     """Some pairs. Pair tensors are [*pair_shape, B, …]; each side has a shape that broadcasts to it,
     the part of the tokens that it reads, and the runs of them that one bank entry multiplies.
 
-    `uniform` chunks of all plans have shapes of one rank, so one compiled function serves them.
+    `uniform` chunks of all schedules have shapes of one rank, so one compiled function serves them.
     """
 
     pairs: int
@@ -182,7 +184,7 @@ def _slices(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[slice, ...] 
     return None if rectangle is None else tuple(slice(start, stop) for start, stop in rectangle)
 
 
-class Plan:
+class Schedule:
     """The blocks that one process streams over: all of a grid's by default, a share of them when the
     bank is sharded by offset (then `local_entry` numbers the entries it holds)."""
 
@@ -226,7 +228,7 @@ class Plan:
         pair_bytes   that a pair of one sample takes
         entry_bytes  that a bank entry takes when entries are gathered for a grouped product
         """
-        if device.type == "cpu":
+        if (device.type if device.type != "meta" else _meta_stands_for[-1]) == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
         runs = max(map(len, self.classes), default=1)
         fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes + runs * entry_bytes)
@@ -251,9 +253,19 @@ def _strip_order(chunk: BlockChunk) -> tuple:
 
 
 @lru_cache(maxsize=64)
-def whole_plan(grid: OffsetGrid) -> Plan:
-    """The plan of all blocks of a grid, built once and shared by all layers."""
-    return Plan(grid)
+def whole_schedule(grid: OffsetGrid) -> Schedule:
+    """The schedule of all blocks of a grid, built once and shared by all layers."""
+    return Schedule(grid)
+
+
+@contextmanager
+def meta_stands_for(device_type: str) -> Iterator[None]:
+    """Cuts chunks on the meta device as on devices of this type, to measure what a pass would cost there."""
+    _meta_stands_for.append(device_type)
+    try:
+        yield
+    finally:
+        _meta_stands_for.pop()
 
 
 def _renumbered(

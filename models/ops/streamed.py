@@ -1,12 +1,5 @@
 """Translution without the N² weights: a pass over the blocks of the offset grid (DESIGN section 3).
 
-Every variant is one operator. A pair's query, key and value are made of *operands*: rows of a
-source [N, B, C], taken as they are, or multiplied by the bank entry of the pair's offset. Logits are
-the sum of ⟨query, key⟩ over the logit segments; every value segment is aggregated on its own:
-
-    full Translution     logits (q, k), value (v): each a bank over x, or a shared projection of x
-    α-Translution        logits (dense q, dense k) + (relative q, relative k), values dense and relative
-
 Forward keeps a running log-sum-exp and a running *normalised* output: with w = exp(a − lse) the
 update of a pair is o ← o + w (v − o), one fused pass. Backward recomputes q, k and v.
 """
@@ -14,100 +7,48 @@ update of a pair is o ← o + w (v − o), one fused pass. Backward recomputes q
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.ops.products import Bank, gathered_bytes
-from models.ops.schedule import Chunk, Plan
+from models.ops.recipe import AllPairs, Combine, Operand, Recipe
+from models.ops.rows import RowGradients, Rows, Side, Tokens, view_tokens
+from models.ops.schedule import Chunk, Schedule
 from models.ops.stage import Scratch, stage
-from models.ops.tokens import RowGradients, Rows, Side, Tokens, view_tokens
-
-
-@dataclass(frozen=True)
-class Operand:
-    """Rows of `sources[source]`, multiplied by `banks[bank]` unless bank is None."""
-
-    source: int
-    bank: int | None = None
-
-
-class Combine(Protocol):
-    """What unites the parts of a softmax whose pairs are spread over processes."""
-
-    def softmax(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """From this process's lse[N, B, H] and normalised outs[N, B, H, E] to those of all pairs."""
-        ...
-
-    def gradient(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
-        """Sums the gradients of the sources [N, B, C] over the processes; those of banks [K, C, D]
-        stay, unless processes hold the same bank (then they are summed in place)."""
-        ...
-
-
-class Alone:
-    """All pairs are here."""
-
-    def softmax(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return lse, outs
-
-    def gradient(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
-        return grad_sources
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How pairs are made of sources and banks, and how the pass over them is run.
-
-    logits     (query operand, key operand) of each segment; values: the operand of each segment
-    heads      H; the width of every operand is H times its head width
-    scale      of the summed logits
-    keep       save the projected q, k, v of all pairs for backward (N²·B·D numbers each) instead of
-               recomputing them
-    workspace  cap in bytes of a chunk's temporaries
-    compiled   fuse the element-wise stage of whole classes with torch.compile
-    """
-
-    logits: tuple[tuple[Operand, Operand], ...]
-    values: tuple[Operand, ...]
-    heads: int
-    scale: float
-    keep: bool = False
-    workspace: int = 64 << 20
-    compiled: bool = False
 
 
 def streamed(
     recipe: Recipe,
-    plan: Plan,
+    schedule: Schedule,
     sources: Sequence[Tensor],
     banks: Sequence[Tensor],
     combine: Combine | None = None,
 ) -> list[Tensor]:
-    """Attention over all pairs of the plan: sources [N, B, C_s], banks [K, C_s, D_b] → a [N, B, D]
+    """Attention over all pairs of the schedule: sources [N, B, C_s], banks [K, C_s, D_b] → a [N, B, D]
     for each value segment, in the sources' (or autocast's) dtype.
 
     Statistics are float32, or float64 for float64 inputs. Raises ValueError for a source of the wrong
     length or a bank of the wrong number of entries. Source: arXiv 2510.10060, section 3.
     """
     for source in sources:
-        if source.shape[0] != plan.grid.num_tokens:
+        if source.shape[0] != schedule.grid.num_tokens:
             raise ValueError(
-                f"{source.shape[0]} tokens given to {plan.grid}, which has {plan.grid.num_tokens}"
+                f"{source.shape[0]} tokens given to {schedule.grid}, which has {schedule.grid.num_tokens}"
             )
     for bank in banks:
-        if bank.shape[0] != plan.num_entries:
-            raise ValueError(f"a bank of {bank.shape[0]} entries given, the plan has {plan.num_entries}")
-    return list(_Streamed.apply(recipe, plan, combine or Alone(), len(sources), *sources, *banks))
+        if bank.shape[0] != schedule.num_entries:
+            raise ValueError(f"a bank of {bank.shape[0]} entries given, the grid has {schedule.num_entries}")
+    return list(_Streamed.apply(recipe, schedule, combine or AllPairs(), len(sources), *sources, *banks))
 
 
 class _Streamed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, recipe: Recipe, plan: Plan, combine: Combine, num_sources: int, *tensors: Tensor):
+    def forward(
+        ctx, recipe: Recipe, schedule: Schedule, combine: Combine, num_sources: int, *tensors: Tensor
+    ):
         sources, banks = tensors[:num_sources], tensors[num_sources:]
         work = [source.to(_compute_dtype(sources[0])) for source in sources]
         N, B, H = *work[0].shape[:2], recipe.heads
@@ -120,8 +61,8 @@ class _Streamed(torch.autograd.Function):
         entries = [Bank(bank) for bank in banks]
         scratch = Scratch(work[0])
         kept: list[Tensor] = []
-        for samples, chunks in _steps(recipe, plan, work, banks):
-            state, tokens = (_views(ts, samples, plan) for ts in ((lse, *outs), work))
+        for samples, chunks in _steps(recipe, schedule, work, banks):
+            state, tokens = (_views(ts, samples, schedule) for ts in ((lse, *outs), work))
             rows = Rows(tokens, scratch)
             for chunk in chunks:
                 pairs = _Pairs(recipe, chunk, tokens, rows, entries, scratch)
@@ -135,9 +76,9 @@ class _Streamed(torch.autograd.Function):
                     logits=chunk.layers(a, -torch.inf),
                     values=[chunk.layers(value, 0.0) for value in v],
                 )
-        lse, outs = combine.softmax(lse, outs)
+        lse, outs = combine.merge(lse, outs)
         ctx.save_for_backward(lse, *outs, *sources, *banks, *kept)
-        ctx.recipe, ctx.plan, ctx.combine = recipe, plan, combine
+        ctx.recipe, ctx.schedule, ctx.combine = recipe, schedule, combine
         ctx.counts = (1, len(outs), len(sources), len(banks), len(kept))
         ctx.dtype = work[0].dtype
         return tuple(out.flatten(2).to(ctx.dtype) for out in outs)
@@ -145,7 +86,7 @@ class _Streamed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outs: Tensor):
-        recipe, plan = ctx.recipe, ctx.plan
+        recipe, schedule = ctx.recipe, ctx.schedule
         saved = iter(ctx.saved_tensors)
         (lse,), outs, sources, banks, kept = (list(islice(saved, count)) for count in ctx.counts)
         work = [source.to(ctx.dtype) for source in sources]
@@ -155,9 +96,9 @@ class _Streamed(torch.autograd.Function):
         grad_sources = [torch.zeros(w.shape, dtype=lse.dtype, device=w.device) for w in work]
         entries = [Bank(bank) for bank in banks]
         scratch, kept = Scratch(work[0]), iter(kept)
-        for samples, chunks in _steps(recipe, plan, work, banks):
+        for samples, chunks in _steps(recipe, schedule, work, banks):
             state, tokens, grad_tokens = (
-                _views(ts, samples, plan) for ts in ((lse, delta, *grads), work, grad_sources)
+                _views(ts, samples, schedule) for ts in ((lse, delta, *grads), work, grad_sources)
             )
             rows, grad_rows = Rows(tokens, scratch), RowGradients(grad_tokens, scratch)
             for chunk in chunks:
@@ -169,7 +110,7 @@ class _Streamed(torch.autograd.Function):
                 pairs.backpropagate(*grad_qkv, grad_tokens, grad_rows)
             grad_rows.finish()
         grad_banks = [bank.gradient() for bank in entries]
-        grad_sources = ctx.combine.gradient(grad_sources, grad_banks)
+        grad_sources = ctx.combine.sum_gradients(grad_sources, grad_banks)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
         return None, None, None, None, *grad_sources, *grad_banks
 
@@ -253,21 +194,21 @@ def _segments(recipe: Recipe, kept: Iterator[Tensor]) -> tuple[list[Tensor], lis
     return list(islice(kept, logits)), list(islice(kept, logits)), list(islice(kept, values))
 
 
-def _views(tensors: Sequence[Tensor], samples: slice, plan: Plan) -> list[Tokens]:
-    return [view_tokens(t[:, samples], plan.grid) for t in tensors]
+def _views(tensors: Sequence[Tensor], samples: slice, schedule: Schedule) -> list[Tokens]:
+    return [view_tokens(t[:, samples], schedule.grid) for t in tensors]
 
 
 def _steps(
-    recipe: Recipe, plan: Plan, sources: Sequence[Tensor], banks: Sequence[Tensor]
+    recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Sequence[Chunk]]]:
     """The chunks, for as many samples at a time as the workspace holds."""
     batch, device = sources[0].shape[1], sources[0].device
     pair_bytes = _pair_bytes(recipe, sources, banks)
     entry_bytes = gathered_bytes(banks, sources[0])
-    step = plan.batch_slice(batch, pair_bytes, recipe.workspace)
+    step = schedule.batch_slice(batch, pair_bytes, recipe.workspace)
     for start in range(0, batch, step):
         samples = slice(start, min(start + step, batch))
-        chunks = plan.chunks(samples.stop - start, pair_bytes, recipe.workspace, device, entry_bytes)
+        chunks = schedule.chunks(samples.stop - start, pair_bytes, recipe.workspace, device, entry_bytes)
         yield samples, chunks
 
 

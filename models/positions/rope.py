@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.offsets import OffsetGrid
+from models.positions.interface import PositionConfig
 
 
 class Rope(nn.Module):
@@ -38,3 +42,17 @@ class Rope(nn.Module):
         half = (position * self.base**-exponent).flatten(1)  # [grid tokens, E/2]
         angle = torch.cat((half, half), -1)
         return torch.cat((angle.new_zeros(1, self.head_dim), angle)) if self.grid.class_token else angle
+
+
+class RopePosition(PositionConfig):
+    """Mixers rotate queries and keys; nothing is added to the tokens."""
+
+    kind: Literal["rope"] = "rope"
+    base: float = Field(default=10_000.0, gt=1)
+
+    @property
+    def inside_mixer(self) -> bool:
+        return True
+
+    def rotation(self, grid: OffsetGrid, head_dim: int) -> Rope:
+        return Rope(grid, head_dim, self.base)

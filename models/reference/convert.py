@@ -15,12 +15,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.gpt import GPT
 from models.mixers.translution import Translution
 from models.reference import shapes
 from models.reference.shapes import State
 from models.reference.table import BUFFERS, Origin, PreNorm, buffers, check_writable, rows
-from models.vit import ViT
+from models.tokens import TokenGrid
+from models.transformer import GPT, ViT, build_model
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -46,31 +46,41 @@ def load_reference_layer(
     causal = name.startswith("gpt")
     shapes.layer_options(name)
     shapes.check_grid(name, state, tuple(grid), causal)
-    config = shapes.mixer_config(name, state, heads, head_dim)
+    config, position = shapes.mixer_config(name, state, heads, head_dim)
     with torch.device("meta"):
-        width = len(state["norm.weight"])
-        layer = PreNorm(width, config.build(width, tuple(grid), causal, not causal))
+        width, tokens = len(state["norm.weight"]), TokenGrid(tuple(grid), causal, class_token=not causal)
+        layer = PreNorm(width, config.build(width, tokens, position))
     _drop_missing_projection(layer, state)
     return _filled(layer, state, Origin(fused=_fused(state)))
 
 
 def load_reference_network(
-    state: State, *, heads: int | None = None, head_dim: int | None = None
+    state: State,
+    *,
+    grid: tuple[int, int] | None = None,
+    heads: int | None = None,
+    head_dim: int | None = None,
 ) -> ViT | GPT:
     """The net of the public code that has this state dict: models of images and of text, with
     Translution layers, attention, or first the one and then the other.
 
-    heads, head_dim: as for `load_reference_layer`. Images are taken to be square. Keys may begin with
-    "module.", as those of a net wrapped for data parallelism do. Raises ValueError for any other state.
+    grid   (rows, columns) of an image's patches; by default the square that the weights fit
+    heads, head_dim   as for `load_reference_layer`
+
+    Keys may begin with "module.", as those of a net wrapped for data parallelism do. Raises ValueError for
+    any other state, and for a grid that the weights do not fit.
     """
     wrapped = all(key.startswith("module.") for key in state)  # saved from (Distributed)DataParallel
     prefix = "module." if wrapped else ""
     state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     body = "transformer" if "transformer.norm.weight" in state else "translution"
     layers = _layers(state, body)
-    describe = shapes.gpt_config if "wte.weight" in state else shapes.vit_config
+    if "wte.weight" in state:
+        config = shapes.gpt_config(state, layers, heads, head_dim)
+    else:
+        config = shapes.vit_config(state, layers, heads, head_dim, grid)
     with torch.device("meta"):
-        net = describe(state, layers, heads, head_dim).build()
+        net = build_model(config)
         if isinstance(net, GPT):
             net.add_module("norm", nn.Sequential(net.norm, nn.LayerNorm(net.config.width)))
     for layer, layer_state in zip(net.layers, layers, strict=True):

@@ -13,11 +13,13 @@ import re
 
 from torch import Tensor
 
-from models.gpt import GPTConfig
 from models.mixers.attention import AttentionConfig
 from models.mixers.translution import RELATIVE, TranslutionConfig
-from models.transformer import MixerLayers
-from models.vit import ViTConfig
+from models.positions.interface import PositionConfig
+from models.positions.learned import LearnedPosition, NoPosition
+from models.positions.rope import RopePosition
+from models.stages import Stage
+from models.transformer import GPTConfig, ViTConfig
 
 State = dict[str, Tensor]
 MixerConfig = TranslutionConfig | AttentionConfig
@@ -51,17 +53,21 @@ def layer_options(name: str) -> dict[str, object]:
     return {"relative": relative, "low_rank": bool(low_rank), "rope": bool(rope and low_rank)}
 
 
-def mixer_config(name: str, layer: State, heads: int | None, head_dim: int | None) -> MixerConfig:
-    """The mixer that `layer` holds the weights of; `name` as `layer_name` gives it."""
+def mixer_config(
+    name: str, layer: State, heads: int | None, head_dim: int | None
+) -> tuple[MixerConfig, PositionConfig]:
+    """The mixer that `layer` holds the weights of, and the position that it applies; `name` as
+    `layer_name` gives it."""
     shape = dict(zip(("heads", "head_dim"), head_shape(layer, heads, head_dim), strict=True))
     if name.endswith("attention"):
-        return AttentionConfig(**shape, rope="rope_" in name)
+        return AttentionConfig(**shape), RopePosition() if "rope_" in name else NoPosition()
     options = layer_options(name)
     found = layer_options(layer_name(name[:3], layer))
     if any(options[key] != found[key] for key in ("relative", "low_rank")):
         raise ValueError(f"{name}: these are the keys of {layer_name(name[:3], layer)}: {', '.join(layer)}")
-    rank = narrow_width(layer) // shape["heads"] if options.pop("low_rank") else None
-    return TranslutionConfig.model_validate({**shape, **options, "rank": rank})
+    rank = narrow_width(layer) // shape["heads"] if options["low_rank"] else None
+    config = TranslutionConfig.model_validate({**shape, "relative": options["relative"], "rank": rank})
+    return config, RopePosition() if options["rope"] else NoPosition()
 
 
 def head_shape(layer: State, heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
@@ -135,45 +141,55 @@ def grids_of(entries: int, causal: bool) -> list[tuple[int, ...]]:
     return [((n + 1) // 2, (offsets // n + 1) // 2) for n in odd]
 
 
-def vit_config(state: State, layers: list[State], heads: int | None, head_dim: int | None) -> ViTConfig:
-    """The net of images; its grid is square, and its images have three channels or one."""
-    side = grid_side(state, layers)
+def vit_config(
+    state: State,
+    layers: list[State],
+    heads: int | None,
+    head_dim: int | None,
+    grid: tuple[int, int] | None = None,
+) -> ViTConfig:
+    """The net of images, whose patches are squares of three channels or one."""
+    rows, columns = patch_grid(state, layers, grid)
     pixels = len(need(state, "to_patch_embedding.1.weight"))
     sizes = {channels: math.isqrt(pixels // channels) for channels in (3, 1)}
     channels = next((c for c, size in sizes.items() if c * size**2 == pixels), None)
     if channels is None:
         raise ValueError(f"patches of {pixels} numbers: 3 or 1 channels of a square are needed")
     patch = sizes[channels]
+    learned = "pos_embedding" in state
     return ViTConfig(
-        **body_config(state, "vit", layers, (side, side), heads, head_dim),
-        positions="learned" if "pos_embedding" in state else "none",
-        image_size=side * patch,
+        **body_config(state, "vit", layers, (rows, columns), learned, heads, head_dim),
+        image_size=(rows * patch, columns * patch),
         patch_size=patch,
         channels=channels,
         classes=len(need(state, "mlp_head.weight")),
     )
 
 
-def grid_side(state: State, layers: list[State]) -> int:
-    """The side of a net's square grid of patches."""
+def patch_grid(state: State, layers: list[State], grid: tuple[int, int] | None) -> tuple[int, int]:
+    """(rows, columns) of a net's patches: `grid` if given, else the square that the weights fit."""
     banks = {len(layer[key]) for layer in layers for key in bank_keys(layer)}
     tables = {tuple(t.shape[1:3]) for layer in layers for t in layer.values() if t.dim() == 4}
-    grids: list[tuple[int, ...]]
+    fitting: list[tuple[int, ...]] = []
     if banks:
-        grids = grids_of(max(banks), causal=False)
+        fitting = grids_of(max(banks), causal=False)
     elif tables:
-        grids = list(tables)
+        fitting = list(tables)
     elif "pos_embedding" in state:
         tokens = state["pos_embedding"].shape[1] - 1
-        grids = [(n, tokens // n) for n in range(1, tokens + 1) if tokens % n == 0]
-    else:
-        raise ValueError(
-            "the reference weights have no bank, RoPE table or pos_embedding to tell the grid by"
-        )
-    side = next((rows for rows, columns in grids if rows == columns), None)
+        fitting = [(n, tokens // n) for n in range(1, tokens + 1) if tokens % n == 0]
+    if grid is not None:
+        if fitting and tuple(grid) not in fitting:
+            raise ValueError(f"grid={tuple(grid)}: the reference weights fit {_listed(fitting)}")
+        return grid
+    side = next((rows for rows, columns in fitting if rows == columns), None)
     if side is None:
-        raise ValueError(f"the reference weights fit grids {grids}: a square one is needed")
-    return side
+        raise ValueError(f"the reference weights fit {_listed(fitting)}: name one as grid=(rows, columns)")
+    return (side, side)
+
+
+def _listed(grids: list[tuple[int, ...]]) -> str:
+    return "grids " + ", ".join(map(str, grids)) if grids else "any grid"
 
 
 def gpt_config(state: State, layers: list[State], heads: int | None, head_dim: int | None) -> GPTConfig:
@@ -184,8 +200,7 @@ def gpt_config(state: State, layers: list[State], heads: int | None, head_dim: i
     if not lengths:
         raise ValueError("the reference weights hold no bank, mask or wpe to tell the length of sequences by")
     return GPTConfig(
-        **body_config(state, "gpt", layers, (lengths[0],), heads, head_dim),
-        positions="learned" if "wpe.weight" in state else "none",
+        **body_config(state, "gpt", layers, (lengths[0],), "wpe.weight" in state, heads, head_dim),
         vocabulary=len(need(state, "wte.weight")),
         tokens=lengths[0],
     )
@@ -196,23 +211,28 @@ def body_config(
     family: str,
     layers: list[State],
     shape: tuple[int, ...],
+    learned: bool,
     heads: int | None,
     head_dim: int | None,
 ) -> dict:
-    """width, depth, mlp and mixers of a net."""
-    mixers = []
+    """width, depth, mlp, mixers and positions of a net."""
+    found = []
     for index, layer in enumerate(layers):
         name = layer_name(family, layer)
         check_grid(f"layer {index}, {name}", layer, shape, family == "gpt")
-        mixers.append(mixer_config(name, layer, heads, head_dim))
-    runs = [MixerLayers(mixer=mixer, layers=len(list(same))) for mixer, same in itertools.groupby(mixers)]
+        found.append(mixer_config(name, layer, heads, head_dim))
+    runs = [(mixer, position, len(list(same))) for (mixer, position), same in itertools.groupby(found)]
+    stages = [Stage(layers=count, mixer=mixer, position=position) for mixer, position, count in runs]
+    position = runs[0][1]
+    one_kind = len(runs) == 1 and not (learned and position.inside_mixer)
     hidden = next((len(t) for key, t in state.items() if key.endswith("layers.0.1.net.1.weight")), 0)
     return {
         "width": len(layers[0]["norm.weight"]),
         "depth": len(layers),
         "mlp": hidden,
-        "mixer": runs[0].mixer,
-        "mixers": runs if len(runs) > 1 else None,
+        "mixer": runs[0][0],
+        "position": LearnedPosition() if learned else position if one_kind else NoPosition(),
+        "stages": None if one_kind else stages,
     }
 
 

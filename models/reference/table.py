@@ -19,12 +19,12 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from models.gpt import GPT
 from models.mixers.attention import Attention
 from models.mixers.translution import Translution
 from models.offsets import OffsetGrid
+from models.positions.rope import Rope
 from models.reference.shapes import State
-from models.vit import ViT
+from models.transformer import GPT, ViT
 
 BUFFERS = ("causal", "cos_cached", "sin_cached")  # last words of the keys of what is no parameter
 
@@ -150,7 +150,8 @@ def _peculiarities(module: PreNorm | ViT | GPT) -> Iterator[str]:
     if isinstance(module, ViT) and module.class_token is None:
         yield "pool mean without a class token"
     if not isinstance(module, PreNorm):
-        runs = [mixer.kind for mixer, _ in groupby(module.config.layer_mixers())]
+        layers = groupby(module.config.layer_specs(), key=lambda spec: spec.key)
+        runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
             yield "mixers in another order than one kind of Translution, then attention"
     for mixer in module.modules():
@@ -160,7 +161,7 @@ def _peculiarities(module: PreNorm | ViT | GPT) -> Iterator[str]:
                 yield f"share {grid.share}"
             if not grid.causal and (len(grid.shape) != 2 or not grid.class_token):
                 yield f"{grid}"
-            if mixer.rope is not None and (mixer.rank is None or grid.causal):
+            if mixer.rotation is not None and (mixer.rank is None or grid.causal):
                 yield "rope in a Translution layer of full rank or of a causal sequence"
         if isinstance(mixer, Attention | Translution):
             out = mixer.out
@@ -176,8 +177,8 @@ def buffers(module: nn.Module, body: str) -> Iterator[tuple[str, Tensor]]:
             N = module.config.tokens
             yield key + "causal", torch.ones(N, N).tril()[None, None]
         assert isinstance(mixer, Attention | Translution)
-        if mixer.rope is not None:
-            angle = mixer.rope.angle(torch.device("cpu"))
+        if isinstance(mixer.rotation, Rope):
+            angle = mixer.rotation.angle(torch.device("cpu"))
             image = isinstance(module, ViT)
             angle = angle[1:].unflatten(0, module.config.grid) if image else angle[None]
             name = "rope" if image else "rotary_emb"

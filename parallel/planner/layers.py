@@ -1,4 +1,4 @@
-"""A net as the planner sees it: its parts, one layer of each kind, and how many layers are alike.
+"""A net as the planner sees it: one layer of each kind, how many are alike, and who holds what.
 
 Built on the meta device with one layer of each kind, so that nets of any size take milliseconds.
 """
@@ -7,63 +7,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from models import ModelConfig
-from models.gpt import GPTConfig
-from models.mixers.attention import Attention
-from models.mixers.translution import Translution
-from models.transformer import Layer, MixerLayers
+from models.mixers.cost import Cost, Load
+from models.mixers.interface import Mixer
+from models.stages import LayerSpec
+from models.transformer import Layer, ModelConfig, build_model
 from parallel.mesh import Mesh
-from parallel.planner.outline import outline
-from parallel.sharding.layout import Shard, shards
+from parallel.sharding.layout import Shard, divided_axes, replicated_mixers, shards
 
 PARTS = ("banks", "projections", "feed-forward", "embeddings", "head", "norms")
 
 
 class LayerKind(NamedTuple):
-    """One of `count` equal layers, whole and on the meta device; its parameters begin with `prefix`."""
+    """`count` equal layers over N `tokens`: one of them, whole and on the meta device, whose parameters
+    begin with `prefix`."""
 
     layer: Layer
     prefix: str
     count: int
+    tokens: int
 
-
-class MixerShape(NamedTuple):
-    """The widths of a mixer on one rank.
-
-    width, inner   C, and D of all heads
-    heads, values  of this rank: heads, and the summed widths of the value segments
-    sources        widths C_s of the operator's sources; of attention: q, k and v
-    narrow         the summed widths of α-Translution's narrow sources
-    lifts          whether an α-Translution's values are brought back to the inner width
-    """
-
-    width: int
-    inner: int
-    heads: int
-    values: int
-    sources: tuple[int, ...]
-    narrow: int = 0
-    lifts: bool = False
-
-
-def mixer_shape(mixer: nn.Module, mesh: Mesh) -> MixerShape:
-    """Of a whole mixer's part on one rank of the tensor axis."""
-    assert isinstance(mixer, Translution | Attention)
-    width, inner, heads = mixer.out.out_features, mixer.out.in_features, mixer.heads // mesh.tensor
-    own = inner // mesh.tensor
-    if isinstance(mixer, Attention):
-        return MixerShape(width, inner, heads, own, (own, own, own))
-    shared = [own for name in "qkv" if hasattr(mixer, name)]
-    if mixer.rank is None:
-        return MixerShape(width, inner, heads, own, (width, *shared))
-    narrow = [mixer.heads * mixer.rank for name in "qkv" if hasattr(mixer, f"{name}_down")]
-    lifts = hasattr(mixer, "v_up")
-    values = own + lifts * heads * mixer.rank
-    return MixerShape(width, inner, heads, values, (*shared, *narrow), sum(narrow), lifts)
+    @property
+    def mixer(self) -> Mixer:
+        return cast("Mixer", self.layer.mixer)
 
 
 class Piece(NamedTuple):
@@ -75,37 +46,54 @@ class Piece(NamedTuple):
     count: int
 
 
-class Anatomy:
-    """The kinds of layers of a net, and the pieces of it that a place of a mesh holds; `order` is the
-    kind of each layer.
+class LayerKinds:
+    """The kinds of layers of a net, and the pieces of it that a place of a mesh holds.
+
+    kinds        one of each
+    order        the kind of each layer
+    not_planned  why the cost of a mixer or reduction is not known, a line for each
 
     Raises ValueError for a net that cannot be built.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self.not_planned: list[str] = []
         self._pieces: dict[tuple[int, int, int], list[Piece]] = {}
-        mixers = config.layer_mixers()
-        counts = Counter[str](mixer.model_dump_json() for mixer in mixers)
-        distinct = {mixer.model_dump_json(): mixer for mixer in mixers}
-        kinds = [MixerLayers(mixer=mixer, layers=1) for mixer in distinct.values()]
-        small = config.model_copy(update={"mixers": kinds, "depth": len(kinds)})
-        self.net = outline(small)
-        layers = cast("list[Layer]", list(self.net.get_submodule("layers").children()))
-        self.kinds = [
-            LayerKind(layer, f"layers.{index}.", count)
-            for index, (layer, count) in enumerate(zip(layers, counts.values(), strict=True))
-        ]
-        by_mixer = dict(zip(distinct, self.kinds, strict=True))
-        self.order = [by_mixer[mixer.model_dump_json()] for mixer in mixers]
+        self._costs: dict[tuple[nn.Module, Load], Cost | None] = {}
+        specs = config.layer_specs()
+        counts = Counter(spec.key for spec in specs)
+        distinct: dict[tuple[Any, ...], LayerSpec] = {spec.key: spec for spec in specs}
+        self.net = _build_undrawn(config, list(distinct.values()))
+        layers = cast("list[Layer]", list(self.net.layers))
+        by_key = {
+            key: LayerKind(layer, f"layers.{index}.", counts[key], spec.tokens.num_tokens)
+            for index, (layer, (key, spec)) in enumerate(zip(layers, distinct.items(), strict=True))
+        }
+        self.kinds = list(by_key.values())
+        self.order = [by_key[spec.key] for spec in specs]
+        self.tokens_in = specs[0].tokens.num_tokens
+        self.tokens_out = specs[-1].tokens_after.num_tokens
 
-    @property
-    def tokens(self) -> int:
-        """N, with the class token."""
-        if isinstance(self.config, GPTConfig):
-            return self.config.tokens
-        rows, columns = self.config.grid
-        return rows * columns + (self.config.pool == "cls")
+    def cost(self, module: nn.Module, load: Load) -> Cost | None:
+        """What a mixer or reduction of these layers costs; None where that cannot be known."""
+        if (module, load) not in self._costs:
+            self._costs[module, load] = self._ask(module, load)
+        return self._costs[module, load]
+
+    def _ask(self, module: Any, load: Load) -> Cost | None:
+        try:
+            return module.cost(load)
+        except Exception as error:  # of code that we did not write
+            why = " ".join(str(error).split())[:150]
+            line = f"{type(module).__name__}: {type(error).__name__}: {why}"
+            if line not in self.not_planned:
+                self.not_planned.append(line)
+            return None
+
+    def replicated(self, mesh: Mesh) -> list[str]:
+        """A line for each kind of mixer that several ranks compute whole."""
+        return replicated_mixers(self.net, mesh)
 
     def pieces(self, mesh: Mesh) -> list[Piece]:
         """What the mesh's place holds; raises UserError where net and mesh do not fit."""
@@ -115,9 +103,16 @@ class Anatomy:
         return self._pieces[key]
 
     def _divide(self, mesh: Mesh) -> Iterator[Piece]:
+        banks = {
+            f"{kind.prefix}mixer.{name}"
+            for kind in self.kinds
+            for name, dims in kind.mixer.axes().items()
+            if "entry" in dims.values()
+        }
         for name, shard in shards(self.net, mesh).items():
             counts = [kind.count for kind in self.kinds if name.startswith(kind.prefix)]
-            yield Piece(name, _part(name), shard, counts[0] if counts else 1)
+            part = "banks" if name in banks else _part(name)
+            yield Piece(name, part, shard, counts[0] if counts else 1)
 
     def held(self, mesh: Mesh) -> dict[str, int]:
         """The parameters that the mesh's place holds, by part; exact. Mesh() holds the whole net."""
@@ -127,13 +122,47 @@ class Anatomy:
         return total
 
 
+def mixer_load(mixer: Mixer, mesh: Mesh, load: Load) -> Load:
+    """`load` with the parts of heads and pairs that a rank of the mesh computes."""
+    divided = divided_axes(mixer)
+    return Load(
+        load.samples,
+        load.sizes,
+        mesh.tensor if "head" in divided else 1,
+        mesh.offset if "entry" in divided else 1,
+        load.cpu,
+    )
+
+
 def _part(name: str) -> str:
-    if name.endswith("_bank"):
-        return "banks"
     if ".mlp." in name:
         return "feed-forward"
-    if ".mixer." in name:
+    if ".mixer." in name or ".reduce." in name:
         return "projections"
     if "norm" in name:
         return "norms"
     return "head" if name.startswith("head.") else "embeddings"
+
+
+def _build_undrawn(config: ModelConfig, specs: list[LayerSpec]) -> Any:
+    """The net on the meta device in milliseconds: drawing weights there would load torch's compiler."""
+    with torch.device("meta"), _Undrawn():
+        return build_model(config, specs)
+
+
+_DRAWS = frozenset(
+    (
+        *(getattr(nn.init, name) for name in ("normal_", "uniform_", "kaiming_uniform_")),
+        torch.Tensor.normal_,
+        torch.Tensor.uniform_,
+    )
+)
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:
+            func = torch.empty
+        return func(*args, **(kwargs or {}))

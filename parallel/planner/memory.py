@@ -1,7 +1,6 @@
-"""Bytes that one rank needs, predicted: weights, gradients, optimizer states, activations, and the peak.
+"""Predicts the bytes that one rank needs: weights, gradients, optimizer states, activations, and the peak.
 
-A step is walked through moment by moment: the loss, the backward pass of every layer, the optimizer.
-What is alive at the worst of them is the peak.
+The peak is the worst moment of a step: the loss, the backward pass of some layer, or the optimizer.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.mixers.translution import Translution
 from parallel.engine.torch_engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.activations import EndBytes, LayerBytes, end_bytes, layer_bytes
-from parallel.planner.layers import Anatomy, LayerKind
-from parallel.planner.traffic import widths
-from parallel.sharding.layout import offset_share
+from parallel.planner.layers import LayerKind, LayerKinds
+from parallel.planner.traffic import number_sizes
+from parallel.sharding.layout import divided_axes, offset_share
 
 # Numbers in DeepSpeed's gradient bucket: its own default, and what deepspeed_engine.py sets for ZeRO-3.
 BUCKET, ZERO3_BUCKET = 500_000_000, 500_000
@@ -50,7 +48,7 @@ class Memory:
 
 
 def step_memory(
-    net: Anatomy,
+    net: LayerKinds,
     mesh: Mesh,
     parallel: ParallelConfig,
     batch: int,
@@ -62,7 +60,7 @@ def step_memory(
 
     `mesh` gives the rank; the fullest one is `fullest_rank`. `batch` is the global batch.
     """
-    size, samples = widths(precision, parallel), batch // (accumulate * mesh.data)
+    size, samples = number_sizes(precision, parallel), batch // (accumulate * mesh.data)
     states, host = _states(net, mesh, parallel, precision)
     ends = end_bytes(net, mesh, samples, size)
     layers = [
@@ -92,15 +90,15 @@ def step_memory(
     )
 
 
-def fullest_rank(net: Anatomy, mesh: Mesh) -> Mesh:
+def fullest_rank(net: LayerKinds, mesh: Mesh) -> Mesh:
     """The place of the mesh's first model-parallel group that holds most bank entries."""
 
     def entries(rank: int) -> int:
         shares = (offset_share(grid, mesh.offset)[rank] for grid in grids)
         return sum(len(share.entries or ()) for share in shares)
 
-    mixers = [kind.layer.mixer for kind in net.kinds]
-    grids = [mixer.grid for mixer in mixers if isinstance(mixer, Translution)]
+    schedules = [kind.mixer.schedule for kind in net.kinds if "entry" in divided_axes(kind.mixer)]
+    grids = [schedule.grid for schedule in schedules if schedule is not None]
     fullest = max(range(mesh.offset), key=entries)
     return Mesh(mesh.data, mesh.offset, mesh.tensor, fullest * mesh.tensor)
 
@@ -116,7 +114,7 @@ class Moment(NamedTuple):
 
 
 def _moments(
-    net: Anatomy,
+    net: LayerKinds,
     mesh: Mesh,
     parallel: ParallelConfig,
     weight: int,
@@ -178,7 +176,7 @@ class _LayerNumbers(NamedTuple):
     rest_module: int
 
 
-def _layer_numbers(net: Anatomy, mesh: Mesh, kind: LayerKind) -> _LayerNumbers:
+def _layer_numbers(net: LayerKinds, mesh: Mesh, kind: LayerKind) -> _LayerNumbers:
     modules: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for piece in net.pieces(mesh):
         if piece.name.startswith(kind.prefix):
@@ -196,9 +194,11 @@ class _States(NamedTuple):
     buffers: int  # what DeepSpeed sends gradients from
 
 
-def _states(net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> tuple[_States, int]:
+def _states(
+    net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, precision: Precision
+) -> tuple[_States, int]:
     """Weights, gradients and optimizer states, and the bytes that offloading moves to the host."""
-    held, number = sum(net.held(mesh).values()), widths(precision, parallel).weight
+    held, number = sum(net.held(mesh).values()), number_sizes(precision, parallel).weight
     if parallel.zero == 0:
         return _States(held * number, held * number, held * 8, 0, 0), 0
     share = -(-held // mesh.data)

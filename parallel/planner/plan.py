@@ -1,6 +1,6 @@
-"""What a run will need, before it runs: parameters, memory, operations and bytes sent of one rank.
+"""What a run will need: one rank's parameters, memory, FLOPs and bytes sent (DESIGN section 6).
 
-Everything is computed from the config on the meta device (DESIGN section 6).
+Everything is computed from the config on the meta device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from parallel.engine.torch_engine import Precision
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import Flops, sample_flops
-from parallel.planner.layers import Anatomy
+from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import Memory, fullest_rank, step_memory
 from parallel.planner.traffic import micro_batch_traffic, step_traffic
 from parallel.planner.units import size_text
@@ -27,8 +27,8 @@ class Plan:
     parameters, held   by part, of the whole net and of the rank
     traffic            payloads of one optimizer step (traffic_counter.py); `sent` are the rank's bytes
     sample, share      FLOPs of one sample: of the whole net, and of the rank
-    even_batch         samples of a model-parallel group's micro-batch up to which this mesh sends less
-                       than ZeRO-3 alone on as many ranks would; None where nothing is model-parallel
+    breakeven_batch    see the function of this name
+    remarks            what every rank computes whole, and what could not be planned
     """
 
     mesh: Mesh
@@ -42,7 +42,8 @@ class Plan:
     traffic: Traffic
     sample: Flops
     share: Flops
-    even_batch: int | None
+    breakeven_batch: int | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -91,12 +92,13 @@ class Plan:
             "flops_per_sample_and_rank": self.share._asdict(),
             "payload_bytes": {f"{axis}/{kind}": n for (axis, kind), n in self.traffic.payload.items()},
             "bytes_sent": self.sent,
-            "offset_beats_zero3_up_to_batch": self.even_batch,
+            "offset_beats_zero3_up_to_batch": self.breakeven_batch,
+            "remarks": list(self.remarks),
         }
 
 
 def plan(
-    model: ModelConfig | Anatomy,
+    model: ModelConfig | LayerKinds,
     parallel: ParallelConfig,
     mesh: Mesh,
     batch: int,
@@ -108,7 +110,7 @@ def plan(
 
     Raises UserError where net, mesh and batch do not fit, with what would be right.
     """
-    net = model if isinstance(model, Anatomy) else anatomy(model)
+    net = model if isinstance(model, LayerKinds) else layer_kinds(model)
     if batch % (accumulate * mesh.data):
         raise UserError(
             f"train.batch={batch} is not divisible by train.accumulate={accumulate} × {mesh.data} data ranks"
@@ -127,24 +129,27 @@ def plan(
         step_traffic(net, place, parallel, batch, accumulate, precision),
         sample_flops(net, Mesh(), parallel),
         sample_flops(net, place, parallel),
-        even_batch(net, mesh, parallel, precision),
+        breakeven_batch(net, mesh, parallel, precision),
+        (*net.replicated(mesh), *(f"not planned: {line}" for line in net.not_planned)),
     )
 
 
-def anatomy(model: ModelConfig) -> Anatomy:
-    """The net's anatomy; raises UserError for a net that cannot be built."""
+def layer_kinds(model: ModelConfig) -> LayerKinds:
+    """The net's kinds of layers; raises UserError for a net that cannot be built."""
     try:
-        return Anatomy(model)
+        return LayerKinds(model)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
 
-def even_batch(net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> int | None:
-    """The samples of a model-parallel group's micro-batch at which this mesh sends as much as ZeRO-3
-    alone over the same ranks, which then share these samples.
+def breakeven_batch(
+    net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, precision: Precision
+) -> int | None:
+    """Break-even micro-batch of a model-parallel group: below it this mesh sends less than ZeRO-3 alone
+    over the same ranks, which then share the samples.
 
-    What a mesh of model-parallel axes sends grows with the batch; ZeRO-3's three passes of weights and
-    gradients do not.
+    The model-parallel axes send in proportion to the batch, ZeRO-3 its three passes of weights and
+    gradients whatever the batch. None where nothing is model-parallel.
     """
     if mesh.model == 1:
         return None

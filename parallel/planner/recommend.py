@@ -9,9 +9,9 @@ from models import ModelConfig
 from parallel.engine.torch_engine import Precision
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
-from parallel.planner.layers import Anatomy
+from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import fullest_rank, step_memory
-from parallel.planner.plan import Plan, anatomy, plan
+from parallel.planner.plan import Plan, layer_kinds, plan
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Cluster:
 
 
 def recommend(
-    model: ModelConfig | Anatomy,
+    model: ModelConfig | LayerKinds,
     batch: int,
     accumulate: int,
     precision: Precision,
@@ -58,7 +58,7 @@ def recommend(
 ) -> Plan | None:
     """The plan with the shortest step among those that fit the cluster, with at least `accumulate`
     micro-batches, or a simpler one that is as fast but for a tenth; None where none fits."""
-    net = model if isinstance(model, Anatomy) else anatomy(model)
+    net = model if isinstance(model, LayerKinds) else layer_kinds(model)
     found = [
         fitting
         for mesh in meshes(net, cluster.world)
@@ -70,7 +70,7 @@ def recommend(
     return min(quick, key=lambda run: (run.mesh.tensor, cluster.step_seconds(run)), default=None)
 
 
-def trains(net: Anatomy, precision: Precision, cluster: Cluster) -> bool:
+def trains(net: LayerKinds, precision: Precision, cluster: Cluster) -> bool:
     """Whether some mesh of the whole cluster can train the net at all, one sample at a time."""
     for mesh in meshes(net, cluster.world):
         place = fullest_rank(net, mesh)
@@ -80,7 +80,7 @@ def trains(net: Anatomy, precision: Precision, cluster: Cluster) -> bool:
     return False
 
 
-def meshes(net: Anatomy, world: int) -> Iterator[Mesh]:
+def meshes(net: LayerKinds, world: int) -> Iterator[Mesh]:
     """All meshes of so many ranks over which the net divides."""
     for model in (n for n in range(1, world + 1) if world % n == 0):
         for tensor in (n for n in (1, 2, 4, 8, 16) if model % n == 0):
@@ -104,7 +104,7 @@ def _settings(mesh: Mesh, precision: Precision) -> Iterator[ParallelConfig]:
 
 
 def _fewest_micro_batches(
-    net: Anatomy,
+    net: LayerKinds,
     mesh: Mesh,
     parallel: ParallelConfig,
     batch: int,

@@ -1,43 +1,32 @@
-"""What one training step sends, predicted from the net: every collective of offset.py, tensor.py,
-vocabulary.py, fairscale's layers and the engines, as payload bytes (traffic.py has the convention).
+"""What one training step sends, predicted from the net, as payload bytes (see parallel/traffic_counter.py).
 
-A pass over a layer forward sends the softmax parts of its pairs, and its partial sums where heads and
-the feed-forward leave their ranks; backward sends the gradients of what entered. Layers that are
-checkpointed run forward twice.
+It covers every collective of parallel/sharding, fairscale's layers and the engines. Forward through a
+layer sends partial softmaxes and the partial sums over heads and feed-forward; backward sends the
+gradients of their inputs. Checkpointed layers run forward twice.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from models.gpt import GPTConfig
-from models.mixers.translution import Translution
+from models.mixers.cost import Cost, Load, Sizes
+from models.mixers.interface import Mixer
+from models.transformer import GPTConfig
 from parallel.engine.deepspeed_engine import SUB_GROUP_SIZE
 from parallel.engine.torch_engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
-from parallel.planner.layers import Anatomy, LayerKind, MixerShape, Piece, mixer_shape
+from parallel.planner.layers import LayerKind, LayerKinds, Piece, mixer_load
+from parallel.sharding.layout import divided_axes
 from parallel.traffic_counter import Traffic
 
 
-class Widths(NamedTuple):
-    """Bytes of a number: of the residual stream, of what matrix products give, of a held weight, and of
-    softmax statistics."""
-
-    residual: int
-    product: int
-    weight: int
-    statistics: int = 4
-
-
-def widths(precision: Precision, parallel: ParallelConfig) -> Widths:
+def number_sizes(precision: Precision, parallel: ParallelConfig) -> Sizes:
     """As autocast has it on CUDA (torch engine), or with weights in bfloat16 (DeepSpeed)."""
     if precision == "fp32":
-        return Widths(4, 4, 4)
-    return Widths(4, 2, 4) if parallel.engine == "torch" else Widths(2, 2, 2)
+        return Sizes(4, 4, 4)
+    return Sizes(4, 2, 4) if parallel.engine == "torch" else Sizes(2, 2, 2)
 
 
 def step_traffic(
-    net: Anatomy, mesh: Mesh, parallel: ParallelConfig, batch: int, accumulate: int, precision: Precision
+    net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, batch: int, accumulate: int, precision: Precision
 ) -> Traffic:
     """Payloads of one optimizer step of this rank; `batch` is the global batch."""
     samples = batch // (accumulate * mesh.data)
@@ -46,14 +35,15 @@ def step_traffic(
 
 
 def micro_batch_traffic(
-    net: Anatomy, mesh: Mesh, parallel: ParallelConfig, samples: int, precision: Precision
+    net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, samples: int, precision: Precision
 ) -> Traffic:
     """Payloads of the model-parallel axes for one micro-batch of `samples` per data rank."""
-    size, tokens, width = widths(precision, parallel), samples * net.tokens, net.config.width
+    size, width = number_sizes(precision, parallel), net.config.width
     total = Traffic()
     for kind in net.kinds:
-        shape = mixer_shape(kind.layer.mixer, mesh)
-        mixer = _mixer_forward(kind, shape, mesh, tokens, size)
+        tokens = samples * kind.tokens
+        cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, Load(samples, size)))
+        mixer = _mixer_forward(kind, cost, mesh, tokens, size)
         mlp = Traffic()
         if mesh.model > 1:
             mlp.add("model", "all_reduce", tokens * width * size.product)
@@ -62,50 +52,59 @@ def micro_batch_traffic(
             layer += mixer
         elif parallel.activations != "none":
             layer += mixer + mlp
-        layer += _backward(net, kind, shape, mesh, tokens, size)
+        layer += _backward(net, kind, cost, mesh, tokens, size)
         total += layer.times(kind.count)
     if isinstance(net.config, GPTConfig) and mesh.model > 1:
+        tokens = samples * net.tokens_out
         total.add("model", "all_reduce", tokens * width * size.weight)  # embedding, forward
         total.add("model", "all_reduce", tokens * width * size.residual)  # head, backward
         total.add("model", "all_reduce", 3 * tokens * 4)  # maxima, target logits, sums
     return total
 
 
-def _mixer_forward(kind: LayerKind, shape: MixerShape, mesh: Mesh, tokens: int, size: Widths) -> Traffic:
-    traffic = Traffic()
-    if isinstance(kind.layer.mixer, Translution) and mesh.offset > 1:
-        traffic.add("offset", "all_reduce", tokens * shape.heads * size.statistics)  # maxima
-        traffic.add("offset", "all_reduce", tokens * (shape.values + shape.heads) * size.statistics)
-    if mesh.tensor > 1:
-        traffic.add("tensor", "all_reduce", tokens * shape.width * size.product)
-        traffic.add("tensor", "all_reduce", shape.lifts * tokens * shape.inner * size.product)
+def _mixer_forward(kind: LayerKind, cost: Cost | None, mesh: Mesh, tokens: int, size: Sizes) -> Traffic:
+    traffic, divided = Traffic(), divided_axes(kind.mixer)
+    if "entry" in divided and mesh.offset > 1 and cost:
+        traffic.add("offset", "all_reduce", cost.partials)
+    if "head" in divided and mesh.tensor > 1:
+        for outputs, _ in _head_sums(kind.mixer):
+            traffic.add("tensor", "all_reduce", tokens * outputs * size.product)
     return traffic
 
 
+def _head_sums(mixer: Mixer) -> list[tuple[int, bool]]:
+    """Of each linear layer whose inputs are heads: its outputs, and whether these are heads again."""
+    axes = mixer.axes().items()
+    return [
+        (mixer.get_parameter(name).shape[0], dims.get(0) == "head")
+        for name, dims in axes
+        if dims.get(1) == "head"
+    ]
+
+
 def _backward(
-    net: Anatomy, kind: LayerKind, shape: MixerShape, mesh: Mesh, tokens: int, size: Widths
+    net: LayerKinds, kind: LayerKind, cost: Cost | None, mesh: Mesh, tokens: int, size: Sizes
 ) -> Traffic:
-    traffic = Traffic()
-    if mesh.model > 1:
-        traffic.add("model", "all_reduce", tokens * shape.width * size.residual)  # into the feed-forward
-    if mesh.tensor > 1:
-        traffic.add("tensor", "all_reduce", tokens * shape.width * size.residual)
-        traffic.add("tensor", "all_reduce", tokens * shape.narrow * size.product)
-        traffic.add("tensor", "all_gather", shape.lifts * tokens * shape.inner * size.product)
-    mixer = kind.layer.mixer
-    if isinstance(mixer, Translution) and mesh.offset > 1:
-        traffic.add("offset", "all_reduce", tokens * sum(shape.sources) * size.statistics)
-        if mixer.grid.num_entries != mixer.grid.num_offsets:  # all ranks hold these banks whole
-            held = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix) and p.part == "banks"]
-            traffic.add("offset", "all_reduce", sum(p.shard.numel for p in held) * size.weight)
+    traffic, divided = Traffic(), divided_axes(kind.mixer)
+    if mesh.model > 1:  # into the feed-forward
+        traffic.add("model", "all_reduce", tokens * net.config.width * size.residual)
+    if "head" in divided and mesh.tensor > 1:
+        traffic.add("tensor", "all_reduce", cost.head_gradients if cost else 0)
+        for outputs, heads_again in _head_sums(kind.mixer):
+            traffic.add("tensor", "all_gather", heads_again * tokens * outputs * size.product)
+    if "entry" in divided and mesh.offset > 1:
+        traffic.add("offset", "all_reduce", sum(cost.source_gradients) if cost else 0)
+        pieces = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix) and p.part == "banks"]
+        whole = sum(p.shard.numel for p in pieces if p.shard.entries is None)  # on every offset rank
+        traffic.add("offset", "all_reduce", whole * size.weight)
     return traffic
 
 
 def _state_traffic(
-    net: Anatomy, mesh: Mesh, parallel: ParallelConfig, accumulate: int, precision: Precision
+    net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, accumulate: int, precision: Precision
 ) -> Traffic:
     """Gradients, weights and scalars: what does not grow with the batch."""
-    number, traffic = widths(precision, parallel).weight, Traffic()
+    number, traffic = number_sizes(precision, parallel).weight, Traffic()
     if mesh.data > 1:
         traffic.add("data", "all_reduce", 4)  # the loss
         _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
@@ -116,7 +115,7 @@ def _state_traffic(
 
 
 def _gradients_and_weights(
-    traffic: Traffic, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, accumulate: int, number: int
+    traffic: Traffic, net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, accumulate: int, number: int
 ) -> None:
     """Over the data axis, `number` bytes each: gradients once a step (ZeRO 2, 3: once a micro-batch);
     updated weights once a step (ZeRO 1, 2), or before every use (ZeRO 3)."""
@@ -138,7 +137,7 @@ def _gradients_and_weights(
         traffic.add("data", "all_gather", padded * accumulate)
 
 
-def _flat(net: Anatomy, mesh: Mesh) -> int:
+def _flat(net: LayerKinds, mesh: Mesh) -> int:
     """Numbers in DeepSpeed's flat buffers of ZeRO 1 and 2: one for each group of the optimizer, padded
     to twice the data ranks."""
     sizes = {True: 0, False: 0}
@@ -148,13 +147,15 @@ def _flat(net: Anatomy, mesh: Mesh) -> int:
     return sum(-(-size // step) * step for size in sizes.values())
 
 
-def _decays(net: Anatomy, piece: Piece) -> bool:
+def _decays(net: LayerKinds, piece: Piece) -> bool:
     """Which of the optimizer's groups it is in (parallel/engine/optimizer.py)."""
     without_decay: set[str] = net.net.no_decay()  # pyright: ignore
     return len(piece.shard.full) > 1 and piece.name not in without_decay
 
 
-def _norm_bytes(axis: str, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, precision: Precision) -> int:
+def _norm_bytes(
+    axis: str, net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, precision: Precision
+) -> int:
     """Scalars of the gradient norm, and of DeepSpeed's looks for numbers that are not finite."""
     if parallel.engine == "torch":
         return 4 if axis == "model" else 0
@@ -165,7 +166,7 @@ def _norm_bytes(axis: str, net: Anatomy, mesh: Mesh, parallel: ParallelConfig, p
     return 9 if precision == "bf16" else 8
 
 
-def _sub_groups(net: Anatomy, mesh: Mesh) -> int:
+def _sub_groups(net: LayerKinds, mesh: Mesh) -> int:
     """How many runs of parameters DeepSpeed updates one after another under ZeRO-3: either group of the
     optimizer is cut after each parameter by which a run has reached SUB_GROUP_SIZE."""
     pieces = net.pieces(mesh)

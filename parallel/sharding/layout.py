@@ -1,7 +1,7 @@
-"""Who holds what: for every parameter of a net, the part that one place of a mesh holds.
+"""The part of every parameter of a net that one place of a mesh holds.
 
-A pure function of the net and the mesh: the sharding applies it, the planner counts with it, the
-checkpoint names its pieces by it.
+A pure function of the net and the mesh: parallelize.py applies it, the planner counts with it, and
+reshard.py moves checkpoints by it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-from models.gpt import GPT
-from models.mixers.attention import Attention
-from models.mixers.translution import Translution
+from models.mixers.interface import Mixer
 from models.offsets import Block, OffsetGrid
-from models.transformer import FeedForward
+from models.transformer import GPT, FeedForward
 from parallel.errors import UserError
 from parallel.mesh import Mesh
 
@@ -53,7 +51,7 @@ class Shard:
 
     @property
     def inside(self) -> tuple[int, int]:
-        """Where the held slice of a dimension starts, and how much of it lies within the whole."""
+        """Start of the held slice, and how much of it lies within the whole."""
         assert self.dim is not None
         start, stop = (min(end, self.full[self.dim]) for end in (self.start, self.stop))
         return start, stop - start
@@ -62,8 +60,8 @@ class Shard:
         return self.entries is not None or self.dim is not None
 
     def counted(self, mesh: Mesh) -> bool:
-        """Whether this rank counts the part in sums over the model-parallel group, where each number
-        must be counted once: the first of the ranks that hold the same part does."""
+        """Whether this rank counts the part in sums over the model-parallel group: of the ranks that hold
+        the same part, only the first does."""
         copies_over_offset = self.entries is None and self.axis != "model"
         copies_over_tensor = self.dim is None
         return not (copies_over_offset and mesh.offset_rank) and not (copies_over_tensor and mesh.tensor_rank)
@@ -84,16 +82,15 @@ class Shard:
 def shards(model: nn.Module, mesh: Mesh) -> dict[str, Shard]:
     """The shard of each parameter of a whole net at the mesh's place; works on the meta device.
 
-    Raises UserError where the net does not divide: offset degree above the residue classes, heads or
-    feed-forward width not divisible.
+    A mixer without heads, or without bank entries, is held whole by every rank of that axis
+    (`replicated_mixers` names it). Raises UserError where the net does not divide: more offset ranks than
+    residue classes, heads or feed-forward width not divisible.
     """
     held = {name: Shard(tuple(p.shape)) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        if isinstance(module, Translution):
-            _offset_shards(held, prefix, module, mesh)
-        if isinstance(module, Translution | Attention) and mesh.tensor > 1:
-            _head_shards(held, prefix, module, mesh)
+        if isinstance(module, Mixer):
+            held |= {prefix + name: shard for name, shard in _mixer_shards(module, mesh).items()}
         if isinstance(module, FeedForward) and mesh.model > 1:
             _feed_forward_shards(held, prefix, module, mesh)
         if isinstance(module, GPT) and mesh.model > 1:
@@ -101,35 +98,51 @@ def shards(model: nn.Module, mesh: Mesh) -> dict[str, Shard]:
     return held
 
 
-def _offset_shards(held: dict[str, Shard], prefix: str, module: Translution, mesh: Mesh) -> None:
-    if mesh.offset == 1:
-        return
-    entries = offset_share(module.grid, mesh.offset)[mesh.offset_rank].entries
-    if entries is None:
-        return
-    for letter in module.relative:
-        name = f"{prefix}{letter}_bank"
-        held[name] = Shard(held[name].full, entries)
+def divided_axes(mixer: Mixer) -> set[str]:
+    """Which of "head" and "entry" the mixer's parameters run over."""
+    return {axis for dims in mixer.axes().values() for axis in dims.values()}
 
 
-def _head_shards(held: dict[str, Shard], prefix: str, module: Translution | Attention, mesh: Mesh) -> None:
-    """Heads lie along the outputs of the projections and along the inputs of those that come after."""
-    if module.heads % mesh.tensor:
-        raise UserError(f"heads={module.heads} is not divisible by parallel.tensor={mesh.tensor}")
-    for name, parameter in module.named_parameters():
-        leaf = name.removesuffix(".weight")
-        if leaf.endswith("_bank"):
-            dim = 2
-        elif leaf in ("q", "k", "v"):
-            dim = 0
-        elif leaf in ("out", "v_up"):
-            dim = 1
+def replicated_mixers(model: nn.Module, mesh: Mesh) -> list[str]:
+    """A line for each kind of mixer that several ranks of the mesh compute whole."""
+    lines = []
+    for mixer in (module for module in model.modules() if isinstance(module, Mixer)):
+        divided, name = divided_axes(mixer), type(mixer).__name__
+        if mesh.tensor > 1 and "head" not in divided:
+            lines.append(f"{name} declares no heads: each of {mesh.tensor} tensor ranks computes it whole")
+        if mesh.offset > 1 and "entry" not in divided:
+            lines.append(f"{name} has no bank entries: each of {mesh.offset} offset ranks computes it whole")
+    return list(dict.fromkeys(lines))
+
+
+def _mixer_shards(mixer: Mixer, mesh: Mesh) -> dict[str, Shard]:
+    axes, divided = mixer.axes(), divided_axes(mixer)
+    entries = None
+    if mesh.offset > 1 and "entry" in divided:
+        entries = offset_share(_grid(mixer), mesh.offset)[mesh.offset_rank].entries
+    if "head" in divided and mixer.heads % mesh.tensor:
+        raise UserError(f"heads={mixer.heads} is not divisible by parallel.tensor={mesh.tensor}")
+    found = {}
+    for name, dims in axes.items():
+        full = tuple(mixer.get_parameter(name).shape)
+        own = entries if "entry" in dims.values() else None
+        heads = [dim for dim, axis in dims.items() if axis == "head"]
+        if heads and mesh.tensor > 1:
+            dim = max(heads)  # a linear layer from heads to heads is cut along its inputs
+            width = full[dim] // mesh.tensor
+            start = mesh.tensor_rank * width
+            found[name] = Shard(full, own, dim, start, start + width)
         else:
-            continue  # biases and the down projections serve all heads
-        width = parameter.shape[dim] // mesh.tensor
-        start = mesh.tensor_rank * width
-        whole = held[prefix + name]
-        held[prefix + name] = Shard(whole.full, whole.entries, dim, start, start + width)
+            found[name] = Shard(full, own)
+    return found
+
+
+def _grid(mixer: Mixer) -> OffsetGrid:
+    if mixer.schedule is None:
+        raise UserError(
+            f"{type(mixer).__name__}: has bank entries but no schedule, so its pairs cannot be dealt"
+        )
+    return mixer.schedule.grid
 
 
 def _feed_forward_shards(held: dict[str, Shard], prefix: str, module: FeedForward, mesh: Mesh) -> None:

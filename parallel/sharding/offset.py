@@ -1,7 +1,7 @@
-"""Offset parallelism: each rank streams over its own residue classes, and the parts of the softmax
-combine like split-KV FlashAttention (DESIGN section 4).
+"""Offset parallelism: each rank streams over its own residue classes, and the partial softmaxes are
+merged as in split-KV FlashAttention (DESIGN section 4).
 
-What is sent are activations, whatever the size of the bank: forward N·B·H maxima and N·B·(D + H)
+Only activations are sent, whatever the size of the bank: forward N·B·H maxima and N·B·(D + H)
 sums, backward the gradients of the operator's sources.
 """
 
@@ -11,22 +11,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.mixers.translution import Translution
-from models.ops.schedule import Plan
+from models.mixers.interface import Mixer
+from models.ops.schedule import Schedule
 from parallel.mesh import Mesh
 from parallel.sharding.layout import offset_share
 
 
 class OffsetCombine:
-    """The combine step of the streamed operator over the ranks of an offset group.
+    """Merges the streamed operator's partial softmaxes across the ranks of an offset group.
 
-    `whole_banks`: every rank holds the same banks, so that their gradients are summed as well.
+    whole_banks   every rank holds the same banks, so their gradients are summed too
     """
 
     def __init__(self, group: dist.ProcessGroup, whole_banks: bool) -> None:
         self._group, self._whole_banks = group, whole_banks
 
-    def softmax(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def merge(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         highest = lse.clone()
         dist.all_reduce(highest, dist.ReduceOp.MAX, self._group)
         weight = (lse - highest).exp_().unsqueeze(-1)  # 0 for a query that met no pair here
@@ -35,7 +35,7 @@ class OffsetCombine:
         *outs, total = parts.split([*(out.shape[-1] for out in outs), 1], -1)
         return highest + total.squeeze(-1).log(), [out / total for out in outs]
 
-    def gradient(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
+    def sum_gradients(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
         summed = _all_reduce_together(grad_sources, self._group)
         if self._whole_banks:
             for grad in grad_banks:
@@ -43,14 +43,16 @@ class OffsetCombine:
         return summed
 
 
-def shard_offsets(layer: Translution, mesh: Mesh) -> None:
-    """Gives a Translution its rank's classes and the combining reduction in place of none."""
+def shard_offsets(mixer: Mixer, mesh: Mesh) -> None:
+    """Leaves a mixer this rank's residue classes, and merges its softmax over the offset group."""
     group = mesh.group("offset")
     assert group is not None
-    share = offset_share(layer.grid, mesh.offset)[mesh.offset_rank]
+    assert mixer.schedule is not None
+    grid = mixer.schedule.grid
+    share = offset_share(grid, mesh.offset)[mesh.offset_rank]
     local = None if share.entries is None else {entry: i for i, entry in enumerate(share.entries)}
-    layer.plan = Plan(layer.grid, share.classes, share.special_blocks, local)
-    layer.combine = OffsetCombine(group, whole_banks=share.entries is None)
+    mixer.schedule = Schedule(grid, share.classes, share.special_blocks, local)
+    mixer.combine = OffsetCombine(group, whole_banks=share.entries is None)
 
 
 def _all_reduce_together(tensors: list[Tensor], group: dist.ProcessGroup) -> list[Tensor]:

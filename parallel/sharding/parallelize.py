@@ -1,5 +1,5 @@
-"""One function that turns a net into the part of it that one process holds: read it to know who holds
-what (DESIGN section 4)."""
+"""Turns a net into the part of it that one process holds: read `parallelize` to know who holds what
+(DESIGN section 4)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.gpt import GPT
-from models.initial import Draw, draws
-from models.mixers.attention import Attention
-from models.mixers.translution import Translution
-from models.transformer import FeedForward, Layer
+from models.initial import InitialValue, initial_values
+from models.mixers.interface import Mixer
+from models.transformer import GPT, FeedForward, Layer
 from parallel.mesh import Mesh, ParallelConfig
-from parallel.sharding.layout import Shard, shards
+from parallel.sharding.layout import Shard, divided_axes, shards
 from parallel.sharding.offset import shard_offsets
 from parallel.sharding.tensor import shard_heads
-from parallel.sharding.vocabulary import leave, shard_vocabulary
+from parallel.sharding.vocabulary import not_drawn, shard_vocabulary
 
 
 def parallelize(
@@ -29,20 +27,20 @@ def parallelize(
     config: ParallelConfig,
     seed: int,
     device: torch.device,
-    own: Callable[[nn.Module], None] | None = None,
+    partition: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """Shards a net that was built on the meta device, in place, and draws this rank's weights.
 
     In order: banks over the offset axis; heads over the tensor axis; feed-forward and vocabulary over
-    both; activation checkpointing; then weights, module by module, each rank its own. `own(module)` is
-    called when the weights of a layer, and at last of the net, are there (ZeRO-3 takes its share of
-    them at once). Raises UserError where net and mesh do not fit.
+    both; activation checkpointing; then weights, module by module, each rank its own. `partition(module)`
+    is called as soon as a layer, and finally the net, has its weights (ZeRO-3 partitions them there).
+    Raises UserError where net and mesh do not fit.
     """
-    held, begin = shards(net, mesh), draws(net)
+    held, initial = shards(net, mesh), initial_values(net)
     for module in list(net.modules()):
-        if isinstance(module, Translution) and mesh.offset > 1:
+        if isinstance(module, Mixer) and mesh.offset > 1 and "entry" in divided_axes(module):
             shard_offsets(module, mesh)
-        if isinstance(module, Translution | Attention) and mesh.tensor > 1:
+        if isinstance(module, Mixer) and mesh.tensor > 1 and "head" in divided_axes(module):
             shard_heads(module, mesh)
         if isinstance(module, FeedForward) and mesh.model > 1:
             _shard_feed_forward(module)
@@ -53,18 +51,18 @@ def parallelize(
         for leaf, _ in list(module.named_parameters(recurse=False)):
             name = f"{path}.{leaf}" if path else leaf
             if name in held:  # a tied weight comes under its first name
-                _draw(module, leaf, held[name], begin[name], mesh, seed, device)
+                _draw(module, leaf, held[name], initial[name], mesh, seed, device)
         if isinstance(module, GPT) and module.config.tie_embeddings:
             module.head.weight = module.embedding.weight
-        if own is not None and (isinstance(module, Layer) or module is net):
-            own(module)
+        if partition is not None and (isinstance(module, Layer) or module is net):
+            partition(module)
     return net
 
 
 def _shard_feed_forward(mlp: FeedForward) -> None:
     dim, hidden = mlp.up.in_features, mlp.up.out_features
-    mlp.up = ColumnParallelLinear(dim, hidden, gather_output=False, init_method=leave)  # pyright: ignore
-    mlp.down = RowParallelLinear(hidden, dim, input_is_parallel=True, init_method=leave)  # pyright: ignore
+    mlp.up = ColumnParallelLinear(dim, hidden, gather_output=False, init_method=not_drawn)  # pyright: ignore
+    mlp.down = RowParallelLinear(hidden, dim, input_is_parallel=True, init_method=not_drawn)  # pyright: ignore
 
 
 def _checkpoint_activations(net: nn.Module, policy: str) -> None:
@@ -92,11 +90,17 @@ def _innermost_first(net: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _draw(
-    module: nn.Module, leaf: str, shard: Shard, draw: Draw, mesh: Mesh, seed: int, device: torch.device
+    module: nn.Module,
+    leaf: str,
+    shard: Shard,
+    initial: InitialValue,
+    mesh: Mesh,
+    seed: int,
+    device: torch.device,
 ) -> None:
-    weight = shard.take(draw(seed, shard.entries))
+    weight = shard.take(initial(seed, shard.entries))
     parameter = nn.Parameter(weight.to(device).clone(memory_format=torch.contiguous_format))
-    # Sums over the model-parallel group, such as DeepSpeed's gradient norm, count what is marked here
-    # and everything of its first rank.
+    # Sums over the model-parallel group, such as DeepSpeed's gradient norm, count the parameters marked
+    # here, and every parameter of the group's first rank.
     parameter.model_parallel = shard.sharded() and shard.counted(mesh)  # pyright: ignore
     setattr(module, leaf, parameter)

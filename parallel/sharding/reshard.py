@@ -1,4 +1,4 @@
-"""States of the ranks of one mesh joined to that of a whole net, and cut again for another mesh."""
+"""Moves a net's state from one mesh to another, one parameter at a time."""
 
 from __future__ import annotations
 

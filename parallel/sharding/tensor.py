@@ -1,68 +1,72 @@
-"""Tensor parallelism inside a mixer: heads are split over the ranks of a tensor group.
+"""Tensor parallelism inside a mixer: each rank of a tensor group computes some of the heads.
 
-The model-parallel group is wider than this one, so fairscale's layers, which always use the whole of
-it, serve the feed-forward and the vocabulary (parallelize.py), and these small ones the heads.
+fairscale's layers always use the whole model-parallel group, which is wider than a tensor group: they
+serve the feed-forward and the vocabulary, the small layers here serve the heads.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.mixers.attention import Attention
-from models.mixers.translution import Translution
+from models.mixers.interface import Mixer
+from parallel.errors import UserError
 from parallel.mesh import Mesh
 
 Group = dist.ProcessGroup
 
 
-def shard_heads(layer: Translution | Attention, mesh: Mesh) -> None:
-    """Leaves a mixer its rank's heads; its projections' outputs are cut when their weights are drawn."""
+def shard_heads(mixer: Mixer, mesh: Mesh) -> None:
+    """Leaves a mixer this rank's heads; its weights are cut later, when they are drawn."""
     group = mesh.group("tensor")
     assert group is not None
-    layer.enter = EnterHeads(group)  # pyright: ignore[reportAttributeAccessIssue]
-    layer.heads //= mesh.tensor
-    layer.out = HeadsIn(layer.out, mesh, group)  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(layer, Translution):
-        layer.recipe = replace(layer.recipe, heads=layer.heads)
-        if hasattr(layer, "v_up"):
-            layer.v_up = HeadsIn(layer.v_up, mesh, group, scatter=True)  # pyright: ignore
+    mixer.heads //= mesh.tensor
+    mixer.head_input = HeadInput(group)
+    for name, dims in mixer.axes().items():
+        if dims.get(1) != "head":
+            continue
+        path, _, leaf = name.rpartition(".")
+        layer = mixer.get_submodule(path)
+        if not isinstance(layer, nn.Linear) or leaf != "weight":
+            raise UserError(
+                f"{type(mixer).__name__}: {name} has heads in dimension 1; only an nn.Linear's weight may"
+            )
+        owner, _, attribute = path.rpartition(".")
+        setattr(mixer.get_submodule(owner), attribute, HeadSum(layer, mesh, group, dims.get(0) == "head"))
 
 
-class EnterHeads(nn.Module):
-    """The identity; backward sums the gradients that the heads of all ranks send back."""
+class HeadInput(nn.Module):
+    """Identity; backward all-reduces the gradients that come from the heads of all ranks."""
 
     def __init__(self, group: Group) -> None:
         super().__init__()
         self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Enter.apply(x, self._group)
+        return _AllReduceBackward.apply(x, self._group)
 
 
-class HeadsIn(nn.Module):
-    """A linear layer whose inputs are this rank's heads: partial products are summed over the ranks.
+class HeadSum(nn.Module):
+    """A linear layer whose inputs are this rank's heads: all-reduces the partial products.
 
-    With `scatter` the result goes on as this rank's slice of the outputs.
+    scatter   return only this rank's slice of the outputs, which are heads again
     """
 
-    def __init__(self, whole: nn.Linear, mesh: Mesh, group: Group, scatter: bool = False) -> None:
+    def __init__(self, whole: nn.Linear, mesh: Mesh, group: Group, scatter: bool) -> None:
         super().__init__()
         self.weight, self.bias = whole.weight, whole.bias
         self._group, self._ranks, self._rank, self._scatter = group, mesh.tensor, mesh.tensor_rank, scatter
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _Leave.apply(F.linear(x, self.weight), self._group)
+        y = _AllReduceForward.apply(F.linear(x, self.weight), self._group)
         if self._scatter:
             y = _Scatter.apply(y, self._group, self._ranks, self._rank)
         return y if self.bias is None else y + self.bias
 
 
-class _Enter(torch.autograd.Function):
+class _AllReduceBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
@@ -75,7 +79,7 @@ class _Enter(torch.autograd.Function):
         return grad, None
 
 
-class _Leave(torch.autograd.Function):
+class _AllReduceForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, group: Group) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
@@ -88,7 +92,7 @@ class _Leave(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """This rank's slice of the last dimension; backward gathers the slices' gradients."""
+    """This rank's slice of the last dimension; backward gathers the gradients of all slices."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: Group, ranks: int, rank: int) -> Tensor:

@@ -7,16 +7,18 @@ from fairscale.nn.model_parallel.cross_entropy import vocab_parallel_cross_entro
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, VocabParallelEmbedding
 from torch import Tensor
 
-from models.gpt import GPT
+from models.transformer import GPT
 from parallel.mesh import Mesh
 from parallel.sharding.layout import Shard
 
 
 def shard_vocabulary(net: GPT, mesh: Mesh, shard: Shard) -> None:
-    """Splits embedding, head and loss; `shard` is the embedding's. The net's logits are then this
-    rank's part of the vocabulary, which is padded so that the parts are equal."""
+    """Splits embedding, head and loss; `shard` is the embedding's.
+
+    The net's logits are then those of this rank's words; the vocabulary is padded to equal parts.
+    """
     width, padded = net.config.width, (shard.stop - shard.start) * mesh.model
-    net.embedding = VocabParallelEmbedding(padded, width, init_method=leave)  # pyright: ignore
+    net.embedding = VocabParallelEmbedding(padded, width, init_method=not_drawn)  # pyright: ignore
     net.head = _Head(width, padded, shard.inside[1])  # pyright: ignore
     if net.config.tie_embeddings:
         net.head.weight = net.embedding.weight
@@ -24,10 +26,10 @@ def shard_vocabulary(net: GPT, mesh: Mesh, shard: Shard) -> None:
 
 
 class _Head(ColumnParallelLinear):
-    """Logits of this rank's words; those of the padding are −∞."""
+    """Logits of this rank's words; −∞ for padding."""
 
     def __init__(self, width: int, padded: int, words: int) -> None:
-        super().__init__(width, padded, bias=False, gather_output=False, init_method=leave)
+        super().__init__(width, padded, bias=False, gather_output=False, init_method=not_drawn)
         self._words = words
 
     def forward(self, input_: Tensor) -> Tensor:
@@ -43,6 +45,6 @@ def _token_losses(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
     return losses.masked_fill(targets_BN < 0, 0.0)
 
 
-def leave(weight: Tensor) -> Tensor:
-    """Weights are drawn later, by name (models/initial.py)."""
+def not_drawn(weight: Tensor) -> Tensor:
+    """Initializer that does nothing: weights are drawn later, by name (models/initial.py)."""
     return weight

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from models import build_model
 from models.reference.convert import load_reference_network, to_reference_state
-from models.vit import ViTConfig
+from models.transformer import ViTConfig
 from trainer.run_directory.checkpoints import checkpoints, load_checkpoint
 from trainer.run_directory.run_directory import RunDirectory
 

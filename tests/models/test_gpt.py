@@ -9,12 +9,12 @@ ATTENTION = {"kind": "attention", "heads": 2, "head_dim": 4}
 TRANSLUTION = {"kind": "translution", "heads": 2, "head_dim": 4}
 NETS = {
     "attention": {"mixer": ATTENTION},
-    "attention-rope": {"mixer": {**ATTENTION, "rope": True}},
+    "attention-rope": {"mixer": ATTENTION, "position": "rope"},
     "translution": {"mixer": TRANSLUTION},
-    "translution-rope-v": {"mixer": {**TRANSLUTION, "relative": "v", "rope": True}},
+    "translution-rope-v": {"mixer": {**TRANSLUTION, "relative": "v"}, "position": "rope"},
     "translution-shared": {"mixer": {**TRANSLUTION, "share": "log"}},
     "alpha": {"mixer": {**TRANSLUTION, "rank": 2}},
-    "hybrid": {"mixers": [{"mixer": TRANSLUTION, "layers": 1}, {"mixer": ATTENTION, "layers": 1}]},
+    "hybrid": {"stages": [{"mixer": TRANSLUTION, "layers": 1}, {"mixer": ATTENTION, "layers": 1}]},
 }
 
 
@@ -62,7 +62,7 @@ def test_the_order_of_earlier_tokens_matters(net):
 def test_only_nets_blind_to_positions_learn_embeddings():
     assert tiny(mixer=TRANSLUTION).positions is None
     assert tiny(mixer=ATTENTION).positions.shape == (1, 7, 8)
-    assert tiny(mixer={**ATTENTION, "rope": True}).positions is None
+    assert tiny(mixer=ATTENTION, position="rope").positions is None
 
 
 def test_tied_embeddings_are_one_parameter():

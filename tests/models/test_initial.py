@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import build_model
-from models.initial import draws, initialise
+from models.initial import initial_values, initialise
 from parallel.mesh import ParallelConfig
 from parallel.sharding.layout import shards
 from parallel.sharding.parallelize import parallelize
@@ -22,9 +22,9 @@ def test_a_seed_gives_the_same_weights_whatever_was_drawn_before():
 
 
 def test_seeds_names_and_entries_each_give_other_numbers():
-    begin = draws(whole("vit"))
-    q, k = begin["layers.0.mixer.q_bank"], begin["layers.0.mixer.k_bank"]
-    other = begin["layers.1.mixer.q_bank"]
+    initial = initial_values(whole("vit"))
+    q, k = initial["layers.0.mixer.q_bank"], initial["layers.0.mixer.k_bank"]
+    other = initial["layers.1.mixer.q_bank"]
     drawn = [q(0), q(1), k(0), other(0)]
     for place, one in enumerate(drawn):
         assert all(not (one == two).any() for two in drawn[:place])
@@ -33,7 +33,7 @@ def test_seeds_names_and_entries_each_give_other_numbers():
 
 
 def test_entries_are_drawn_alone_as_in_the_whole_bank():
-    q = draws(whole("vit"))["layers.0.mixer.q_bank"]
+    q = initial_values(whole("vit"))["layers.0.mixer.q_bank"]
     assert torch.equal(q(7, [4, 0, 11]), q(7)[[4, 0, 11]])
 
 
@@ -41,13 +41,13 @@ def test_entries_are_drawn_alone_as_in_the_whole_bank():
 def test_a_rank_without_others_begins_with_its_part_of_the_whole_net(name):
     """Parts drawn as parallelize draws them, for every place of a mesh, against the whole net."""
     net = whole(name)
-    begin = draws(net)
+    initial = initial_values(net)
     alone = parallelize(whole(name), places(1, 1)[0], ParallelConfig(), 5, torch.device("cpu"))
     for mesh in places(2, 2):
         for parameter, shard in shards(net, mesh).items():
             expected = alone.get_parameter(parameter).detach()
             expected = expected if shard.entries is None else expected[list(shard.entries)]
-            assert torch.equal(shard.take(begin[parameter](5, shard.entries)), shard.take(expected))
+            assert torch.equal(shard.take(initial[parameter](5, shard.entries)), shard.take(expected))
 
 
 def test_distributions_are_those_of_the_layers():

@@ -1,4 +1,4 @@
-"""The nets have the paper's sizes and read images as they should."""
+"""Image nets have the paper's sizes and read images, square or not, patch by patch."""
 
 import pytest
 import torch
@@ -42,6 +42,16 @@ def test_patches_are_read_row_by_row():
     assert torch.equal(patches[0, 5].view(4, 4), images[0, 0, 4:8, 8:12])
 
 
+def test_rectangles_are_read_row_by_row_too():
+    model = build_model(tiny(image_size=[12, 20], patch_size=[3, 5]))
+    assert model.config.grid == (4, 4)
+    images = torch.arange(240.0).view(1, 1, 12, 20)
+    assert torch.equal(model.patches(images)[0, 6].view(3, 5), images[0, 0, 3:6, 10:15])
+    assert model(images.expand(2, 1, 12, 20)).shape == (2, 5)
+    with pytest.raises(ValueError, match=r"\[batch, 1, 12, 20\] is needed"):
+        model(torch.randn(1, 1, 20, 12))
+
+
 def test_mean_pooled_translution_does_not_change_when_positions_cannot_matter():
     """One matrix for all offsets and mean pooling: shuffling the patches changes nothing; with a
     matrix per offset it does."""
@@ -58,19 +68,19 @@ def test_only_nets_blind_to_positions_learn_embeddings():
     attention = {"kind": "attention", "heads": 2, "head_dim": 4}
     assert build_model(tiny()).positions is None
     assert build_model(tiny(mixer=attention)).positions.shape == (1, 10, 8)
-    assert build_model(tiny(mixer={**attention, "rope": True})).positions is None
-    assert build_model(tiny(positions="learned")).positions is not None
+    assert build_model(tiny(mixer=attention, position="rope")).positions is None
+    assert build_model(tiny(position="learned")).positions is not None
 
 
 def test_mixed_nets_have_their_mixers_in_order():
-    runs = [
+    stages = [
         {"mixer": {"kind": "translution", "heads": 2, "head_dim": 4}, "layers": 1},
         {"mixer": {"kind": "attention", "heads": 2, "head_dim": 4}, "layers": 2},
     ]
-    model = build_model(tiny(mixers=runs, depth=3))
+    model = build_model(tiny(stages=stages, depth=3))
     assert [type(layer.mixer) for layer in model.layers] == [Translution, Attention, Attention]
     with pytest.raises(ValidationError, match=r"layers \[1, 2\] add up to 3, depth is 2"):
-        tiny(mixers=runs)
+        tiny(stages=stages)
 
 
 def test_a_patch_size_that_does_not_divide_the_image_is_refused():

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models import ModelConfig, build_model
-from models.gpt import GPTConfig
+from models.transformer import GPTConfig
 from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from models import OffsetGrid, Translution
 from models.mixers.translution import RELATIVE
 from models.ops import naive, schedule
-from models.positions.rope import Rope
+from models.positions.rope import Rope, RopePosition
 
 GRIDS = [
     OffsetGrid((7,)),
@@ -41,8 +41,8 @@ def naive_alpha(layer, x, entry):
     """α-Translution as DESIGN section 3 says it, every pair written out."""
     H, N = layer.heads, x.shape[1]
     dense = [(x @ matrix(layer, n)).unflatten(-1, (H, -1)) for n in "qkv"]
-    if layer.rope is not None:
-        dense[:2] = (layer.rope(t.transpose(0, 1)).transpose(0, 1) for t in dense[:2])
+    if layer.rotation is not None:
+        dense[:2] = (layer.rotation(t.transpose(0, 1)).transpose(0, 1) for t in dense[:2])
     a = torch.einsum("bihe,bjhe->bijh", dense[0], dense[1])
     pairs = {}
     for letter, token in zip("qkv", "ijj", strict=True):
@@ -107,11 +107,13 @@ def test_blocks_of_a_whole_batch_equal_naive(grid, relative, rank, monkeypatch):
 
 @pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("grid", [GRIDS[2], GRIDS[4], GRIDS[5]], ids=str)
-def test_rope_turns_the_shared_queries_and_keys(grid, rank):
-    layer = Translution(DIM, grid, HEADS, HEAD_DIM, "v", rank=rank, rope=True)
+def test_rope_rotates_the_shared_queries_and_keys(grid, rank):
+    layer = Translution(DIM, grid, HEADS, HEAD_DIM, "v", rank=rank, position=RopePosition())
 
     def rotated(layer, x, entry):
-        q, k = (layer.rope((x @ matrix(layer, n)).transpose(0, 1).unflatten(-1, (HEADS, -1))) for n in "qk")
+        q, k = (
+            layer.rotation((x @ matrix(layer, n)).transpose(0, 1).unflatten(-1, (HEADS, -1))) for n in "qk"
+        )
         a = torch.einsum("ibhe,jbhe->bijh", q, k) / layer.head_dim**0.5
         v = naive.per_pair(x, layer.v_bank, entry, "j").unflatten(-1, (HEADS, -1))
         out = torch.einsum("bijh,bijhe->bihe", naive.softmax_weights(a, entry), v)
@@ -257,8 +259,8 @@ def test_nothing_of_size_n_squared_is_saved_for_backward(rank):
     [
         ({"relative": "x"}, "relative 'x': one of q, k, v"),
         ({"rank": 0}, "rank 0"),
-        ({"rope": True}, "rope with relative 'qkv'"),
-        ({"relative": "v", "rope": True, "head_dim": 6}, "head_dim 6: rope on 2 dimensions"),
+        ({"position": RopePosition()}, "position rope with relative 'qkv'"),
+        ({"relative": "v", "position": RopePosition(), "head_dim": 6}, "head_dim 6: rope on 2 dimensions"),
         ({"init": "zeros"}, "init 'zeros'"),
         ({"memory": "all"}, "memory 'all'"),
     ],

@@ -6,8 +6,9 @@ import torch
 from models import OffsetGrid, Translution
 from models.ops import products
 from models.ops.products import Bank
-from models.ops.schedule import Runs, Span, whole_plan
-from models.ops.streamed import Operand, Recipe, streamed
+from models.ops.recipe import Operand, Recipe
+from models.ops.schedule import Runs, Span, whole_schedule
+from models.ops.streamed import streamed
 
 BATCH, WIDTH, OUT = 3, 16, 8
 GRIDS = [
@@ -36,7 +37,7 @@ def all_products(grid):
     generator = torch.Generator().manual_seed(0)
     bank = Bank(torch.randn(grid.num_entries, WIDTH, OUT, generator=generator))
     results = []
-    for chunk in whole_plan(grid).chunks(BATCH, 100, 2 * 12 * BATCH * 100, torch.device("cpu")):
+    for chunk in whole_schedule(grid).chunks(BATCH, 100, 2 * 12 * BATCH * 100, torch.device("cpu")):
         runs = chunk.runs["key"]
         n = BATCH * runs.spans[-1].stop
         rows, grad = (torch.randn(n, w, generator=generator).bfloat16() for w in (WIDTH, OUT))
@@ -107,7 +108,7 @@ def test_nothing_waits_for_the_device_or_depends_on_data(grid, workspace, keep, 
     x = torch.empty(N, 2, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
     banks = [torch.empty(K, 16, 16, device="meta", requires_grad=True) for _ in "qkv"]
     q, k, v = (Operand(0, bank) for bank in range(3))
-    (out,) = streamed(Recipe(((q, k),), (v,), 2, 0.3, keep, workspace), whole_plan(grid), [x], banks)
+    (out,) = streamed(Recipe(((q, k),), (v,), 2, 0.3, keep, workspace), whole_schedule(grid), [x], banks)
     out.float().sum().backward()
     assert all(bank.grad is not None and bank.grad.shape == bank.shape for bank in banks)
     assert bool(calls) == (use_groups and workspace > 1)

@@ -7,8 +7,8 @@ import torch
 
 from models import OffsetGrid, Translution
 from models.offsets import MASKED
-from models.ops.schedule import CPU_CHUNK_BYTES, MAX_RUNS, Plan, whole_plan
-from models.ops.tokens import view_tokens
+from models.ops.rows import view_tokens
+from models.ops.schedule import CPU_CHUNK_BYTES, MAX_RUNS, Schedule, whole_schedule
 from tests.models.test_offsets import GRIDS
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
@@ -17,7 +17,7 @@ ONE_CLASS, ALL = "one class", "all classes"
 
 def chunks_of(grid, size):
     workspace = {"blocks": 1, ONE_CLASS: grid.grid_tokens, ALL: 1 << 20}[size]
-    return whole_plan(grid).chunks(1, 1, workspace, CPU)
+    return whole_schedule(grid).chunks(1, 1, workspace, CPU)
 
 
 def pairs_of(chunk, grid):
@@ -70,8 +70,8 @@ def test_layers_set_each_pair_beside_its_query(grid, size):
 
 def test_tables_are_built_once_per_grid_and_shared_by_all_layers():
     layers = [Translution(8, OffsetGrid((3, 4)), 2, 4) for _ in range(2)]
-    assert layers[0].plan is layers[1].plan
-    first, second = (layer.plan.chunks(2, 100, 1 << 20, CPU) for layer in layers)
+    assert layers[0].schedule is layers[1].schedule
+    first, second = (layer.schedule.chunks(2, 100, 1 << 20, CPU) for layer in layers)
     assert first is second
     runs = first[0].runs["key"]
     assert runs.slices(2) is runs.slices(2)
@@ -81,36 +81,36 @@ def test_tables_are_built_once_per_grid_and_shared_by_all_layers():
 @pytest.mark.parametrize("grid", GRIDS[2:], ids=str)
 @pytest.mark.parametrize("samples", [1, 3, 8])
 def test_a_step_fits_the_workspace_whenever_one_block_of_one_sample_does(grid, samples):
-    plan = whole_plan(grid)
-    for workspace in (1, 10 * plan.largest_block, 40 * plan.largest_block, 10_000, 1_000_000):
-        step = plan.batch_slice(samples, 10, workspace)
+    schedule = whole_schedule(grid)
+    for workspace in (1, 10 * schedule.largest_block, 40 * schedule.largest_block, 10_000, 1_000_000):
+        step = schedule.batch_slice(samples, 10, workspace)
         assert 1 <= step <= samples
-        largest = max(chunk.pairs for chunk in plan.chunks(step, 10, workspace, DEVICE))
-        if workspace >= 10 * plan.largest_block:
+        largest = max(chunk.pairs for chunk in schedule.chunks(step, 10, workspace, DEVICE))
+        if workspace >= 10 * schedule.largest_block:
             assert largest * step * 10 <= workspace
         else:
-            assert (largest, step) == (plan.largest_block, 1)
+            assert (largest, step) == (schedule.largest_block, 1)
 
 
 def test_chunks_stay_in_one_core_s_caches_on_the_cpu_only():
-    plan = whole_plan(OffsetGrid((8, 8)))
+    schedule = whole_schedule(OffsetGrid((8, 8)))
     pair_bytes = CPU_CHUNK_BYTES // (64 * 2)
     pairs = {
-        device.type: max(c.pairs for c in plan.chunks(1, pair_bytes, 8 * CPU_CHUNK_BYTES, device))
+        device.type: max(c.pairs for c in schedule.chunks(1, pair_bytes, 8 * CPU_CHUNK_BYTES, device))
         for device in (CPU, DEVICE)
     }
     assert pairs == {"cpu": 2 * 64, "meta": 16 * 64}
 
 
 def test_gathered_entries_count_towards_the_workspace():
-    plan = whole_plan(OffsetGrid((8, 8)))  # up to 4 entries a class
-    chunks = plan.chunks(1, 10, 10_000, DEVICE, entry_bytes=160)
+    schedule = whole_schedule(OffsetGrid((8, 8)))  # up to 4 entries a class
+    chunks = schedule.chunks(1, 10, 10_000, DEVICE, entry_bytes=160)
     assert max(chunk.pairs for chunk in chunks) == 10_000 // (640 + 640) * 64
 
 
 @pytest.mark.parametrize("grid", [OffsetGrid((32, 32)), OffsetGrid((3000,), causal=True)], ids=str)
 def test_no_chunk_has_more_runs_than_a_grouped_product_takes(grid):
-    chunks = Plan(grid).chunks(1, 1, 1 << 40, DEVICE)
+    chunks = Schedule(grid).chunks(1, 1, 1 << 40, DEVICE)
     runs = [len(chunk.runs["key"].spans) for chunk in chunks]
     assert MAX_RUNS / 2 < max(runs) <= MAX_RUNS
     assert sum(runs) == grid.num_entries

@@ -5,15 +5,17 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 from models import OffsetGrid, Translution
-from models.ops.schedule import Plan
+from models.ops.schedule import Schedule
 from models.ops.stage import stage
 from tests.models.mixers.test_translution import DIM, HEAD_DIM, HEADS, assert_equal_with_gradients, naive_full
 
 
 def test_compiled_stage_equals_the_plain_one(monkeypatch):
     """One compilation of each function serves chunks of different sizes; nothing falls back."""
-    pairs, chunks = [], Plan.chunks
-    monkeypatch.setattr(Plan, "chunks", lambda *a: pairs.append([c.pairs for c in chunks(*a)]) or chunks(*a))
+    pairs, chunks = [], Schedule.chunks
+    monkeypatch.setattr(
+        Schedule, "chunks", lambda *a: pairs.append([c.pairs for c in chunks(*a)]) or chunks(*a)
+    )
     torch.compiler.reset()
     stage.cache_clear()
     counters.clear()

@@ -7,8 +7,9 @@ import torch
 
 from launch.bench.peak_memory import peak_memory
 from models import OffsetGrid
-from models.ops.schedule import Plan, whole_plan
-from models.ops.streamed import Operand, Recipe, streamed
+from models.ops.recipe import Operand, Recipe
+from models.ops.schedule import Schedule, whole_schedule
+from models.ops.streamed import streamed
 from parallel.sharding.layout import offset_share
 
 CPU = torch.device("cpu")
@@ -25,10 +26,10 @@ class Pass:
         self.grad_out = torch.randn(self.x.shape, dtype=dtype)
         q, k, v = (Operand(0, bank) for bank in range(3))
         self.recipe = Recipe(((q, k),), (v,), heads, 0.1, keep, workspace)
-        self.plan = whole_plan(grid)
+        self.schedule = whole_schedule(grid)
 
     def __call__(self):
-        (out,) = streamed(self.recipe, self.plan, [self.x], self.banks)
+        (out,) = streamed(self.recipe, self.schedule, [self.x], self.banks)
         return [out.detach(), *torch.autograd.grad(out, [self.x, *self.banks], self.grad_out)]
 
     def extra(self):
@@ -47,12 +48,12 @@ def extra(*arguments, **options):
 )
 def test_results_are_the_same_under_every_cap(grid, monkeypatch):
     """A cap smaller than one sample's largest block works on one sample and block at a time."""
-    steps, batch_slice = [], Plan.batch_slice
-    monkeypatch.setattr(Plan, "batch_slice", lambda *a: steps.append(batch_slice(*a)) or steps[-1])
+    steps, batch_slice = [], Schedule.batch_slice
+    monkeypatch.setattr(Schedule, "batch_slice", lambda *a: steps.append(batch_slice(*a)) or steps[-1])
     expected = Pass(grid, 5, 8, 2, dtype=torch.float64)()
     pair_bytes = 2 * (2 * 8 + 3 * 8) * 8
     for block_samples in (0.1, 1, 2.5, 4):
-        workspace = int(block_samples * whole_plan(grid).largest_block * pair_bytes)
+        workspace = int(block_samples * whole_schedule(grid).largest_block * pair_bytes)
         for got, want in zip(Pass(grid, 5, 8, 2, workspace, dtype=torch.float64)(), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
     assert sorted(set(steps)) == [1, 2, 4, 5]
@@ -61,7 +62,7 @@ def test_results_are_the_same_under_every_cap(grid, monkeypatch):
 class Part:
     """Of the combining: keeps what one rank has, and gives it on."""
 
-    def softmax(self, lse, outs):
+    def merge(self, lse, outs):
         self.lse, self.outs = lse.clone(), [out.clone() for out in outs]
         return lse, outs
 
@@ -78,11 +79,11 @@ def test_the_parts_of_a_causal_softmax_combine_though_queries_meet_no_pair_on_so
     (expected, *_), parts = whole(), []
     for share in offset_share(grid, ranks):
         local = {entry: number for number, entry in enumerate(share.entries)}
-        plan = Plan(grid, share.classes, share.special_blocks, local)
+        schedule = Schedule(grid, share.classes, share.special_blocks, local)
         banks = [bank[list(share.entries)] for bank in whole.banks]
         recipe = replace(whole.recipe, workspace=workspace)
         parts.append(Part())
-        streamed(recipe, plan, [whole.x], banks, parts[-1])
+        streamed(recipe, schedule, [whole.x], banks, parts[-1])
     weights = torch.stack([part.lse for part in parts]).softmax(0).unsqueeze(-1)
     combined = sum(weight * part.outs[0] for weight, part in zip(weights, parts, strict=True))
     torch.testing.assert_close(combined.flatten(2), expected, rtol=0, atol=1e-12)

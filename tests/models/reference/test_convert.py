@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from models import OffsetGrid, Translution, build_model
-from models.gpt import GPTConfig
 from models.reference.convert import load_reference_layer, load_reference_network, to_reference_state
 from models.reference.table import PreNorm
-from models.vit import ViTConfig
+from models.transformer import GPTConfig, ViTConfig
 from tests.models.reference.public_code import (
     COLUMNS,
     LENGTH,
@@ -189,7 +188,7 @@ def test_nets_that_are_no_nets_are_refused():
         with pytest.raises(ValueError, match="no state dict of the reference code"):
             load_reference_network(state)
     state = network_state("vit-lor_kv")
-    for entries, says in ((52, "layer 0, vit/lor_kv: to_k2"), (38, "a square one is needed")):
+    for entries, says in ((52, "layer 0, vit/lor_kv: to_k2"), (38, r"grids .*\(3, 4\).*: name one as grid=")):
         for layer in range(2):
             state[f"translution.layers.{layer}.0.to_v2.unique_params"] = torch.zeros(entries, 8, 8)
         with pytest.raises(ValueError, match=says):
@@ -211,9 +210,9 @@ def image_net(**options):
     [
         (image_net(mixer=MIXER, pool="mean"), "pool mean"),
         (image_net(mixer={**MIXER, "share": "log"}), "share log"),
-        (image_net(mixer={**MIXER, "relative": "v", "rope": True}), "rope"),
+        (image_net(mixer={**MIXER, "relative": "v"}, position="rope"), "rope"),
         (image_net(mixer={**MIXER, "heads": 1, "head_dim": 8}), "output projection"),
-        (image_net(mixers=REVERSED), "another order"),
+        (image_net(stages=REVERSED), "another order"),
     ],
 )
 def test_nets_without_a_counterpart_are_not_written(config, says):

@@ -90,7 +90,7 @@ def _batch(model: ModelConfig, count: int) -> Batch:
     if isinstance(model, GPTConfig):
         ids = torch.randint(model.vocabulary, (2, count, model.tokens), generator=generator)
         return Batch(ids[0].clone(), ids[1].clone())
-    images = torch.randn(count, model.channels, model.image_size, model.image_size, generator=generator)
+    images = torch.randn(count, model.channels, *model.image_shape, generator=generator)
     return Batch(images, torch.randint(model.classes, (count,), generator=generator))
 
 

@@ -15,7 +15,7 @@ from models import GPTConfig, ModelConfig, ViTConfig, build_model
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import sample_flops
-from parallel.planner.layers import Anatomy
+from parallel.planner.layers import LayerKinds
 from parallel.planner.plan import plan
 from parallel.planner.recommend import Cluster, recommend
 from parallel.planner.units import parse_size, size_text
@@ -37,7 +37,7 @@ def gpt(**values: Any) -> GPTConfig:
 
 
 def test_vit_base_16_has_its_15_6_billion_parameters():
-    assert sum(Anatomy(vit(**BASE)).held(Mesh()).values()) == 15_608_200_168
+    assert sum(LayerKinds(vit(**BASE)).held(Mesh()).values()) == 15_608_200_168
 
 
 MIXED = [
@@ -51,8 +51,8 @@ MIXED = [
     "config",
     [
         vit(**BASE),
-        vit(**{**SMALL_VIT, "depth": 4, "mixers": MIXED}),
-        vit(**SMALL_VIT, pool="mean", mixer={"kind": "translution", "relative": "v", "rope": True}),
+        vit(**{**SMALL_VIT, "depth": 4, "stages": MIXED}),
+        vit(**SMALL_VIT, pool="mean", mixer={"kind": "translution", "relative": "v"}, position="rope"),
         gpt(**SMALL_GPT, tie_embeddings=True),
         gpt(**SMALL_GPT, mixer={"kind": "translution", "share": "log"}),
     ],
@@ -61,11 +61,11 @@ MIXED = [
 def test_parameters_are_those_of_the_built_net(config: ModelConfig):
     with torch.device("meta"):
         net = build_model(config)
-    assert sum(Anatomy(config).held(Mesh()).values()) == sum(p.numel() for p in net.parameters())
+    assert sum(LayerKinds(config).held(Mesh()).values()) == sum(p.numel() for p in net.parameters())
 
 
 def test_bank_bytes_of_a_rank_fall_as_one_over_offset():
-    net = Anatomy(vit(**BASE))
+    net = LayerKinds(vit(**BASE))
     whole = net.held(Mesh())["banks"]
     for ranks in (2, 4, 8, 16):
         shares = [net.held(Mesh(1, ranks, 1, rank))["banks"] for rank in range(ranks)]
@@ -76,7 +76,7 @@ def test_bank_bytes_of_a_rank_fall_as_one_over_offset():
 def test_a_plan_of_55_billion_parameters_and_a_recommendation_take_under_three_seconds():
     start = time.process_time()
     cluster = Cluster(nodes=4)
-    net = Anatomy(vit(**LARGE))
+    net = LayerKinds(vit(**LARGE))
     found = plan(net, ParallelConfig(offset=32), Mesh(1, 32), 256, precision="bf16")
     assert found.total == 55_492_706_792
     best = recommend(net, 256, 1, "bf16", cluster)
@@ -90,13 +90,13 @@ def test_nothing_is_recommended_where_nothing_fits():
     assert recommend(vit(**LARGE), 256, 1, "bf16", Cluster(nodes=1)) is None
 
 
-def test_even_batch_is_where_zero_3_begins_to_send_less():
+def test_breakeven_batch_is_where_zero_3_begins_to_send_less():
     net = vit(**BASE)
     found = plan(net, ParallelConfig(offset=8), Mesh(1, 8), 256)
-    assert found.even_batch is not None
-    assert 2000 < found.even_batch < 5000  # DESIGN section 4 says roughly 4,000, without the feed-forward
-    zero3 = plan(net, ParallelConfig(engine="deepspeed", zero=3), Mesh(8), found.even_batch // 8 * 8)
-    at = [plan(net, ParallelConfig(offset=8), Mesh(1, 8), found.even_batch + more) for more in (-5, 5)]
+    assert found.breakeven_batch is not None
+    assert 2000 < found.breakeven_batch < 5000  # roughly 4,000 without the feed-forward
+    zero3 = plan(net, ParallelConfig(engine="deepspeed", zero=3), Mesh(8), found.breakeven_batch // 8 * 8)
+    at = [plan(net, ParallelConfig(offset=8), Mesh(1, 8), found.breakeven_batch + more) for more in (-5, 5)]
     sent = [sum(each.sent.values()) for each in at]
     assert sent[0] < sum(zero3.sent.values()) < sent[1]
 
@@ -106,11 +106,11 @@ def test_flops_of_attention_are_those_torch_counts():
     net = build_model(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         net(torch.randn(1, 3, 96, 96))
-    assert sample_flops(Anatomy(config), Mesh(), ParallelConfig()).forward == counter.get_total_flops()
+    assert sample_flops(LayerKinds(config), Mesh(), ParallelConfig()).forward == counter.get_total_flops()
 
 
 def test_ranks_share_the_flops_of_the_pairs():
-    net = Anatomy(vit(**BASE))
+    net = LayerKinds(vit(**BASE))
     whole, shared = (sample_flops(net, Mesh(1, n), ParallelConfig()).forward for n in (1, 8))
     assert whole / 8 <= shared < whole / 7.8
 

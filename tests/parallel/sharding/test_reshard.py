@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models import build_model
 from parallel.mesh import Mesh
 from parallel.sharding.layout import shards
 from parallel.sharding.reshard import moved_state
@@ -31,7 +32,7 @@ def assert_same(one, other):
 def divisible(name):
     """The net with a feed-forward that divides by three as well."""
     with torch.device("meta"):
-        return NETS[name].model_copy(update={"mlp": 48}).build()
+        return build_model(NETS[name].model_copy(update={"mlp": 48}))
 
 
 @pytest.mark.parametrize("mesh", MESHES)

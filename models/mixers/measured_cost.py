@@ -1,0 +1,193 @@
+"""The cost of a module without formulas: one forward and one backward pass on the meta device."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, UntypedStorage, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from models.mixers.cost import Cost, Load
+from models.ops.schedule import Schedule, meta_stands_for
+
+
+def measured_cost(module: nn.Module, load: Load) -> Cost:
+    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens`, lies on the meta device.
+
+    Bytes are measured in float32 and scaled to the width of products. Raises whatever the module raises on
+    the meta device, for instance where it reads values.
+    """
+    part = _part(module, load.head_parts, load.pair_parts)
+    shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
+    x = torch.empty(shape, device="meta", requires_grad=True)
+    merging, live = _MergingRecorder(), _LiveBytes()
+    head_inputs: list[int] = []
+    if hasattr(part, "head_input"):
+        part.combine = merging  # pyright: ignore[reportAttributeAccessIssue]
+        part.get_submodule("head_input").register_forward_hook(
+            lambda *call: head_inputs.append(call[2].numel())
+        )
+    weights = {_identity(p) for p in part.parameters()}
+    saved: dict[int, UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _identity(tensor) not in weights:
+            saved[_identity(tensor)] = tensor.untyped_storage()
+        return tensor
+
+    with (
+        meta_stands_for("cpu" if load.cpu else "cuda"),
+        _flop_counter() as forward,
+        _FusedAttention(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+    ):
+        y = part(x)
+    kept = sum(storage.nbytes() for storage in saved.values())
+    for storage in saved.values():
+        live.add(storage)
+    saved.clear()
+    grad_y = torch.empty_like(y)
+    with meta_stands_for("cpu" if load.cpu else "cuda"), _flop_counter() as backward, live:
+        y.backward(grad_y)
+    work = live.peak(without=[p.grad for p in part.parameters() if p.grad is not None]) - kept
+    flops, sizes = forward.get_total_flops(), load.sizes
+    return Cost(
+        forward=flops,
+        recomputed=max(0, backward.get_total_flops() - 2 * flops),
+        saved=kept * sizes.product // 4,
+        work=max(0, work) * sizes.product // 4,
+        head_gradients=sum(head_inputs) * sizes.residual,
+        partials=merging.partials * sizes.statistics,
+        source_gradients=tuple(numbers * sizes.statistics for numbers in merging.sources),
+    )
+
+
+def _flop_counter() -> FlopCounterMode:
+    """torch's, and formulas for what it does not know: products added in place, attention on the CPU."""
+    aten = torch.ops.aten
+
+    def add_product(out: Any, a: Any, b: Any, **_: Any) -> int:
+        return 2 * a[0] * a[1] * b[1]
+
+    def attention(*shapes: Any, **_: Any) -> int:
+        return sdpa_flop_count(*shapes[:3])
+
+    def attention_backward(*shapes: Any, **_: Any) -> int:
+        return sdpa_backward_flop_count(*shapes[:4])
+
+    formulas = {
+        aten.addmm_: add_product,
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device torch decomposes attention into its N² weights; kernels on real devices do not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            options = dict(zip(("attn_mask", "dropout_p", "is_causal"), args[3:], strict=False)) | kwargs
+            mask = options.get("attn_mask")
+            if not options.get("enable_gqa") and (mask is None or not mask.requires_grad):
+                kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+                dropout, causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
+                options = {"attn_mask": mask, "scale": options.get("scale")}
+                return kernel(*args[:3], dropout, causal, **options)[0]
+        return func(*args, **kwargs)
+
+
+def _part(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
+    """A copy with one part of the heads, and of the pairs and the bank entries that they use."""
+    schedule = getattr(module, "schedule", None)
+    part: Any = copy.deepcopy(module, {} if schedule is None else {id(schedule): schedule})
+    axes = part.axes() if hasattr(part, "axes") else {}
+    divided = {axis for dims in axes.values() for axis in dims.values()}
+    entries: int | None = None
+    if schedule is not None and pair_parts > 1 and "entry" in divided:
+        classes = schedule.classes[: -(-len(schedule.classes) // pair_parts)]
+        grid, local = schedule.grid, None
+        if grid.num_entries == grid.num_offsets:  # an entry per offset
+            used = sorted({block.entry for blocks in classes for block in blocks})
+            local = {entry: index for index, entry in enumerate(used)}
+            entries = len(used)
+        part.schedule = Schedule(grid, classes, (), local)
+    if "head" in divided:
+        part.heads //= head_parts
+    for name, dims in axes.items():
+        shape = list(part.get_parameter(name).shape)
+        for dim, axis in dims.items():
+            if axis == "head":
+                shape[dim] //= head_parts
+            elif entries is not None:
+                shape[dim] = entries
+        path, _, leaf = name.rpartition(".")
+        setattr(part.get_submodule(path), leaf, nn.Parameter(torch.empty(shape, device="meta")))
+    return part
+
+
+class _MergingRecorder:
+    """A `Combine` that merges nothing and counts what it is given."""
+
+    def __init__(self) -> None:
+        self.partials = 0
+        self.sources: list[int] = []
+
+    def merge(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        self.partials += 2 * lse.numel() + sum(out.numel() for out in outs)
+        return lse, outs
+
+    def sum_gradients(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
+        self.sources += [grad.numel() for grad in grad_sources]
+        return grad_sources
+
+
+class _LiveBytes(TorchDispatchMode):
+    """The bytes of all storages that operators make while it is on, and of those that were added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: dict[int, int] = {}  # storage → its number
+        self._changes: list[tuple[int, int]] = []  # number, bytes
+        self._count = 0
+
+    def add(self, storage: UntypedStorage) -> None:
+        identity, size = storage._cdata, storage.nbytes()
+        if identity in self._live or not size:
+            return
+        self._count += 1
+        number = self._live[identity] = self._count
+        self._changes.append((number, size))
+
+        def release() -> None:
+            self._live.pop(identity, None)
+            self._changes.append((number, -size))
+
+        weakref.finalize(storage, release)
+
+    def peak(self, without: list[Tensor]) -> int:
+        """The most that was alive at once, leaving out the storages of some tensors."""
+        left_out = {self._live.get(_identity(tensor)) for tensor in without}
+        sizes = (size for number, size in self._changes if number not in left_out)
+        return max(accumulate(sizes), default=0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.add(leaf.untyped_storage())
+        return out
+
+
+def _identity(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,70 @@
+"""How a variant of Translution is made: which sources and banks give its queries, keys and values.
+
+Every variant is one operator. A pair's query, key and value are made of *operands*: rows of a
+source [N, B, C], taken as they are, or multiplied by the bank entry of the pair's offset. Logits are
+the sum of ⟨query, key⟩ over the logit segments; every value segment is aggregated on its own:
+
+    full Translution     logits (q, k), value (v): each a bank over x, or a shared projection of x
+    α-Translution        logits (dense q, dense k) + (relative q, relative k), values dense and relative
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Rows of `sources[source]`, multiplied by `banks[bank]` unless bank is None."""
+
+    source: int
+    bank: int | None = None
+
+
+class Combine(Protocol):
+    """Merges partial softmaxes, where the pairs of one softmax are computed in several places."""
+
+    def merge(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """From the lse[N, B, H] and normalised outs[N, B, H, E] of the pairs here to those of all pairs."""
+        ...
+
+    def sum_gradients(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
+        """The gradients of the sources [N, B, C], summed over all places; those of banks [K, C, D] are
+        left as they are, or summed in place where every place holds the same bank."""
+        ...
+
+
+class AllPairs:
+    """Nothing to merge: all pairs are computed here."""
+
+    def merge(self, lse: Tensor, outs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return lse, outs
+
+    def sum_gradients(self, grad_sources: list[Tensor], grad_banks: list[Tensor]) -> list[Tensor]:
+        return grad_sources
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pairs are made of sources and banks, and how the pass over them is run.
+
+    logits     the query and the key operand of each logit segment
+    values     the operand of each value segment
+    heads      H; the width of every operand is H times its head width
+    scale      of the summed logits
+    keep       save the projected q, k, v of all pairs for backward (N²·B·D numbers each) instead of
+               recomputing them
+    workspace  cap in bytes of a chunk's temporaries
+    compiled   fuse the element-wise stage of whole classes with torch.compile
+    """
+
+    logits: tuple[tuple[Operand, Operand], ...]
+    values: tuple[Operand, ...]
+    heads: int
+    scale: float
+    keep: bool = False
+    workspace: int = 64 << 20
+    compiled: bool = False

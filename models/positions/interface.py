@@ -1,0 +1,37 @@
+"""What a position encoding offers: numbers added to the tokens, or a rotation inside the mixers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from models.offsets import OffsetGrid
+from models.tokens import TokenGrid
+
+
+class PositionConfig(BaseModel):
+    """The `position` section of a net, or of one of its stages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+
+    @property
+    def inside_mixer(self) -> bool:
+        """Whether mixers apply it; only then a mixer is asked whether it `takes` it."""
+        return False
+
+    def embedding(self, tokens: TokenGrid, width: int) -> nn.Parameter | None:
+        """What is added to the tokens before the first layer, [1, N, C]."""
+        return None
+
+    def rotation(self, grid: OffsetGrid, head_dim: int) -> nn.Module | None:
+        """Rotates queries and keys [N, B, H, E]."""
+        return None
+
+
+def from_name(value: Any) -> Any:
+    """`position: rope` for `position: {kind: rope}`."""
+    return {"kind": value} if isinstance(value, str) else value
