@@ -1,6 +1,5 @@
-"""`translution export`: the weights of a run as one file for other programs."""
+"""`translution export`: writes the weights of a run to one file for other programs."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.reference.convert import to_reference_state
+from models.reference import to_reference_state
 from parallel.errors import UserError
+from trainer.atomic_write import atomic_write
 from trainer.config.run import load_config
-from trainer.errors import machine_error
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.train import build_engine, restore
 
@@ -26,8 +25,8 @@ def export(run_dir: Path, layout: Format, out: Path) -> None:
     layout  "reference": a state dict of the public code, written by torch.save. "safetensors": our
             own parameters, the net's config as JSON in the file's metadata under "model"
 
-    The file appears under its name when it is whole. Raises UserError where there is no checkpoint,
-    where the public code has no such net, and for a file that cannot be written.
+    The file appears under its name once it is complete. Raises UserError without a checkpoint, for a net
+    that the public code does not have, and for a file that cannot be written.
     """
     run = RunDirectory(run_dir)
     if not run.config.is_file():
@@ -52,16 +51,8 @@ def export(run_dir: Path, layout: Format, out: Path) -> None:
 
 
 def _write(out: Path, save: Callable[[Path], None]) -> None:
-    temporary = out.with_name(f".{out.name}.new")
     try:
-        save(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    except OSError as error:
-        raise machine_error(error, out, "be written") from None
+        atomic_write(out, save, durable=True)
     except (RuntimeError, SafetensorError) as error:  # how the two libraries report a full disk
         raise UserError(f"{out}: cannot be written: {str(error).splitlines()[0]}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"wrote {out}")

@@ -1,7 +1,7 @@
 """Initial weights that depend on (seed, parameter name, bank entry) only.
 
-Whoever holds a part of a net draws just that part, and gets the numbers that every other holder of
-it gets, on any mesh (DESIGN section 4).
+A rank draws only the part that it holds, and gets the numbers that any other rank would, on any mesh
+(DESIGN section 4).
 """
 
 from __future__ import annotations

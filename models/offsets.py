@@ -1,8 +1,8 @@
-"""Which bank entry serves which pair of tokens (DESIGN sections 1 and 3).
+"""Maps pairs of tokens to bank entries (DESIGN sections 1 and 3).
 
 The offset of a pair is δ = p_i − p_j, query position minus key position. `OffsetGrid` numbers the
-offsets, shares entries between offsets where asked, and cuts the N² pairs into *blocks*: all pairs
-of one offset are a rectangle of queries facing an equal rectangle of keys. Blocks are grouped into
+offsets, shares entries between offsets if asked, and divides the N² pairs into *blocks*: the pairs
+of one offset join a rectangle of queries with an equal rectangle of keys. Blocks are grouped into
 *residue classes* of equal cost.
 """
 
@@ -24,8 +24,8 @@ MASKED = -1  # the entry of a pair that does not exist (causal: the key is in th
 class Block:
     """All pairs of one offset: `queries` and `keys` are equal rectangles of grid coordinates.
 
-    A rectangle is a (start, stop) per grid dimension. `None` stands for the class token, which then
-    faces every position of the other side's rectangle.
+    A rectangle is a (start, stop) per grid dimension. `None` is the class token, paired with every
+    position of the other side's rectangle.
     """
 
     entry: int
@@ -39,7 +39,7 @@ class Block:
 
     @property
     def products(self) -> tuple[int, int]:
-        """Tokens that are multiplied on the query and on the key side: one where it is the class token."""
+        """Rows multiplied by the bank on the query and on the key side; 1 for the class token."""
         return (1 if self.queries is None else self.pairs, 1 if self.keys is None else self.pairs)
 
 
@@ -48,7 +48,7 @@ class OffsetGrid:
 
     shape        tokens along each dimension, e.g. (14, 14); a sequence is (N,)
     causal       keys in the future do not exist; sequences only
-    class_token  token 0 stands outside the grid and has three offsets of its own
+    class_token  token 0 is outside the grid and has three offsets of its own
     share        "none", "clip(r)" (offsets further than r per dimension use the entry at r) or "log"
                  (one entry per power of two of the distance); "clip(0)" is one matrix for all pairs
 
@@ -145,10 +145,10 @@ class OffsetGrid:
 
     @cached_property
     def classes(self) -> tuple[tuple[Block, ...], ...]:
-        """Blocks by residue class r = δ mod shape; every grid pair stands in exactly one block.
+        """Blocks by residue class r = δ mod shape; every grid pair is in exactly one block.
 
-        A class of a full grid meets every query once and every key once; a causal class folds δ with
-        N − δ and has N pairs (the middle one of an even N has N/2).
+        A class of a full grid has every query once and every key once; a causal class joins δ and N − δ
+        and has N pairs (the middle one of an even N has N/2).
         """
         if self.causal:
             return self._causal_classes()
@@ -183,7 +183,7 @@ class OffsetGrid:
 
 
 def _folded(residue: int, n: int) -> tuple[int, ...]:
-    """The offsets along one dimension that fold to `residue`."""
+    """The offsets along one dimension with this residue."""
     return (residue,) if residue == 0 else (residue, residue - n)
 
 

@@ -1,4 +1,4 @@
-"""`translution plan`: what a run will need, and which mesh suits a cluster."""
+"""`translution plan`: what a run will need, and the mesh that we recommend for a cluster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,22 +15,22 @@ def plan_command(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: parallel.offset=8"),
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Machines; as many as the mesh needs if left out.")
+        int | None, typer.Option(min=1, help="Number of machines; by default as many as the mesh needs.")
     ] = None,
-    devices_per_node: Annotated[int, typer.Option(min=1, help="Devices, and processes, of a machine.")] = 8,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of a device.")] = "80GB",
+    devices_per_node: Annotated[int, typer.Option(min=1, help="Devices per machine, one process each.")] = 8,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of one device.")] = "80GB",
     bandwidth: Annotated[
-        str, typer.Option(metavar="SIZE", help="Per second, from a device inside its machine.")
+        str, typer.Option(metavar="SIZE", help="Bandwidth of a device inside its machine, per second.")
     ] = "300GB",
     network: Annotated[
-        str, typer.Option(metavar="SIZE", help="Per second, from a device to other machines.")
+        str, typer.Option(metavar="SIZE", help="Bandwidth of a device to other machines, per second.")
     ] = "25GB",
     teraflops: Annotated[
-        float, typer.Option(min=0.001, help="Per second, that a device reaches in matrix products.")
+        float, typer.Option(min=0.001, help="TFLOP/s that a device reaches in matrix products.")
     ] = 150,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="The paper's sizes of nets, and the cluster each needs.")
+        bool, typer.Option("--table", help="List the paper's nets and the cluster that each needs.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What `translution plan CONFIG` prints."""
+"""Prints the plan of a config (`translution plan CONFIG`)."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
 
 
 def _cluster_for(config: RunConfig, cluster: Cluster) -> Cluster:
-    """As many nodes as the config's mesh asks for, if it says how many ranks that are."""
+    """The cluster with as many nodes as the config's mesh needs."""
     ranks = config.parallel.offset * config.parallel.tensor
     if config.parallel.data == "auto":
         return dataclasses.replace(cluster, nodes=-(-ranks // cluster.devices))
@@ -90,11 +90,11 @@ def _memory(own: Plan, cluster: Cluster) -> Table:
         ("weights", memory.weights, ""),
         ("gradients", memory.gradients, ""),
         ("optimizer states", memory.optimizer, ""),
-        ("whole for a moment (ZeRO-3)", memory.gathered, ""),
+        ("gathered for one module (ZeRO-3)", memory.gathered, ""),
         ("saved activations", memory.saved, f"of {own.micro_batch} samples"),
-        ("temporaries and collectives' buffers", memory.transient, ""),
+        ("temporaries and buffers of collectives", memory.transient, ""),
         ("inputs", memory.inputs, ""),
-        ("in the host's memory", memory.host, ""),
+        ("in host memory", memory.host, ""),
     ]
     for what, count, remark in rows:
         if count:
@@ -125,23 +125,23 @@ def _work(own: Plan, cluster: Cluster) -> list[str]:
     forward, _, training = (size_text(count, "FLOP") for count in own.sample)
     share = size_text(own.share.training, "FLOP")
     lines = [
-        f"Work: {forward} forward a sample, {training} in training with what is computed anew, {share} of "
-        f"it by each rank. A step takes about {cluster.step_seconds(own):.3g} s, sending not hidden."
+        f"Work per sample: {forward} forward; {training} in training with recomputation, {share} of it on a "
+        f"rank. A step takes about {cluster.step_seconds(own):.3g} s if communication overlaps with nothing."
     ]
     if own.breakeven_batch is not None:
         lines.append(
-            f"Offset × tensor sends less than ZeRO-3 alone on {own.mesh.model} ranks up to micro-batches of "
-            f"{own.breakeven_batch:,} samples; this one has {own.micro_batch:,}."
+            f"Offset × tensor sends less than ZeRO-3 alone on {own.mesh.model} ranks for micro-batches of up "
+            f"to {own.breakeven_batch:,} samples; here they have {own.micro_batch:,}."
         )
     return lines
 
 
 def _advice(own: Plan, best: Plan | None, cluster: Cluster) -> list[str]:
     if best is None:
-        return ["Recommended: none; no mesh of this cluster holds the net with this batch."]
+        return ["Recommended: nothing; no mesh of this cluster fits the net with this batch."]
     lines = [
-        f"Recommended: {_setting(best)}, accumulate {best.accumulate}: {size_text(best.memory.peak)} at "
-        f"the peak, about {cluster.step_seconds(best):.3g} s a step."
+        f"Recommended: {_setting(best)}, accumulate {best.accumulate}: peak {size_text(best.memory.peak)}, "
+        f"about {cluster.step_seconds(best):.3g} s a step."
     ]
     if best.mesh == own.mesh and best.parallel == own.parallel:
         return lines

@@ -1,4 +1,4 @@
-"""What `translution plan --table` prints: the paper's sizes of nets, and the cluster each needs."""
+"""Prints the paper's nets and the cluster that each needs (`translution plan --table`)."""
 
 import dataclasses
 import json
@@ -28,13 +28,13 @@ MIXERS: dict[str, dict[str, Any]] = {
     "Translution": {"kind": "translution"},
 }
 PATCHES, TOKENS = (56, 32, 16), (160, 1024)
-STATE_BYTES = 16  # a parameter's weight, gradient, two moments and, with bf16, master
+STATE_BYTES = 16  # per parameter: weight, gradient, two moments and, with bf16, the master copy
 _MOST_NODES = 64
 _WIDTH = 140
 
 
 class Row(NamedTuple):
-    """One net: parameters, bytes of states, and the least devices (None: more than 64 nodes)."""
+    """One net: parameters, bytes of states, and the fewest devices (None: more than 64 nodes)."""
 
     net: str
     mixer: str
@@ -49,13 +49,13 @@ def rows(cluster: Cluster) -> Iterator[Row]:
         for mixer, options in MIXERS.items():
             heads = config.width // 64
             full = {**options, "heads": heads, "head_dim": 64}
-            layer_kinds = LayerKinds(type(config).model_validate(config.model_dump() | {"mixer": full}))
-            parameters = sum(layer_kinds.held(Mesh()).values())
-            yield Row(net, mixer, parameters, STATE_BYTES * parameters, smallest(layer_kinds, cluster))
+            kinds = LayerKinds(type(config).model_validate(config.model_dump() | {"mixer": full}))
+            parameters = sum(kinds.held(Mesh()).values())
+            yield Row(net, mixer, parameters, STATE_BYTES * parameters, smallest(kinds, cluster))
 
 
 def smallest(net: LayerKinds, cluster: Cluster) -> int | None:
-    """The least devices, of one node or of whole nodes, that train the net in bf16, one sample each."""
+    """The fewest devices, of one node or of whole nodes, that train the net in bf16, one sample each."""
     counts = [n for n in (1, 2, 4) if n < cluster.devices] + [
         cluster.devices * nodes for nodes in range(1, _MOST_NODES + 1)
     ]

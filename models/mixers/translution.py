@@ -1,4 +1,4 @@
-"""Translution and α-Translution as one layer: banks of projections, a matrix per relative offset."""
+"""Translution and α-Translution: banks of projections with one matrix per relative offset."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Translution(Mixer):
     init       "linear": every matrix as nn.Linear draws it. "reference": banks as the public code
                draws them, within ±1/√(C·D)
     memory     "recompute" saves nothing per pair; "keep" saves q, k and v of all pairs for backward
-    workspace  cap in bytes on the operator's temporaries
+    workspace  limit in bytes of the operator's temporaries
     compiled   fuse the element-wise stage with torch.compile
 
     Raises ValueError for a variant that makes no sense and for x of the wrong length or width.
@@ -101,12 +101,12 @@ class Translution(Mixer):
 
     @property
     def _narrow(self) -> str:
-        """Which projections have a part in α-Translution's relative path."""
+        """The projections in α-Translution's relative path."""
         logits = "qk" if "q" in self.relative or "k" in self.relative else ""
         return logits + ("v" if "v" in self.relative else "")
 
     def _recipe(self, heads: int, keep: bool, workspace: int, compiled: bool) -> Recipe:
-        """The operator's wiring; `_sources` gives the sources in the order numbered here."""
+        """The operator's recipe; numbers sources in the order of `_sources`."""
         bank = {name: index for index, name in enumerate(self.relative)}
         if self.rank is None:
             shared = [name for name in "qkv" if name not in self.relative]
@@ -152,7 +152,7 @@ class Translution(Mixer):
             raise ValueError(
                 f"x of shape {tuple(x_BNC.shape)}: [batch, {self.grid.num_tokens}, {self.dim}] is needed"
             )
-        x_NBC = x_BNC.transpose(0, 1).contiguous()  # rows of a rectangle are then long contiguous runs
+        x_NBC = x_BNC.transpose(0, 1).contiguous()  # so that a rectangle's rows are long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
         outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
         out_NBD = outs[0] if len(outs) == 1 else (outs[0] + self.v_up(outs[1])) / 2

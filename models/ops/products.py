@@ -1,8 +1,8 @@
 """The matrix products of a chunk: runs of rows, each with the bank entry of its offset.
 
-On CUDA, where the grouped kernel takes the device, dtype and widths, all runs of a chunk are one
-grouped product; elsewhere they are a loop of plain products (there `grouped_mm` itself is a loop, one
-that waits for the device).
+On CUDA, where the grouped kernel supports the device, dtype and widths, all runs of a chunk are one
+grouped product; elsewhere they are a loop of plain products (there `grouped_mm` is itself a loop, and
+one that waits for the device).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.ops.schedule import MAX_RUNS, Runs
 
 
 class Bank:
-    """A bank[K, C, D] during one pass over the pairs, and the gradient ∂bank that backward collects."""
+    """A bank[K, C, D] during one pass over the pairs, and its gradient."""
 
     def __init__(self, bank: Tensor) -> None:
         self.width = bank.shape[2]
@@ -28,7 +28,7 @@ class Bank:
         self._unwritten: set[int] = set()
 
     def multiply(self, rows: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
-        """rows[n·B, C] by the entries of their runs, into out[n·B, D]."""
+        """Multiplies rows[n·B, C] by the entries of their runs, into out[n·B, D]."""
         if _grouped(rows, self.width, runs):
             entries, stops = runs.groups(batch, rows.device)
             out.copy_(grouped_mm(rows, self._bank[entries].to(rows.dtype), offs=stops))
@@ -37,7 +37,7 @@ class Bank:
             torch.mm(rows_run, _cast(self._entries[entry], rows), out=out_run)
 
     def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
-        """grad[n·B, D] by the transposed entries, added to out[n·B, C] in its dtype."""
+        """Multiplies grad[n·B, D] by the transposed entries, and adds to out[n·B, C]."""
         if _grouped(grad, out.shape[1], runs):
             entries, stops = runs.groups(batch, grad.device)
             out.add_(grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops))
@@ -50,7 +50,7 @@ class Bank:
                 out_run.add_(torch.mm(grad_run, weight))
 
     def add_gradient(self, rows: Tensor, grad: Tensor, runs: Runs, batch: int) -> None:
-        """Adds rowsᵀ·grad of every run, rows[n·B, C], grad[n·B, D], to its entry's gradient."""
+        """Adds rowsᵀ·grad of each run, rows[n·B, C] and grad[n·B, D], to its entry's gradient."""
         if self._gradient is None:
             self._total = torch.empty_like(self._bank, memory_format=torch.contiguous_format)
             self._gradient = self._total.unbind(0)
@@ -100,14 +100,14 @@ def _cast(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered_bytes(banks: Sequence[Tensor], rows: Tensor) -> int:
-    """The most that one entry takes in a grouped product: as it is, and in the dtype of the rows."""
+    """Bytes of an entry in a grouped product: gathered, and cast to the dtype of the rows."""
     if not (banks and _has_kernel(rows)):
         return 0
     return max(bank[0].numel() * (bank.element_size() + rows.element_size()) for bank in banks)
 
 
 def _grouped(rows: Tensor, width: int, runs: Runs) -> bool:
-    """Whether rows[n, C] and entries [C, width] are given to the grouped kernel."""
+    """Whether rows[n, C] times entries[C, width] go to the grouped kernel."""
     aligned = rows.shape[1] % 8 == 0 and width % 8 == 0  # strides of 16 bytes
     return 1 < len(runs.spans) <= MAX_RUNS and aligned and _has_kernel(rows)
 

@@ -1,8 +1,8 @@
-"""How a variant of Translution is made: which sources and banks give its queries, keys and values.
+"""Describes a variant of Translution: the sources and banks of its queries, keys and values.
 
-Every variant is one operator. A pair's query, key and value are made of *operands*: rows of a
-source [N, B, C], taken as they are, or multiplied by the bank entry of the pair's offset. Logits are
-the sum of ⟨query, key⟩ over the logit segments; every value segment is aggregated on its own:
+Every variant is one operator. A pair's query, key and value are *operands*: rows of a source [N, B, C],
+as they are or multiplied by the bank entry of the pair's offset. Logits sum ⟨query, key⟩ over the logit
+segments; each value segment is aggregated separately:
 
     full Translution     logits (q, k), value (v): each a bank over x, or a shared projection of x
     α-Translution        logits (dense q, dense k) + (relative q, relative k), values dense and relative
@@ -49,7 +49,7 @@ class AllPairs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pairs are made of sources and banks, and how the pass over them is run.
+    """What the pass over the pairs computes, and how.
 
     logits     the query and the key operand of each logit segment
     values     the operand of each value segment
@@ -57,8 +57,8 @@ class Recipe:
     scale      of the summed logits
     keep       save the projected q, k, v of all pairs for backward (N²·B·D numbers each) instead of
                recomputing them
-    workspace  cap in bytes of a chunk's temporaries
-    compiled   fuse the element-wise stage of whole classes with torch.compile
+    workspace  limit in bytes of a chunk's temporaries
+    compiled   fuse the element-wise stage with torch.compile, in chunks of whole classes
     """
 
     logits: tuple[tuple[Operand, Operand], ...]

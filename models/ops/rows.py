@@ -1,10 +1,9 @@
-"""How the rows of token-major tensors are read for products, and how their gradients come back.
+"""Reads rows of token-major tensors for matrix products, and adds their gradients back.
 
-A product wants its rows contiguous. Blocks of a grid that differ along its first dimension alone read
-the same *strip* of it: all places along that dimension, one range of each other. A strip is copied
-once for all of them (a sequence of a whole batch not at all) and a block's rows are a view of it; so is
-the gradient of these rows, which products add to in place. A chunk of whole classes reads by an index
-table.
+Products want contiguous rows. Blocks whose offsets differ along the first grid dimension only read the
+same *strip*: the whole of that dimension, one range of each other. A strip is copied once for all of
+them (not at all for a sequence of a whole batch), and a block's rows are a view of the copy. Gradients
+work the same way: products add to them in place. A chunk of whole classes reads by an index table.
 """
 
 from __future__ import annotations
@@ -24,8 +23,12 @@ Rectangle = tuple[tuple[int, int], ...]
 
 
 class Tokens(NamedTuple):
-    """Views of a token-major tensor [N, B, …]: the grid [*shape, B, …], the same flat, and the class
-    token with the grid's rank [1, …, 1, B, …] (of no use where there is none)."""
+    """Views of a token-major tensor [N, B, …].
+
+    grid          [*shape, B, …]
+    flat          the same, [N, B, …] without the class token
+    class_token   [1, …, 1, B, …], with the grid's number of dimensions; meaningless without a class token
+    """
 
     grid: Tensor
     flat: Tensor
@@ -35,7 +38,7 @@ class Tokens(NamedTuple):
     start: int
 
     def rectangle(self, corner: tuple[int, ...], extent: tuple[int, ...]) -> Tensor:
-        """The view [*extent, B, …] of the grid from `corner` on; one call where indexing takes three."""
+        """The view [*extent, B, …] of the grid at `corner`; one call where indexing takes three."""
         start = self.start
         for place, stride in zip(corner, self.strides, strict=False):
             start += place * stride
@@ -50,17 +53,17 @@ def view_tokens(t_NB: Tensor, grid: OffsetGrid) -> Tokens:
 
 
 class Gather(Protocol):
-    """Some tokens, in an order of their own."""
+    """Some tokens in some order."""
 
     @property
     def count(self) -> int: ...
 
     def view(self, tokens: Tokens) -> Tensor | None:
-        """The tokens [count·B, …] where they lie, if they lie there in this order without gaps."""
+        """The tokens as a view [count·B, …], if they are contiguous in this order; else None."""
         ...
 
     def copy(self, tokens: Tokens, out: Tensor) -> None:
-        """The tokens into out [count, B, …]."""
+        """Copies the tokens into out [count, B, …]."""
         ...
 
     def add(self, tokens: Tokens, rows: Tensor) -> None:
@@ -69,14 +72,14 @@ class Gather(Protocol):
 
 
 class Strip(NamedTuple):
-    """A rectangle as long as the grid along its first dimension; the class token if it has no sides."""
+    """A rectangle that spans the grid's first dimension; without sides, the class token."""
 
     corner: tuple[int, ...]
     extent: tuple[int, ...]
 
     @staticmethod
     def around(rectangle: Rectangle | None, shape: tuple[int, ...]) -> Strip:
-        """The strip of a grid of this shape that a rectangle lies in; None stands for the class token."""
+        """The strip of a grid of this shape that contains a rectangle; None is the class token."""
         sides = () if rectangle is None else ((0, shape[0]), *rectangle[1:])
         return Strip(tuple(start for start, _ in sides), tuple(stop - start for start, stop in sides))
 
@@ -101,7 +104,7 @@ class Strip(NamedTuple):
 
 
 class Index:
-    """Tokens by their numbers `rows` [count]."""
+    """Tokens by index, `rows` [count]."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows, self.count = rows, len(rows)
@@ -124,14 +127,14 @@ class Part(NamedTuple):
     count: int
 
     def of(self, rows: Tensor, batch: int) -> Tensor:
-        """These tokens' rows of all [gather.count·B, …]."""
+        """The rows of these tokens among [gather.count·B, …]."""
         return rows.narrow(0, self.start * batch, self.count * batch)
 
 
 class Rows:
-    """The rows [n·B, C] of sources that the products of one pass over the pairs read.
+    """Reads rows [n·B, C] of the sources during one pass over the pairs.
 
-    Of each source and side one gather is held at a time.
+    Keeps the last gather of each source and side.
     """
 
     def __init__(self, sources: Sequence[Tokens], scratch: Scratch) -> None:
@@ -139,7 +142,7 @@ class Rows:
         self._held: dict[tuple[int, Side], tuple[Gather, Tensor]] = {}
 
     def read(self, source: int, side: Side, part: Part) -> Tensor:
-        """Rows of one side of the pairs; not to be written to."""
+        """Rows of one side of the pairs; read only."""
         tokens, (gather, rows) = self._sources[source], self._held.get((source, side), (None, None))
         if rows is None or gather != part.gather:
             rows = part.gather.view(tokens)
@@ -152,10 +155,10 @@ class Rows:
 
 
 class RowGradients:
-    """The gradients of these rows, in the dtype of the sources' gradients.
+    """Accumulates the gradients of these rows, in the dtype of the sources' gradients.
 
-    They are collected in the sources' gradients themselves where the rows lie there as a view, else in
-    rows beside, which are added to them when another gather is asked for, or by `finish`.
+    Rows that are a view accumulate in the sources' gradients directly; others in a buffer, which is
+    added to them when the next gather begins, or by `finish`.
     """
 
     def __init__(self, gradients: Sequence[Tokens], scratch: Scratch) -> None:
@@ -163,30 +166,30 @@ class RowGradients:
         self._held: dict[tuple[int, Side], _Held] = {}
 
     def at(self, source: int, side: Side, part: Part) -> Tensor:
-        """What the gradient of `Rows.read` of the same arguments is to be added to."""
+        """Accumulator for the gradient of `Rows.read(...)`."""
         held = self._held.get((source, side))
         tokens = self._gradients[source]
         if held is None or held.gather != part.gather:
-            self._bring_back(source, side)
-            rows, beside = part.gather.view(tokens), None
+            self._add_back(source, side)
+            rows, buffer = part.gather.view(tokens), None
             if rows is None:
                 shape = (part.gather.count, *tokens.tail)
-                beside = self._scratch(("∂rows", source, side), shape, tokens.flat.dtype).zero_()
-                rows = beside.flatten(0, 1)
-            held = self._held[source, side] = _Held(part.gather, rows, beside)
+                buffer = self._scratch(("∂rows", source, side), shape, tokens.flat.dtype).zero_()
+                rows = buffer.flatten(0, 1)
+            held = self._held[source, side] = _Held(part.gather, rows, buffer)
         return part.of(held.rows, tokens.tail[0])
 
     def finish(self) -> None:
         for source, side in list(self._held):
-            self._bring_back(source, side)
+            self._add_back(source, side)
 
-    def _bring_back(self, source: int, side: Side) -> None:
+    def _add_back(self, source: int, side: Side) -> None:
         held = self._held.pop((source, side), None)
-        if held is not None and held.beside is not None:
-            held.gather.add(self._gradients[source], held.beside)
+        if held is not None and held.buffer is not None:
+            held.gather.add(self._gradients[source], held.buffer)
 
 
 class _Held(NamedTuple):
     gather: Gather
     rows: Tensor  # [count·B, C]
-    beside: Tensor | None  # [count, B, C], the same memory, if it is not the sources' gradient itself
+    buffer: Tensor | None  # [count, B, C], the same memory, unless it is the sources' gradient itself

@@ -1,9 +1,9 @@
-"""The order in which the streamed operator walks over the pairs, and which tokens stand on their sides.
+"""The order in which the streamed operator visits the pairs, and the token rows that it reads for them.
 
-A step is a *chunk* of blocks. Two kinds cover all cases. A `BlockChunk` is one block: its queries
-and keys are rectangles of the grid, so plain strided views; best when a block alone fills the
-caches. A `ClassChunk` is a run of whole residue classes read through index tables; best when blocks
-are small or the device wants few, large calls.
+One step is a *chunk* of blocks. A `BlockChunk` is one block: its queries and keys are rectangles of
+the grid, so plain strided views; best when one block fills the caches. A `ClassChunk` is a run of whole
+residue classes, read through index tables; best when blocks are small or the device wants few, large
+calls.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from models.offsets import Block, OffsetGrid
 from models.ops.rows import Index, Part, Side, Strip, Tokens
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
+MAX_RUNS = 1023  # runs in a chunk of classes: the most that one grouped product takes
 _meta_stands_for = ["cuda"]
-MAX_RUNS = 1023  # of a chunk of classes: as many as one grouped product takes
 
 
 class Span(NamedTuple):
@@ -40,7 +40,7 @@ class Runs:
         self.spans = tuple(spans)
         self.groups = lru_cache(maxsize=4)(self._groups)
         self.slices = lru_cache(maxsize=4)(self._slices)
-        self.only = self.spans[0].entry if len(self.spans) == 1 else None  # one run: all rows are its
+        self.only = self.spans[0].entry if len(self.spans) == 1 else None
 
     def _slices(self, batch: int) -> list[tuple[int, slice]]:
         """The entry and the rows of each run, for a loop of products."""
@@ -54,10 +54,12 @@ class Runs:
 
 
 class Chunk(Protocol):
-    """Some pairs. Pair tensors are [*pair_shape, B, …]; each side has a shape that broadcasts to it,
-    the part of the tokens that it reads, and the runs of them that one bank entry multiplies.
+    """Some of the pairs; pair tensors are [*pair_shape, B, …].
 
-    `uniform` chunks of all schedules have shapes of one rank, so one compiled function serves them.
+    uniform   pair tensors have as many dimensions in every such chunk, so one compiled function serves all
+    shape     of either side; broadcasts to pair_shape
+    parts     the tokens that either side reads
+    runs      the runs of those tokens that one bank entry multiplies
     """
 
     pairs: int
@@ -67,7 +69,7 @@ class Chunk(Protocol):
     runs: dict[Side, Runs]
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
-        """The tokens that stand on one side of the pairs, [*shape, B, …]."""
+        """The tokens on one side of the pairs, [*shape, B, …]."""
         ...
 
     def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
@@ -185,8 +187,10 @@ def _slices(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[slice, ...] 
 
 
 class Schedule:
-    """The blocks that one process streams over: all of a grid's by default, a share of them when the
-    bank is sharded by offset (then `local_entry` numbers the entries it holds)."""
+    """The blocks to stream over: all of a grid's, or the given ones.
+
+    local_entry   where only some bank entries are held: entry → its index among those held
+    """
 
     def __init__(
         self,
@@ -211,12 +215,12 @@ class Schedule:
         return sum(b.pairs for blocks in (*self.classes, self.special_blocks) for b in blocks)
 
     def batch_slice(self, batch: int, pair_bytes: int, workspace: int) -> int:
-        """How much of the batch can be worked on at once when the largest block needs `pair_bytes`
-        for each of its pairs and samples, within `workspace` bytes; at least one sample."""
+        """Samples worked on at once: as many as let the largest block, at `pair_bytes` a pair and sample,
+        fit into `workspace` bytes; at least one."""
         return min(batch, max(1, workspace // (self.largest_block * pair_bytes)))
 
     def largest_copy(self, whole_batch: bool) -> int:
-        """Tokens of the largest strip that blocks read as a copy: where it does not lie in one piece."""
+        """Tokens of the largest strip that has to be copied because it is not contiguous."""
         n = self.grid.grid_tokens
         return max((n - n // side for side in self.grid.shape[1:]), default=0) if whole_batch else n
 
@@ -225,8 +229,8 @@ class Schedule:
     ) -> Sequence[Chunk]:
         """All blocks, as whole classes if one or more fit the workspace, else one by one.
 
-        pair_bytes   that a pair of one sample takes
-        entry_bytes  that a bank entry takes when entries are gathered for a grouped product
+        pair_bytes   of a pair of one sample
+        entry_bytes  of a bank entry that is gathered for a grouped product
         """
         if (device.type if device.type != "meta" else _meta_stands_for[-1]) == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
@@ -237,7 +241,7 @@ class Schedule:
         return self._class_chunks(min(fitting, len(self.classes), max(1, MAX_RUNS // runs)), device)
 
     def _cut_blocks(self) -> Sequence[Chunk]:
-        """Blocks that read the same strips one after the other, the largest first."""
+        """Largest first; blocks that read the same strips follow each other."""
         chunks = [BlockChunk(block, self.grid) for blocks in self.classes for block in blocks]
         return sorted(chunks, key=_strip_order) + self._special_chunks
 

@@ -1,7 +1,7 @@
 """The element-wise stage of the streamed operator, on the pairs of one chunk.
 
-Three functions that torch.compile can fuse; fused, they need no scratch. S stands for the pair
-dimensions of the chunk; a query or key that is the same for many pairs has size 1 there and broadcasts.
+Three functions that torch.compile can fuse; fused, they need no scratch. S is the chunk's pair
+dimensions; a query or key shared by many pairs has size 1 there and broadcasts.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 
 
 class Scratch:
-    """Named buffers that chunks take turns in: memory that stays warm in the caches.
+    """Named buffers that all chunks reuse, so that they stay in the caches.
 
-    Gradients lie where their operands lay: ("k", 0) holds the first k, then ∂k; ("q'", 0) a product
-    that is summed at once, then ∂q. An operand that is kept for backward is not in here.
+    Gradients overwrite their operands: ("k", 0) holds the first k, then ∂k; ("q'", 0) a product
+    that is summed at once, then ∂q. Operands kept for backward are not in here.
     """
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._buffers: dict[object, Tensor] = {}
-        self._views: dict[tuple[object, ...], Tensor] = {}  # shapes come again and again
+        self._views: dict[tuple[object, ...], Tensor] = {}  # the same few shapes recur
 
     def __call__(self, name: object, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory of this shape; what the name held before is lost."""
+        """Uninitialised memory of this shape; overwrites what the name held."""
         place = (name, shape, dtype)
         view = self._views.get(place)
         if view is not None:
@@ -54,7 +54,7 @@ def logits(
 
 
 def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) -> None:
-    """Takes pairs into the running softmax of their queries, in place.
+    """Merges pairs into the running softmax of their queries, in place.
 
     lse [Q, B, H] and each normalised out [Q, B, H, E] are the state; logits [L, Q, B, H] and values
     [L, Q, B, H, E] the pairs, −inf where a query has no pair in a layer.
@@ -71,7 +71,7 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
         weights, keep = (logits - finite).exp_().unsqueeze(-1), (lse - finite).exp_().unsqueeze(-1)
         for out, value in zip(outs, values, strict=True):
             out.mul_(keep)
-            if torch.compiler.is_compiling():  # the loop would be compiled anew for every L
+            if torch.compiler.is_compiling():  # the loop would be recompiled for every L
                 out.add_((value.to(out.dtype) * weights).sum(0))
                 continue
             for layer in range(len(value)):
@@ -80,7 +80,7 @@ def merge(lse: Tensor, *outs: Tensor, logits: Tensor, values: Sequence[Tensor]) 
 
 
 def _finite(lse: Tensor) -> Tensor:
-    """lse without −inf, so that the weights of a query that has met no pair yet are 0, not NaN."""
+    """lse without −inf, so that a query without pairs so far has weight 0, not NaN."""
     return lse.clamp_min(torch.finfo(lse.dtype).min)
 
 

@@ -116,7 +116,7 @@ class _Streamed(torch.autograd.Function):
 
 
 class _Pairs:
-    """The operands of one chunk: projected forward, and their gradients brought back."""
+    """Projects the operands of one chunk, and backpropagates through the projections."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class _Pairs:
         self._batch = sources[0].tail[0]
 
     def project(self, fresh: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in memory
-        of their own if `fresh`, else in the scratch."""
+        """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in new memory
+        if `fresh`, else in the scratch."""
         return (
             [
                 self._project(q, "query", None if fresh else ("q", i))
@@ -201,7 +201,7 @@ def _views(tensors: Sequence[Tensor], samples: slice, schedule: Schedule) -> lis
 def _steps(
     recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Sequence[Chunk]]]:
-    """The chunks, for as many samples at a time as the workspace holds."""
+    """All chunks, for as many samples at a time as fit the workspace."""
     batch, device = sources[0].shape[1], sources[0].device
     pair_bytes = _pair_bytes(recipe, sources, banks)
     entry_bytes = gathered_bytes(banks, sources[0])
@@ -213,8 +213,8 @@ def _steps(
 
 
 def _pair_bytes(recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor]) -> int:
-    """What a pair takes in backward, the larger pass: rows and operands, and their gradients. Those of
-    rows, and what is summed, are of the statistics' dtype."""
+    """Bytes of a pair in backward, the larger pass: rows, operands and their gradients; gradients of rows,
+    and sums, are in the statistics' dtype."""
     sides = [(o, side) for pair in recipe.logits for o, side in zip(pair, ("query", "key"), strict=True)]
     sides += [(o, "key") for o in recipe.values]
     read = {(o.source, side) for o, side in sides}

@@ -1,9 +1,8 @@
 """Reads and writes the weights of the public code of arXiv 2510.10060.
 
-`reference_table` says which of its parameters holds which of ours, `reference_shapes` what a state
-dict describes. Two of its properties are not kept: in its hybrid language nets attention sees the
-future, ours does not; and a net of images pooled by the mean of its tokens is read as one pooled by
-its class token, for nothing in the weights tells.
+table.py maps its parameters to ours, shapes.py tells from a state dict which net it holds. Two of its
+properties are not kept: attention in its hybrid language nets sees the future, ours does not; and image
+nets that pool by the mean are read as pooling by the class token, since the weights do not tell.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def load_reference_layer(
     name   vit/NAME or gpt/NAME; NAME is one of qkv kv qk qv q k v, or lor_ and one of these, or
            (vit only) rope_v, lor_rope_v
     grid   (rows, columns) of an image, whose class token is token 0; (tokens,) of a causal sequence
-    heads, head_dim   where they cannot be told from the weights (see `reference_shapes.head_shape`)
+    heads, head_dim   where they cannot be told from the weights (see `shapes.head_shape`)
 
     There is a pre-norm and an output projection and no residual. Raises ValueError for an unknown
     name, and for weights that are not of this layer, grid or head width.
@@ -89,7 +88,7 @@ def load_reference_network(
 
 
 def to_reference_state(module: nn.Module, tensors: dict[str, Tensor] | None = None) -> State:
-    """A layer or net as the public code's state dict; for one that was read from it, the very same.
+    """A layer or net as the public code's state dict; one that was read from it comes back unchanged.
 
     With `tensors`, names of the module's parameters → tensors of their shapes (gradients, moments),
     these are converted instead, and masks and RoPE tables left out. Raises ValueError for a module

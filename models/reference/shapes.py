@@ -1,8 +1,8 @@
-"""What a state dict of the reference code describes: which mixer, which grid, which net.
+"""Tells from a state dict of the reference code which mixer, grid and net it holds.
 
 The public code (arXiv 2510.10060) has a class per variant and saves no configuration, so everything
-is read from the keys and shapes. Only the number of heads is in neither: `head_shape` says how it is
-chosen. In this file a `layer` is the state of one attention or Translution layer, its prefix removed.
+is read from keys and shapes. Only the number of heads is in neither (see `head_shape`). In this file a
+`layer` is the state of one attention or Translution layer, without its prefix.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def mixer_config(
 
 
 def head_shape(layer: State, heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
-    """Heads and head width of a layer, from what was given and what can be told.
+    """Heads and head width of a layer, as far as they are given or can be told.
 
-    One head as wide as the net where there is no output projection, for there the public code has
-    none; the width of a saved RoPE table; else 64, as in every public net, or 8 where 64 does not fit.
-    Raises ValueError where nothing fits.
+    Without an output projection there is one head, as wide as the net. Otherwise the head width is that of
+    a saved RoPE table; else 64, as in every public net, or 8 where 64 does not fit. Raises ValueError where
+    nothing fits.
     """
     width, inner, narrow = len(need(layer, "norm.weight")), inner_width(layer), narrow_width(layer)
     projected = "to_out.0.weight" in layer
@@ -148,7 +148,7 @@ def vit_config(
     head_dim: int | None,
     grid: tuple[int, int] | None = None,
 ) -> ViTConfig:
-    """The net of images, whose patches are squares of three channels or one."""
+    """The image net; its patches are squares, of three channels or one."""
     rows, columns = patch_grid(state, layers, grid)
     pixels = len(need(state, "to_patch_embedding.1.weight"))
     sizes = {channels: math.isqrt(pixels // channels) for channels in (3, 1)}
@@ -193,7 +193,7 @@ def _listed(grids: list[tuple[int, ...]]) -> str:
 
 
 def gpt_config(state: State, layers: list[State], heads: int | None, head_dim: int | None) -> GPTConfig:
-    """The net of text; the length of its sequences is that of banks, masks or position embeddings."""
+    """The language net; its context is as long as its banks, masks or position embeddings."""
     lengths = [len(layer[key]) for layer in layers for key in bank_keys(layer)]
     lengths += [t.shape[2] for layer in layers for t in layer.values() if t.dim() == 4]  # masks, RoPE tables
     lengths += [len(state["wpe.weight"])] if "wpe.weight" in state else []

@@ -1,9 +1,9 @@
-"""Which parameter of the public code of arXiv 2510.10060 holds which of ours, as one table of rows.
+"""Maps the parameters of the public code of arXiv 2510.10060 to ours, as one table of rows.
 
-Reading, writing and converting gradients all follow it. What differs between the two:
+Reading, writing and converting gradients all follow it. The differences:
 
 * its query bank is indexed by −δ, ours by δ (`query_order`);
-* dense or shared projections lie fused in one matrix: to_qkv, or at full rank to_qk, to_qv, to_kv;
+* dense or shared projections are fused in one matrix: to_qkv, or at full rank to_qk, to_qv, to_kv;
 * it has no output projection for one head as wide as the net;
 * its language net ends in two LayerNorms in a row;
 * masks and RoPE tables are saved with the weights.
@@ -26,7 +26,7 @@ from models.positions.rope import Rope
 from models.reference.shapes import State
 from models.transformer import GPT, ViT
 
-BUFFERS = ("causal", "cos_cached", "sin_cached")  # last words of the keys of what is no parameter
+BUFFERS = ("causal", "cos_cached", "sin_cached")  # the last words of keys that are no parameters
 
 
 class PreNorm(nn.Sequential):
@@ -38,7 +38,7 @@ class PreNorm(nn.Sequential):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a state dict of the public code has that our module does not show."""
+    """What our module does not show of the state dict that it was read from."""
 
     prefix: str = ""
     body: str = ""  # the name of the module that holds the layers: translution or transformer

@@ -19,9 +19,9 @@ from parallel.planner.layers import LayerKind, LayerKinds, mixer_load
 class LayerBytes(NamedTuple):
     """One layer's bytes.
 
-    entry     the residual stream it was given, which autograd or a checkpoint saves
-    mixer, mlp   what else is saved of each when nothing is checkpointed
-    mixer_work, mlp_work   what backward takes beyond that, for a moment, without parameters' gradients
+    entry                  the residual stream at its input, which autograd or a checkpoint saves
+    mixer, mlp             what else each saves when nothing is checkpointed
+    mixer_work, mlp_work   temporaries of backward, gradients of parameters excluded
     """
 
     entry: int
@@ -32,8 +32,8 @@ class LayerBytes(NamedTuple):
 
 
 class EndBytes(NamedTuple):
-    """Outside of the layers: saved by the embedding and by norm and head; taken by the loss, beyond
-    what is saved, at its worst; the input."""
+    """Bytes outside the layers: saved by the embedding, and by norm and head; temporaries of the loss; the
+    input."""
 
     embedding: int
     head: int

@@ -27,12 +27,12 @@ class Memory:
 
     weights, gradients   as the engine holds them
     optimizer            Adam's moments, and float32 masters where there are any
-    gathered             ZeRO-3: the weights and gradients that are whole for a moment
-    saved                activations from forward to backward, of all layers
-    transient            temporaries at the peak, collectives' buffers among them
+    gathered             ZeRO-3: weights and gradients gathered for one module
+    saved                activations kept from forward to backward, of all layers
+    transient            temporaries at the peak, buffers of collectives included
     inputs               a micro-batch
     peak, moment         the most that is alive at once, and when
-    host                 what lies in the node's memory for this rank
+    host                 in the node's memory, for this rank
     """
 
     weights: int
@@ -127,7 +127,7 @@ def _moments(
     held, zero3 = net.held(mesh), parallel.zero == 3
     total = sum(held.values())
     own = {kind.prefix: _layer_numbers(net, mesh, kind) for kind, _ in layers}
-    adds = accumulate > 1 or parallel.zero >= 2  # new gradients stand beside those that they go into
+    adds = accumulate > 1 or parallel.zero >= 2  # new gradients exist beside those they are added to
 
     def gradients(done: int) -> int:
         """Bytes of the gradients that stay, when those of `done` parameters have been computed."""

@@ -1,4 +1,4 @@
-"""Which mesh suits a cluster: the fastest that fits, by a plain model of time."""
+"""Recommends a mesh for a cluster: the fastest that fits, by a simple model of time."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Cluster:
         return self.nodes * self.devices
 
     def axis_bandwidth(self, axis: str, mesh: Mesh) -> float:
-        """Of the slowest link that an axis uses; the model-parallel group is a run of neighbours."""
+        """Bandwidth of the slowest link that an axis uses; model-parallel ranks are neighbours."""
         ranks = mesh.world if axis == "data" else mesh.model
         return self.bandwidth if ranks <= self.devices else self.network
 
     def step_seconds(self, run: Plan) -> float:
-        """Computing and sending one after the other, nothing hidden: good for comparing meshes."""
+        """Compute time plus communication time, nothing overlapped: good for comparing meshes."""
         samples = run.batch // run.mesh.data
         seconds = run.share.training * samples / self.speed
         for axis, sent in run.sent.items():
@@ -56,8 +56,8 @@ def recommend(
     precision: Precision,
     cluster: Cluster,
 ) -> Plan | None:
-    """The plan with the shortest step among those that fit the cluster, with at least `accumulate`
-    micro-batches, or a simpler one that is as fast but for a tenth; None where none fits."""
+    """The plan with the shortest step that fits the cluster, with at least `accumulate` micro-batches; a
+    simpler one if it is at most a tenth slower; None if none fits."""
     net = model if isinstance(model, LayerKinds) else layer_kinds(model)
     found = [
         fitting

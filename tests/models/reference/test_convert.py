@@ -201,6 +201,20 @@ ATTENTION = {**MIXER, "kind": "attention"}
 REVERSED = [{"mixer": ATTENTION, "layers": 1}, {"mixer": MIXER, "layers": 1}]
 
 
+def test_a_net_of_a_rectangle_is_read_when_its_grid_is_given():
+    """The banks of 3 × 4 patches fit 4 × 3, 1 × 18 and 18 × 1 as well."""
+    torch.manual_seed(0)
+    ours = build_model(image_net(image_size=[6, 8], mixer=MIXER))
+    state = to_reference_state(ours)
+    with pytest.raises(ValueError, match=r"fit grids \(1, 18\), \(3, 4\).*name one as grid="):
+        load_reference_network(state, heads=2)
+    with pytest.raises(ValueError, match=r"grid=\(2, 6\): the reference weights fit"):
+        load_reference_network(state, grid=(2, 6), heads=2)
+    read = load_reference_network(state, grid=(3, 4), heads=2)
+    images = torch.randn(2, 3, 6, 8)
+    torch.testing.assert_close(read(images), ours(images))
+
+
 def image_net(**options):
     return ViTConfig.model_validate({**TINY, "image_size": 6, "patch_size": 2, **options})
 
