@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,6 +45,7 @@ class AttentionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    title: ClassVar[str] = "Self-attention"
     kind: Literal["attention"] = "attention"
     heads: int = Field(default=3, ge=1)
     head_dim: int = Field(default=64, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -151,6 +151,7 @@ class TranslutionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    title: ClassVar[str] = "Translution"
     kind: Literal["translution"] = "translution"
     heads: int = Field(default=3, ge=1)
     head_dim: int = Field(default=64, ge=1)
