@@ -15,7 +15,7 @@ from parallel.errors import UserError
 from trainer.config.run import load_config
 from trainer.errors import machine_error
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.train import build_engine, restore
+from trainer.setup import build_engine, restore
 
 Format = Literal["reference", "safetensors"]
 

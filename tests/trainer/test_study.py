@@ -59,7 +59,7 @@ def test_a_resumed_study_trains_only_what_is_missing(study_file: Path, tmp_path:
     before = {m: (root / m / "metrics.jsonl").stat().st_mtime_ns for m in MEMBERS}
     outcome = translution("train", "--resume", root)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("finished before") == 3
+    assert outcome.out.count("already finished") == 3
     assert outcome.out.split("\n\n")[-1] == table
     after = {m: (root / m / "metrics.jsonl").stat().st_mtime_ns for m in MEMBERS}
     assert [m for m in MEMBERS if before[m] != after[m]] == [MEMBERS[2]]
@@ -84,7 +84,7 @@ def test_a_study_can_compare_whole_sections(config_file: Path, tmp_path: Path, t
     rows = outcome.out.strip().split("\n")[-2:]
     assert [row.split()[0] for row in rows] == ["Translution", "Self-attention"]
     again = translution("train", "--resume", tmp_path / "study")
-    assert again.out.count("finished before") == 2
+    assert again.out.count("already finished") == 2
 
 
 def test_nets_of_one_name_are_refused(config_file: Path, tmp_path: Path, translution: Callable):

@@ -36,7 +36,7 @@ class Resources:
         self._sent: dict[str, int] | None = None
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch_step(self) -> Iterator[None]:
         """Around every optimizer step."""
         self._steps += 1
         if self._steps != 3:
