@@ -121,8 +121,8 @@ def test_tensorboard_events_hold_the_logged_scalars(train: Callable):
 
 
 def test_the_net_learns(train: Callable):
-    words = ("train.steps=150", "train.batch=32", "train.log_every=150", "train.checkpoint_every=null")
-    run = train("run", *words, "model.width=16", "model.dropout=0", "data.test_samples=300")
+    overrides = ("train.steps=150", "train.batch=32", "train.log_every=150", "train.checkpoint_every=null")
+    run = train("run", *overrides, "model.width=16", "model.dropout=0", "data.test_samples=300")
     assert RunDirectory(run).read_result()["evaluation"]["static"]["accuracy"] > 30  # pyright: ignore
 
 
@@ -130,8 +130,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
     run = tmp_path / "run"
-    words = ("train.lr=1e38", "train.clip=null", "train.steps=20")
-    outcome = translution("train", config_file, f"run_dir={run}", *words)
+    overrides = ("train.lr=1e38", "train.clip=null", "train.steps=20")
+    outcome = translution("train", config_file, f"run_dir={run}", *overrides)
     assert outcome.code == 2
     assert "not finite since step" in outcome.err
     assert "train.lr=1e+38" in outcome.err
