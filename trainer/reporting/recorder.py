@@ -13,7 +13,7 @@ from parallel.errors import UserError
 from parallel.processes import rank
 from trainer.config.run import RunConfig
 from trainer.data.source import Source
-from trainer.reporting.progress import open_progress
+from trainer.reporting.progress import Progress
 from trainer.reporting.resources import Resources
 from trainer.reporting.tensorboard import Events
 from trainer.run_directory.checkpoints import save_checkpoint
@@ -39,7 +39,7 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         done, train = self._engine.steps_done, self._config.train
-        self._progress = open_progress(self._config.name, self._source.unit, done, train.steps, train.batch)
+        self._progress = Progress(train.steps, done, label=self._config.name, unit="step", line_seconds=0)
         self._events = Events(self._run.events, done + 1)
         with ExitStack() as stack:
             stack.enter_context(self._progress)
@@ -106,12 +106,13 @@ class Recorder:
                 f"lower train.lr={train.lr:g} or lengthen train.warmup_steps={train.warmup_steps}"
             )
         loss, norm = numbers[-1]
-        self._progress.show(steps[-1], loss, results[-1].lr, rate)
+        lr, unit = results[-1].lr, self._source.unit
+        self._progress.show(steps[-1], f"loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} {unit}/s")
         for name, value in (
             ("train/loss", loss),
             ("train/grad_norm", norm),
-            ("train/lr", results[-1].lr),
-            (f"train/{self._source.unit}_per_second", rate),
+            ("train/lr", lr),
+            (f"train/{unit}_per_second", rate),
         ):
             self._events.add_scalar(name, value, steps[-1])
 
