@@ -92,9 +92,8 @@ class DeepSpeedEngine:
         if norm is None:
             norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
         self.steps_done += 1
-        loss = torch.zeros((), device=self.device)
-        while self._losses:
-            loss += self._losses.pop(0)
+        loss = sum(self._losses, torch.zeros((), device=self.device))
+        self._losses.clear()
         return StepResult(mean_over_data(loss, self.mesh), norm.float(), lr)
 
     @torch.no_grad()

@@ -69,9 +69,8 @@ class TorchEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        loss = torch.zeros((), device=self.device)
-        while self._losses:
-            loss += self._losses.pop(0)
+        loss = sum(self._losses, torch.zeros((), device=self.device))
+        self._losses.clear()
         return StepResult(mean_over_data(loss, self.mesh), norm, lr)
 
     @torch.no_grad()
