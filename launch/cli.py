@@ -92,7 +92,7 @@ def export_command(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     layout: Annotated[
         Literal["reference", "safetensors"],
-        typer.Option("--format", help="reference: the public Translution code's state dict."),
+        typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),
     ] = "safetensors",
     debug: Debug = False,
 ) -> None:
