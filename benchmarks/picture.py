@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 from torch import Tensor
 
 from trainer.config.run import RunConfig, load_config
-from trainer.data.build import build_source
 
 COLUMNS = {"Static→Static": ("static", "static"), "Static→Dynamic": ("static", "dynamic")}
 COLUMNS |= {"Dynamic→Dynamic": ("dynamic", "dynamic")}
@@ -62,7 +61,7 @@ def main(run_dir: Path, out: Path) -> None:
 
 def load_images(config: RunConfig, name: str) -> Tensor:
     """A few test images [3, 84, 84] of the static or the dynamic set."""
-    source = build_source(config)
+    source = config.build_source()
     batch = next(source.evaluation_batches(name, 3))
     return batch.inputs[:, 0]
 

@@ -1,4 +1,4 @@
-"""The `translution` command. Heavy imports stay inside commands, so that help answers at once."""
+"""The `translution` command. Heavy imports stay inside the commands, so that help is fast."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ verify.register(app)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: train.steps=600"),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override the config, as in train.steps=600"),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 
@@ -34,26 +34,38 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all err
 def train_command(
     config: Annotated[str | None, typer.Argument(help="YAML file; may be left out with --resume.")] = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run or study.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Resume this run or study.")] = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="How many processes; as many as there are CUDA devices if not said."),
+        typer.Option(min=1, help="Number of processes; default: one per CUDA device."),
     ] = None,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Few steps, anomaly detection, data loaded in line, full tracebacks."),
+        typer.Option("--debug", help="A few steps, anomaly detection, no data workers, full tracebacks."),
     ] = False,
 ) -> None:
     """Train the net, or the study of nets, that CONFIG describes."""
     code = 0
 
     def action() -> None:
-        from launch.local import train_here
+        from launch.local import device_count, train_processes
+        from trainer.config.arguments import debug_overrides, split_arguments
 
         nonlocal code
-        code = train_here(config, overrides or [], resume, processes, debug)
+        path, changes = split_arguments(config, overrides or [])
+        if debug:
+            changes = debug_overrides(path, changes)
+        count = processes or device_count()
+        if count > 1:
+            code = train_processes(path, changes, resume, debug, count)
+            return
+        if debug:
+            import torch
+
+            torch.autograd.set_detect_anomaly(True)
+        from trainer.train import train
+
+        train(path, changes, resume)  # in this process, so that a debugger works
 
     raise typer.Exit(exit_code(action, debug) or code)
 
@@ -67,7 +79,7 @@ def evaluate_command(
     """Evaluate the newest checkpoint of RUN_DIR and print the table."""
 
     def action() -> None:
-        from trainer.setup import evaluate_run
+        from trainer.evaluation import evaluate_run
 
         evaluate_run(run_dir, overrides or [])
 
@@ -77,10 +89,10 @@ def evaluate_command(
 @app.command("export")
 def export_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the weights go.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     layout: Annotated[
         Literal["reference", "safetensors"],
-        typer.Option("--format", help="The public Translution code's state dict, or our own names."),
+        typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),
     ] = "safetensors",
     debug: Debug = False,
 ) -> None:

@@ -14,7 +14,7 @@ from parallel.errors import UserError
 from trainer.atomic_write import atomic_write
 from trainer.config.run import load_config
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.train import build_engine, restore
+from trainer.setup import build_engine, restore
 
 Format = Literal["reference", "safetensors"]
 

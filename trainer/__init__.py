@@ -1,8 +1,8 @@
-"""Config, data, the training loop, evaluation, checkpoints and the run directory."""
+"""Config, data, training, evaluation, checkpoints and the run directory."""
 
 import os
 
-# Large tensors on huge pages: the banks' gradients are allocated anew in every step, and page faults
-# took a fifth of their product's time. Torch reads this at its first large allocation; every command
-# and `python -m trainer` pass here before that.
+# Allocate large tensors on huge pages: every step allocates the banks' gradients, and page faults took a
+# fifth of the time of their matrix products. Torch reads this at its first large allocation, so it is set
+# here, which every command and `python -m trainer` import first.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,4 +1,4 @@
-"""From exceptions to what a person sees: one line and an exit code, or a traceback."""
+"""From exceptions to what a user sees: one line and an exit code, or a traceback."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from parallel.errors import RankFailure, UserError
 
-# What the machine, not the program, has got wrong.
+# Errors of the machine, not of the program.
 _MACHINE = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -22,7 +22,7 @@ _MACHINE = {
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has saved what it had."""
+    """A signal stopped the run; it has saved a checkpoint."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped at step {step}")
@@ -37,17 +37,16 @@ def machine_error(error: OSError, path: Path | str, doing: str) -> UserError:
 
 
 def exit_code(action: Callable[[], None], debug: bool = False) -> int:
-    """Run `action`; 0 when it returns, 2 after one line on stderr for a user's mistake, 1 after one for
-    what befell the processes.
+    """Run `action`; returns 0, or 2 for a user's mistake and 1 for a rank failure, after one line on stderr.
 
-    With `debug` every error is shown with its traceback. A signal gives 128 + its number.
+    With `debug` also the traceback. A signal gives 128 + its number.
     """
     try:
         action()
     except UserError as error:
         if debug:
             traceback.print_exc()
-        # What is wrong for one rank is mostly wrong for all: the first one of each host says it.
+        # Mostly all ranks make the same mistake: the first one of each host prints it.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Ctrl-C, termination and early warnings: remember the signal, let the current step finish."""
+"""Ctrl-C, termination and early warnings: remember the signal and let the current step finish."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ from torch import distributed
 
 
 class StopRequest:
-    """A context in which SIGINT, SIGTERM and SIGUSR2 only ask for a stop; a second Ctrl-C acts at once.
+    """A context in which SIGINT, SIGTERM and SIGUSR2 only request a stop; a second Ctrl-C acts at once.
 
-    SIGUSR2 is the usual warning ahead of the end of a cluster job. `number` is the signal that all
-    ranks know of: in one process at once, in several after `agree`, for each rank hears of a signal
-    at a moment of its own, and one that left a collective operation early would hang the others.
+    SIGUSR2 is the usual warning before a cluster job's time limit. `number` is the signal that all ranks
+    know of: a single process knows at once, several only after `agree`, because each rank gets the
+    signal at another moment, and one that stopped early would leave the others hanging in a collective.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class StopRequest:
         self._group: distributed.ProcessGroup | None = None
 
     def __enter__(self) -> "StopRequest":
-        # Python delivers signals to the main thread only and lets no other set handlers.
+        # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 self._previous[number] = signal.signal(number, self._remember)
@@ -35,14 +35,14 @@ class StopRequest:
             signal.signal(*self._previous.popitem())
 
     def agree(self) -> int | None:
-        """The signal that any rank has seen, the same answer on every rank.
+        """The signal that any rank has seen; the same on every rank.
 
-        A collective operation over all ranks: call it at the same step boundary everywhere.
+        Collective: every rank calls it at the same step boundary.
         """
         if not _several_ranks():
             return self.number
         if self._group is None:
-            # Over gloo, so that a step on a CUDA device need not be waited for.
+            # Over gloo, which does not wait for the step on a CUDA device.
             self._group = distributed.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
         flag = torch.tensor([self._seen or 0])
         distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from models import ViTConfig
 from models.mixers.translution import Translution
@@ -33,8 +32,8 @@ from parallel.processes import join_processes, run_processes
 from parallel.sharding.offset import shard_offsets
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
-from trainer.metrics import Classification
 from trainer.reporting.table import Table
+from trainer.train import train_step
 from trainer.verify.verify import bank_bytes
 
 TARGET = 1.8  # of an operator call on a quiet machine
@@ -187,14 +186,13 @@ class _Step:
         images = torch.randn((size.batch, 3, side, side), generator=generator)
         labels = torch.randint(10, (size.batch,), generator=generator)
         self._batch = Batch(*(part.chunk(mesh.data)[mesh.data_rank] for part in (images, labels)))
-        self._loss: Callable[[nn.Module, Batch], Tensor] = Classification().loss
 
     @property
     def bank_bytes(self) -> int:
         return bank_bytes(self._engine.model)
 
     def __call__(self) -> None:
-        self._engine.step([self._batch], 1, self._loss)
+        train_step(self._engine, [self._batch])
 
 
 def _in_turns(

@@ -14,6 +14,7 @@ from parallel.engine.torch_engine import TorchEngine
 from trainer.data.text.datasets import OpenWebTextConfig
 from trainer.data.text.manifest import MANIFEST, read_manifest
 from trainer.reporting.table import Table
+from trainer.train import train_step
 
 _BATCH = 16
 _TOKENS = 160
@@ -53,7 +54,7 @@ def bench_text(path: Path, seconds: float) -> Table:
     for _ in range(_WARM + _STEPS):
         batch = next(batches).to(device)
         start = time.perf_counter()
-        engine.step([batch], 1, source.task.loss).loss.item()
+        train_step(engine, [batch]).loss.item()
         steps.append(time.perf_counter() - start)
     load, step = median(loads), median(steps[_WARM:])
     table = Table(f"{path}: batches of {_BATCH} sequences of {_TOKENS} tokens on {device.type}")

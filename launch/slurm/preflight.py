@@ -1,6 +1,5 @@
 """What the planner says, before a job runs, of the memory its net needs and of the bytes of a save."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from launch.slurm.allocation import Allocation
@@ -8,7 +7,7 @@ from parallel.mesh import mesh_of
 from parallel.planner.plan import plan
 from parallel.planner.units import size_text
 from trainer.config.run import RunConfig
-from trainer.study import study_members
+from trainer.config.study import run_members
 
 _SAVED_BYTES = 12
 """Per parameter: the weight and Adam's two moments in float32."""
@@ -34,7 +33,7 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
             net.precision,
             cpu=allocation.gpus_per_node is None,
         )
-        for net in [member.config for member in study_members(config, Path())] or [config]
+        for net in [member.config for member in run_members(config)]
     ]
     largest = max(plans, key=lambda each: each.memory.peak)
     saved = _SAVED_BYTES * max(each.total for each in plans)

@@ -74,7 +74,7 @@ def environment(reports: list[Report]) -> dict[str, str]:
         (interface,) = interfaces
         for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             given.setdefault(key, interface)
-    return given | {"TRANSLUTION_LIFE": uuid.uuid4().hex}
+    return given | {"TRANSLUTION_START_TOKEN": uuid.uuid4().hex}
 
 
 def _root() -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from models import ModelConfig, build_model
+from parallel.engine.batch import micro_batch_size
+from parallel.engine.interface import Engine, Precision
 from parallel.engine.optimizer import OptimizerConfig
-from parallel.engine.torch_engine import Engine, Precision, TorchEngine
+from parallel.engine.torch_engine import TorchEngine
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
+from parallel.sharding.layout import shards
 from parallel.sharding.parallelize import parallelize
 
 
@@ -26,20 +29,36 @@ def build_engine(
 ) -> Engine:
     """The engine that `parallel` asks for; `batch` is the global batch of one optimizer step.
 
-    Raises UserError where net, mesh and batch do not fit.
+    Raises UserError where net, mesh, batch and precision do not fit together.
     """
-    if batch % (accumulate * mesh.data):
-        raise UserError(
-            f"train.batch={batch} is not divisible by accumulate {accumulate} × {mesh.data} data ranks"
-        )
+    micro_batch = micro_batch_size(batch, accumulate, mesh.data)
+    parallel.check_precision(precision)
     if parallel.engine == "torch":
         net = parallelize(_on_meta(model), mesh, parallel, seed, device)
-        return TorchEngine(net, optimizer, device, precision, mesh)
-    from parallel.engine.deepspeed_engine import DeepSpeedEngine, take_share
+        return TorchEngine(net, optimizer, device, precision, mesh, accumulate)
+    from parallel.engine.deepspeed_engine import DeepSpeedEngine, zero3_partitioner
 
-    take = take_share(precision) if parallel.zero == 3 else None
-    net = parallelize(_on_meta(model), mesh, parallel, seed, device, take)
-    return DeepSpeedEngine(net, optimizer, device, precision, mesh, parallel, batch, accumulate)
+    partition = zero3_partitioner(precision) if parallel.zero == 3 else None
+    net = parallelize(_on_meta(model), mesh, parallel, seed, device, partition)
+    return DeepSpeedEngine(net, optimizer, device, precision, mesh, parallel, micro_batch, accumulate)
+
+
+def check_trainable(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+    *,
+    precision: Precision = "fp32",
+    batch: int,
+    accumulate: int = 1,
+) -> None:
+    """Raises the UserError that build_engine would, without drawing a weight."""
+    parallel.check_precision(precision)
+    micro_batch_size(batch, accumulate, mesh.data)
+    try:
+        shards(_on_meta(model), mesh)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
 
 
 def _on_meta(model: ModelConfig) -> torch.nn.Module:

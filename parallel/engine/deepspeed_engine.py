@@ -1,7 +1,7 @@
-"""The DeepSpeed engine: ZeRO 0–3 over the data axis beside our model-parallel axes.
+"""The DeepSpeed engine: ZeRO 0–3 over the data axis, combined with our model-parallel axes.
 
-DeepSpeed's JSON is derived here, never written by hand. It receives fairscale's groups as `mpu`, so it
-partitions over the data axis only, and sums norms over the model-parallel group.
+DeepSpeed's JSON is derived here, never written by hand. It gets fairscale's groups as `mpu`, so it
+partitions over the data axis only and sums norms over the model-parallel group.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,25 +19,25 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 from torch import Tensor, nn
 
-from parallel.engine.gradients import gradient_norm
+from parallel.engine.gradients import gradient_norm, mean_over_data
+from parallel.engine.interface import BatchT, Precision, StepResult
 from parallel.engine.optimizer import OptimizerConfig, build_optimizer, learning_rate
-from parallel.engine.torch_engine import (
-    BatchT,
-    Precision,
-    StepResult,
+from parallel.engine.parameters import (
     check_shapes,
     count_parameters,
     load_parameter_states,
-    mean_over_data,
     parameter_state,
 )
 from parallel.mesh import Mesh, ParallelConfig
 
-SUB_GROUP_SIZE = 1_000_000  # numbers of a rank that ZeRO-3 updates at once
+SUB_GROUP_SIZE = 1_000_000  # parameters of a rank that ZeRO-3 updates at once
 
 
 class DeepSpeedEngine:
-    """See parallel.engine.Engine. bf16 holds weights in bfloat16 with float32 masters."""
+    """See `parallel.engine.interface.Engine`. bf16: bfloat16 weights with float32 master weights.
+
+    micro_batch  samples of this rank in one forward pass
+    """
 
     def __init__(
         self,
@@ -47,52 +47,54 @@ class DeepSpeedEngine:
         precision: Precision,
         mesh: Mesh,
         parallel: ParallelConfig,
-        batch: int,
+        micro_batch: int,
         accumulate: int,
     ) -> None:
-        parallel.check_precision(precision)
         deepspeed = import_deepspeed()
         self.config, self.device, self.precision, self.mesh = config, device, precision, mesh
+        self.accumulate = accumulate
         self.steps_done = 0
         self._zero = parallel.zero
-        settings = deepspeed_settings(config, parallel, precision, mesh, batch, accumulate)
         self._engine, self.optimizer, *_ = deepspeed.initialize(
             model=model.to(device) if parallel.zero < 3 else model,
             optimizer=build_optimizer(model, config),
-            config=settings,
+            config=deepspeed_settings(config, parallel, precision, micro_batch, accumulate),
             mpu=fairscale_groups,
         )
         self.model = self._engine.module
         if precision == "bf16":
-            self.model.register_forward_pre_hook(_in_bfloat16)
+            self.model.register_forward_pre_hook(_images_to_bfloat16)
+        self._losses: list[Tensor] = []  # of this step's micro-batches, each divided by accumulate
 
     @property
     def parameters(self) -> int:
         return count_parameters(self.model, self.mesh)
 
-    def step(
-        self,
-        micro_batches: Iterable[BatchT],
-        accumulate: int,
-        loss: Callable[[nn.Module, BatchT], Tensor],
-    ) -> StepResult:
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self._engine.train()
-        total = torch.zeros((), device=self.device)
+        return self._engine(inputs, targets)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)  # which divides by its own number of accumulation steps
+        self._losses.append(loss.detach() / self.accumulate)
+        if len(self._losses) < self.accumulate:
+            self._engine.step()  # DeepSpeed counts micro-batches by this; no weight changes yet
+
+    def update(self) -> StepResult:
+        assert len(self._losses) == self.accumulate
         lr = learning_rate(self.steps_done, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = total
-        for number, batch in enumerate(micro_batches, 1):
-            part = loss(self._engine, batch)
-            self._engine.backward(part)
-            total += part.detach() / accumulate
-            if number == accumulate and self._zero == 0:  # DeepSpeed tells no norm then
-                norm = gradient_norm(list(self.model.parameters()), self.mesh)
-            self._engine.step()
-        if self._zero:
+        norm = None
+        if self._zero == 0:  # where DeepSpeed does not report the norm
+            norm = gradient_norm(list(self.model.parameters()), self.mesh)
+        self._engine.step()
+        if norm is None:
             norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
         self.steps_done += 1
-        return StepResult(mean_over_data(total, self.mesh), norm.float(), lr)
+        loss = sum(self._losses, torch.zeros((), device=self.device))
+        self._losses.clear()
+        return StepResult(mean_over_data(loss, self.mesh), norm.float(), lr)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
@@ -104,7 +106,7 @@ class DeepSpeedEngine:
         if self._zero:
             from parallel.engine import deepspeed_state  # which imports DeepSpeed
 
-            # One at a time: whole states of all parameters at once are what ZeRO is there to avoid.
+            # One parameter at a time: ZeRO exists so that no rank holds the whole state at once.
             parameters = {}
             for name, parameter in named.items():
                 read = deepspeed_state.read(self.optimizer, self._zero, parameter)
@@ -134,14 +136,13 @@ def deepspeed_settings(
     config: OptimizerConfig,
     parallel: ParallelConfig,
     precision: Precision,
-    mesh: Mesh,
-    batch: int,
+    micro_batch: int,
     accumulate: int,
 ) -> dict[str, Any]:
-    """DeepSpeed's JSON for this run; `batch` is the global batch of one optimizer step."""
+    """DeepSpeed's JSON for this run."""
     zero: dict[str, Any] = {"stage": parallel.zero}
     if parallel.zero == 3:
-        # A gathered bank is freed when its layer is done: little stays, nothing is fetched ahead.
+        # Free a gathered bank as soon as its layer is done; keep little, prefetch nothing.
         zero |= {
             "stage3_max_live_parameters": 1,
             "stage3_max_reuse_distance": 0,
@@ -153,7 +154,7 @@ def deepspeed_settings(
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": batch // (accumulate * mesh.data),
+        "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": config.clip or 0.0,
         "zero_optimization": zero,
@@ -165,10 +166,11 @@ def deepspeed_settings(
 
 
 def import_deepspeed() -> types.ModuleType:
-    """DeepSpeed without its greetings, and without the compiler run it makes on the CPU."""
+    """DeepSpeed, without its log messages and without compiling a kernel on the CPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed calls collectives by names that torch has begun to rename.
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants it, also of a process without a launcher
+    # DeepSpeed calls collectives by names that torch has deprecated.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning, "torch.distributed")
     import deepspeed
 
@@ -180,14 +182,14 @@ def import_deepspeed() -> types.ModuleType:
     return deepspeed
 
 
-def take_share(precision: Precision) -> Callable[[nn.Module], None]:
-    """For parallelize(): partitions a module's weights over the data axis as soon as they are drawn, so
-    that a rank never holds more than one layer whole (ZeRO-3)."""
+def zero3_partitioner(precision: Precision) -> Callable[[nn.Module], None]:
+    """For parallelize(): a function that partitions a module's weights over the data axis right after
+    they are drawn, so that a rank never holds more than one whole layer (ZeRO-3)."""
     deepspeed = import_deepspeed()
 
-    def take(module: nn.Module) -> None:
+    def partition(module: nn.Module) -> None:
         for parameter in module.parameters():
-            if precision == "bf16" and not hasattr(parameter, "ds_id"):  # not taken yet
+            if precision == "bf16" and not hasattr(parameter, "ds_id"):  # not partitioned yet
                 parameter.data = parameter.data.bfloat16()
         settings = {
             "train_micro_batch_size_per_gpu": 1,
@@ -196,13 +198,14 @@ def take_share(precision: Precision) -> Callable[[nn.Module], None]:
         }
         deepspeed.zero.Init(
             module=module,
-            data_parallel_group=fairscale_groups.get_data_parallel_group(),  # its `mpu` is ignored
+            data_parallel_group=fairscale_groups.get_data_parallel_group(),  # zero.Init ignores `mpu`
             config_dict_or_path=settings,
         )
 
-    return take
+    return partition
 
 
-def _in_bfloat16(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Images in the dtype of the weights that meet them; ids stay."""
-    return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
+def _images_to_bfloat16(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook: images in the dtype of the weights. Token ids and targets stay as they are."""
+    first, *rest = inputs
+    return (first.bfloat16() if first.is_floating_point() else first, *rest)

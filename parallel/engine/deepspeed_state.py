@@ -1,7 +1,7 @@
-"""Weights and moments of a ZeRO optimizer by parameter name, read out and put back.
+"""Reads and writes the weights and moments of a ZeRO optimizer by parameter.
 
-DeepSpeed's own helpers serve reading; writing into a fresh optimizer, whose moments do not exist yet,
-and into parts that are padded, they do not.
+DeepSpeed has helpers for reading. They cannot write into a fresh optimizer, whose moments do not exist
+yet, nor into padded partitions.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
-from parallel.engine.torch_engine import MOMENTS
+from parallel.engine.parameters import MOMENTS
 
 
 def read(zero: Any, stage: int, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The parameter's float32 weight and moments, whole; collective over the data axis."""
-    if not _flat_states(zero, stage)[0]:
-        _begin(zero, stage, steps=0)
+    """The parameter's whole float32 weight and moments; collective over the data axis."""
+    if not _optimizer_states(zero, stage)[0]:
+        _create_moments(zero, stage, steps=0)
     if stage < 3:
-        _link(zero)
+        _link_moments(zero)
     weight = safe_get_full_fp32_param(parameter)
     moments = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
     assert weight is not None
@@ -30,10 +30,10 @@ def read(zero: Any, stage: int, parameter: nn.Parameter) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def write(zero: Any, stage: int, saved: dict[nn.Parameter, dict[str, Tensor]], steps: int) -> None:
-    """Puts weights and moments back into this rank's parts, as they are after `steps` steps."""
-    _begin(zero, stage, steps)
+    """Writes weights and moments into this rank's partitions; `steps` becomes the step count."""
+    _create_moments(zero, stage, steps)
     if stage < 3:
-        _link(zero)
+        _link_moments(zero)
     for parameter, tensors in saved.items():
         for key, name in ((None, "weight"), *((m, m) for m in MOMENTS)):
             if stage < 3:
@@ -54,23 +54,23 @@ def write(zero: Any, stage: int, saved: dict[nn.Parameter, dict[str, Tensor]], s
         zero._reassign_or_swap_out_partitioned_parameters(group)
 
 
-def _flats(zero: Any, stage: int) -> list[Tensor]:
+def _flat_weights(zero: Any, stage: int) -> list[Tensor]:
     return zero.single_partition_of_fp32_groups if stage < 3 else zero.fp32_partitioned_groups_flat
 
 
-def _flat_states(zero: Any, stage: int) -> list[dict[str, Tensor]]:
-    return [zero.optimizer.state.get(flat, {}) for flat in _flats(zero, stage)]
+def _optimizer_states(zero: Any, stage: int) -> list[dict[str, Tensor]]:
+    return [zero.optimizer.state.get(flat, {}) for flat in _flat_weights(zero, stage)]
 
 
-def _begin(zero: Any, stage: int, steps: int) -> None:
-    for flat in _flats(zero, stage):
+def _create_moments(zero: Any, stage: int, steps: int) -> None:
+    for flat in _flat_weights(zero, stage):
         zero.optimizer.state[flat] = {
             "step": torch.tensor(float(steps), device=flat.device),
             **{m: torch.zeros_like(flat) for m in MOMENTS},
         }
 
 
-def _link(zero: Any) -> None:
-    """Joins parameters to their moments anew: of several groups DeepSpeed joins only the first."""
+def _link_moments(zero: Any) -> None:
+    """Links parameters to their moments again: DeepSpeed links only the first of several groups."""
     zero._hp_optimizer_states_linked = False
     zero._lazy_init_hp_params_optimizer_state()

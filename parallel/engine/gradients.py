@@ -16,12 +16,22 @@ def average_gradients(parameters: list[nn.Parameter], mesh: Mesh) -> None:
         return
     work = []
     for parameter in parameters:
-        if parameter.grad is None:  # all ranks send the same
+        if parameter.grad is None:  # every rank must send the same tensors
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad.div_(mesh.data)
         work.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
     for each in work:
         each.wait()
+
+
+def mean_over_data(number: Tensor, mesh: Mesh) -> Tensor:
+    """The mean of a scalar over the data axis."""
+    group = mesh.group("data")
+    if group is None:
+        return number
+    number = number / mesh.data
+    dist.all_reduce(number, group=group)
+    return number
 
 
 def gradient_norm(parameters: list[nn.Parameter], mesh: Mesh) -> Tensor:

@@ -41,12 +41,12 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for an optimizer: matrices and banks with decay, all else without.
+    """Two groups for an optimizer: matrices and banks with weight decay, everything else without.
 
-    Without decay are parameters of at most one dimension (norms, biases) and those whose names
-    `model.no_decay()` gives (class token, position embeddings), where the model has that method.
-    (A parameter that ZeRO-3 has taken apart tells its shape as `ds_shape`.)
+    No decay: parameters of at most one dimension (norms, biases) and those named by
+    `model.no_decay()` (class token, position embeddings), if the model has that method.
     """
+    # A parameter that ZeRO-3 has partitioned keeps its whole shape as ds_shape.
     tokens: set[str] = model.no_decay() if hasattr(model, "no_decay") else set()  # pyright: ignore
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decays = {name: len(getattr(p, "ds_shape", p.shape)) > 1 and name not in tokens for name, p in named}
@@ -57,6 +57,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the groups above; its learning rate is set anew before every step."""
+    """AdamW over the groups above; the engine sets the learning rate before every step."""
     groups = parameter_groups(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

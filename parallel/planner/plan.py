@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from models import ModelConfig
-from parallel.engine.torch_engine import Precision
+from parallel.engine.batch import micro_batch_size
+from parallel.engine.interface import Precision
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import Flops, sample_flops
@@ -111,10 +112,7 @@ def plan(
     Raises UserError where net, mesh and batch do not fit, with what would be right.
     """
     net = model if isinstance(model, LayerKinds) else layer_kinds(model)
-    if batch % (accumulate * mesh.data):
-        raise UserError(
-            f"train.batch={batch} is not divisible by train.accumulate={accumulate} × {mesh.data} data ranks"
-        )
+    micro_batch_size(batch, accumulate, mesh.data)
     net.pieces(mesh)  # which refuses a net that does not divide
     place = fullest_rank(net, mesh)
     return Plan(

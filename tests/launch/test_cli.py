@@ -1,4 +1,4 @@
-"""The commands: what a person types, and one line for what went wrong."""
+"""The commands: what users type, and one line for each mistake."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def test_evaluate_prints_what_training_printed(config_file: Path, tmp_path: Path
 
 
 def test_python_m_trainer_is_the_same_run(config_file: Path, tmp_path: Path, translution: Callable):
-    """With the argument that DeepSpeed's launcher adds, and options between the words."""
+    """Also with the argument that DeepSpeed's launcher adds, and with options between the overrides."""
     runs = [tmp_path / "one", tmp_path / "two"]
     assert translution("train", config_file, f"run_dir={runs[0]}").code == 0
     words = ["--local_rank=0", str(config_file), f"run_dir={runs[1]}", "--debug", "seed=0"]
@@ -42,7 +42,7 @@ def test_python_m_trainer_is_the_same_run(config_file: Path, tmp_path: Path, tra
     assert losses[0] == losses[1]
 
 
-def test_plain_lines_tell_loss_rate_speed_and_time_left(
+def test_plain_lines_show_loss_rate_speed_and_time_left(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
     out = translution("train", config_file, f"run_dir={tmp_path / 'run'}").out
@@ -50,11 +50,11 @@ def test_plain_lines_tell_loss_rate_speed_and_time_left(
     assert re.search(line, out)
 
 
-def test_ctrl_c_saves_and_tells_how_to_go_on(config_file: Path, tmp_path: Path, translution: Callable):
+def test_ctrl_c_saves_and_prints_how_to_resume(config_file: Path, tmp_path: Path, translution: Callable):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     many = ("train.steps=200", "train.checkpoint_every=null", "train.log_every=1")
     assert translution("train", config_file, f"run_dir={whole}", *many).code == 0
-    env = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process, for equality to the last digit
+    env = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: equal to the last digit
     command = [sys.executable, "-m", "trainer", str(config_file), f"run_dir={cut}", *many]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
@@ -67,7 +67,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(config_file: Path, tmp_path: Path, 
         process.send_signal(signal.SIGINT)
         out, err = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130, err
-    assert f"go on with: translution train --resume {cut}" in out
+    assert f"resume with: translution train --resume {cut}" in out
     assert "Traceback" not in err
     assert len(checkpoints(cut / "checkpoints")) == 1
     assert not (cut / "result.json").exists()
@@ -81,6 +81,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(config_file: Path, tmp_path: Path, 
     ("words", "line"),
     [
         (["train.stepz=3"], "unknown key train.stepz=3: did you mean train.steps?"),
+        (["train.accumulate=3"], "train.batch=8 is not divisible by train.accumulate=3 × 1 data ranks"),
         (["train.steps=many"], "train.steps=many: should be a valid integer"),
         (["model.patch_size=27"], "model.image_size 84 is not a multiple of patch_size 27"),
         (["model.mixer.heads=0"], "model.mixer.heads=0"),
@@ -112,11 +113,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert line in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert out == ""  # nothing had begun
+    assert out == ""  # nothing had started
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_process_itself_ends_with_2_and_no_traceback_unless_debugging(config_file: Path):
+def test_the_process_exits_with_2_and_no_traceback_unless_debugging(config_file: Path):
     command = [sys.executable, "-m", "launch.cli", "train", str(config_file), "seed=x"]
     command[1:3] = ["-c", "from launch.cli import main; main()"]
     for extra, traceback in ([], False), (["--debug"], True):

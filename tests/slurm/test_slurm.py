@@ -116,7 +116,7 @@ def test_a_run_goes_on_elsewhere_when_its_node_is_lost_and_the_old_process_write
         assert box.ended(job(run)) == "COMPLETED"
         assert losses(run) == undisturbed
         log = run / "slurm" / f"{job(run)}_0_log.out"
-        box.until(lambda: "taken over by a newer start" in log.read_text(), 20, "the old one is kept out")
+        box.until(lambda: "a newer start of this run" in log.read_text(), 20, "the old one is kept out")
     finally:
         box.node(lost, "plug")
 

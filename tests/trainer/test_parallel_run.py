@@ -1,4 +1,4 @@
-"""Whole runs on several processes: the losses of one, resumed anywhere, and refused in one line."""
+"""Whole runs on several processes: the losses of one process, resumed on any mesh, refused in one line."""
 
 import json
 import os
@@ -20,9 +20,9 @@ UNEVEN = TINY | {
 }
 DEBUG = ["configs/debug.yaml", "study=null", "device=cpu", "data.test_samples=20", "train.log_every=1"]
 MESH = ["parallel.offset=2", "parallel.engine=deepspeed", "parallel.zero=3"]
-ALONE = ["parallel.offset=1", "parallel.engine=torch", "parallel.zero=0"]
+SINGLE = ["parallel.offset=1", "parallel.engine=torch", "parallel.zero=0"]
 
-# Words after the config, and what the one line says.
+# Overrides, and what the error line says.
 BAD = {
     "world that does not factor": (
         ["parallel.offset=3"],
@@ -67,38 +67,38 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """One process: the tiny net, and five steps of the debug config."""
-    assert main([str(folder / "tiny.yaml"), f"run_dir={folder / 'alone'}"]) == 0
+def single(folder):
+    """Runs of a single process: the tiny net, and five steps of the debug config."""
+    assert main([str(folder / "tiny.yaml"), f"run_dir={folder / 'single'}"]) == 0
     assert main([*DEBUG, "train.steps=5", f"run_dir={folder / 'debug'}"]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(alone):
-    """How the runs on two processes ended, by name; they are also in the folder."""
-    tiny = str(alone / "tiny.yaml")
-    runs = {name: [tiny, f"run_dir={alone / 'bad'}", *words] for name, (words, _) in BAD.items()}
-    runs["debug"] = [*DEBUG, "train.steps=5", "parallel.offset=2", f"run_dir={alone / 'debug-2'}"]
+def two(single):
+    """How the runs on two processes ended, by name; their directories are in the folder."""
+    tiny = str(single / "tiny.yaml")
+    runs = {name: [tiny, f"run_dir={single / 'bad'}", *overrides] for name, (overrides, _) in BAD.items()}
+    runs["debug"] = [*DEBUG, "train.steps=5", "parallel.offset=2", f"run_dir={single / 'debug-2'}"]
     return dict(zip(runs, train_on(2, list(runs.values()), seconds=100), strict=True))
 
 
 @pytest.fixture(scope="module")
-def four(alone):
-    """A run under offset 2 × data 2 × ZeRO-3, and that of one process gone on with there."""
-    cut_back(alone / "alone", alone / "resumed-on-four")
+def four(single):
+    """A run under offset 2 × data 2 × ZeRO-3, and one that resumes a single process's run there."""
+    cut_back(single / "single", single / "resumed-on-four")
     runs = [
-        [*DEBUG, "train.steps=5", "parallel.offset=2", f"run_dir={alone / 'debug-4'}"],
-        [str(alone / "tiny.yaml"), f"run_dir={alone / 'four'}", *MESH],
-        ["--resume", str(alone / "resumed-on-four"), *MESH],
+        [*DEBUG, "train.steps=5", "parallel.offset=2", f"run_dir={single / 'debug-4'}"],
+        [str(single / "tiny.yaml"), f"run_dir={single / 'four'}", *MESH],
+        ["--resume", str(single / "resumed-on-four"), *MESH],
     ]
     for ended in train_on(4, runs, seconds=100):
         assert ended.codes == [0] * 4, ended.errors
-    return alone
+    return single
 
 
 def cut_back(run, to):
-    """A copy of a run as it was at its checkpoint of step 3."""
+    """Copies a run as it was at its checkpoint of step 3."""
     shutil.copytree(run, to)
     later = list((to / "checkpoints").glob("step-00000006*"))
     assert later
@@ -111,25 +111,25 @@ def evaluation(run):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_ends_all_processes_with_one_line_and_leaves_no_directory(two, alone, name):
+def test_bad_input_stops_all_processes_with_one_line_and_no_run_directory(two, single, name):
     ended = two[name]
     assert ended.codes == [2, 2], ended.errors
     assert BAD[name][1] in ended.errors[0]
     assert "".join(ended.errors).count("\n") == 1
-    assert not (alone / "bad").exists()
+    assert not (single / "bad").exists()
 
 
-def test_the_debug_config_on_two_processes_has_the_losses_of_one(two, alone):
+def test_the_debug_config_on_two_processes_has_the_losses_of_one(two, single):
     assert two["debug"].codes == [0, 0], two["debug"].errors
-    assert losses(alone / "debug-2") == pytest.approx(losses(alone / "debug"), rel=1e-4)
-    assert len(losses(alone / "debug")) == 5
+    assert losses(single / "debug-2") == pytest.approx(losses(single / "debug"), rel=1e-4)
+    assert len(losses(single / "debug")) == 5
 
 
 def test_the_debug_config_on_four_processes_has_the_losses_of_one(four):
     assert losses(four / "debug-4") == pytest.approx(losses(four / "debug"), rel=1e-4)
 
 
-def test_torchrun_starts_the_processes_too(alone):
+def test_torchrun_starts_the_processes_too(single):
     command = [
         sys.executable,
         "-m",
@@ -139,31 +139,31 @@ def test_torchrun_starts_the_processes_too(alone):
         "-m",
         "trainer",
     ]
-    words = [alone / "tiny.yaml", f"run_dir={alone / 'torchrun'}", "parallel.offset=2"]
-    subprocess.run([*command, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=100)
-    assert losses(alone / "torchrun") == pytest.approx(losses(alone / "alone"), rel=1e-4)
+    arguments = [single / "tiny.yaml", f"run_dir={single / 'torchrun'}", "parallel.offset=2"]
+    subprocess.run([*command, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=100)
+    assert losses(single / "torchrun") == pytest.approx(losses(single / "single"), rel=1e-4)
 
 
-def test_an_uneven_evaluation_over_two_data_ranks_has_the_measures_of_one_process(four):
-    expected = evaluation(four / "alone")
+def test_an_uneven_evaluation_over_two_data_ranks_has_the_metrics_of_one_process(four):
+    expected = evaluation(four / "single")
     assert {name: pytest.approx(measures, rel=1e-4) for name, measures in expected.items()} == evaluation(
         four / "four"
     )
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_a_mesh_under_zero_3(four):
-    run = four / "resumed-alone"
+def test_one_process_resumes_from_a_checkpoint_of_a_mesh_under_zero_3(four):
+    run = four / "resumed-on-one"
     cut_back(four / "four", run)
-    assert main(["--resume", str(run), *ALONE]) == 0
-    assert losses(run) == pytest.approx(losses(four / "alone"), rel=1e-4)
+    assert main(["--resume", str(run), *SINGLE]) == 0
+    assert losses(run) == pytest.approx(losses(four / "single"), rel=1e-4)
 
 
-def test_a_mesh_under_zero_3_goes_on_from_a_checkpoint_of_one_process(four):
-    assert losses(four / "resumed-on-four") == pytest.approx(losses(four / "alone"), rel=1e-4)
-    assert losses(four / "four") == pytest.approx(losses(four / "alone"), rel=1e-4)
+def test_a_mesh_under_zero_3_resumes_from_a_checkpoint_of_one_process(four):
+    assert losses(four / "resumed-on-four") == pytest.approx(losses(four / "single"), rel=1e-4)
+    assert losses(four / "four") == pytest.approx(losses(four / "single"), rel=1e-4)
 
 
-def test_a_part_of_a_checkpoint_that_one_rank_cannot_read_is_named_and_all_end(four):
+def test_a_damaged_part_of_a_checkpoint_is_named_and_stops_all_ranks(four):
     run = four / "damaged"
     cut_back(four / "four", run)
     (part,) = (run / "checkpoints").glob("*.part1")
@@ -177,9 +177,9 @@ def test_a_part_of_a_checkpoint_that_one_rank_cannot_read_is_named_and_all_end(f
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("processes", [2, 4])
 def test_fifty_steps_of_the_debug_config_have_the_losses_of_one_process(tmp_path, processes):
-    words = [*DEBUG, "train.steps=50"]
-    assert main([*words, f"run_dir={tmp_path / 'one'}"]) == 0
-    runs = [[*words, "parallel.offset=2", f"run_dir={tmp_path / 'several'}"]]
+    arguments = [*DEBUG, "train.steps=50"]
+    assert main([*arguments, f"run_dir={tmp_path / 'one'}"]) == 0
+    runs = [[*arguments, "parallel.offset=2", f"run_dir={tmp_path / 'several'}"]]
     (ended,) = train_on(processes, runs, seconds=1000)
     assert ended.codes == [0] * processes, ended.errors
     one, several = losses(tmp_path / "one"), losses(tmp_path / "several")

@@ -4,10 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from trainer.signals import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_not_ignored() -> Iterator[None]:
+    """A shell starts background commands, perhaps these tests, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
@@ -30,6 +39,16 @@ def test_a_second_ctrl_c_acts_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_process_started_with_ctrl_c_ignored_still_stops_for_other_signals(number: signal.Signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == number
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
 _RANK = """
 import os, signal, sys, time
 from torch import distributed
@@ -48,6 +67,6 @@ print(step, stop.number)
 
 
 def test_ranks_stop_at_the_same_step_when_one_has_seen_a_signal(tmp_path):
-    words = [[sys.executable, "-c", _RANK, str(rank), str(tmp_path / "meet")] for rank in (0, 1)]
-    ranks = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in words]
+    commands = [[sys.executable, "-c", _RANK, str(rank), str(tmp_path / "rendezvous")] for rank in (0, 1)]
+    ranks = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in commands]
     assert [rank.communicate(timeout=60)[0].strip() for rank in ranks] == ["3 12", "3 12"]

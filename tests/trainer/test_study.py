@@ -59,17 +59,17 @@ def test_a_resumed_study_trains_only_what_is_missing(study_file: Path, tmp_path:
     before = {m: (root / m / "metrics.jsonl").stat().st_mtime_ns for m in MEMBERS}
     outcome = translution("train", "--resume", root)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("finished before") == 3
+    assert outcome.out.count("already finished") == 3
     assert outcome.out.split("\n\n")[-1] == table
     after = {m: (root / m / "metrics.jsonl").stat().st_mtime_ns for m in MEMBERS}
     assert [m for m in MEMBERS if before[m] != after[m]] == [MEMBERS[2]]
 
 
-def test_a_member_that_cannot_run_is_found_before_any_net_is_trained(
+def test_a_net_that_cannot_run_is_refused_before_any_is_trained(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
-    words = ("study={model.patch_size: [28, 29]}", f"run_dir={tmp_path / 'study'}")
-    outcome = translution("train", config_file, *words)
+    overrides = ("study={model.patch_size: [28, 29]}", f"run_dir={tmp_path / 'study'}")
+    outcome = translution("train", config_file, *overrides)
     assert outcome.code == 2
     assert "model.image_size 84 is not a multiple of patch_size 29" in outcome.err
     assert not (tmp_path / "study").exists()
@@ -78,17 +78,17 @@ def test_a_member_that_cannot_run_is_found_before_any_net_is_trained(
 def test_a_study_can_compare_whole_sections(config_file: Path, tmp_path: Path, translution: Callable):
     """Mixers of different kinds need not have a key in common."""
     mixers = "[{kind: translution, heads: 2, head_dim: 4, relative: v}, {kind: attention, heads: 1}]"
-    words = (f"study={{model.mixer: {mixers}}}", f"run_dir={tmp_path / 'study'}", "train.steps=1")
-    outcome = translution("train", config_file, *words)
+    overrides = (f"study={{model.mixer: {mixers}}}", f"run_dir={tmp_path / 'study'}", "train.steps=1")
+    outcome = translution("train", config_file, *overrides)
     assert outcome.code == 0, outcome.err
     rows = outcome.out.strip().split("\n")[-2:]
     assert [row.split()[0] for row in rows] == ["Translution", "Self-attention"]
     again = translution("train", "--resume", tmp_path / "study")
-    assert again.out.count("finished before") == 2
+    assert again.out.count("already finished") == 2
 
 
 def test_nets_of_one_name_are_refused(config_file: Path, tmp_path: Path, translution: Callable):
-    words = ("study={train.lr: [0.1, 0.1]}", f"run_dir={tmp_path / 'study'}")
-    outcome = translution("train", config_file, *words)
+    overrides = ("study={train.lr: [0.1, 0.1]}", f"run_dir={tmp_path / 'study'}")
+    outcome = translution("train", config_file, *overrides)
     assert outcome.code == 2
     assert "2 nets would be called lr=0.1" in outcome.err

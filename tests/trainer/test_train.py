@@ -1,4 +1,4 @@
-"""The loop: repeatable, resumable to the last digit, and what it leaves behind."""
+"""Training: repeatable, resumable to the last digit, and what it writes."""
 
 import json
 from collections.abc import Callable
@@ -41,14 +41,14 @@ def test_two_runs_of_one_config_write_the_same_losses(train: Callable):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     train: Callable, translution: Callable, lost: int
 ):
-    """Dropout is on, an evaluation lies in between, and steps after the checkpoint are lost."""
+    """With dropout, an evaluation in between, and steps lost after the checkpoint."""
     every = ("train.steps=8", "train.evaluate_every=2", "train.checkpoint_every=2")
-    undisturbed = train("undisturbed", *every)
+    uninterrupted = train("uninterrupted", *every)
     resumed = train("resumed", *every)
-    # Back to what a run killed after step 5 would have left: a checkpoint of step 4 or 2.
+    # Restore what a run killed after step 5 leaves: a checkpoint of step 4 or 2.
     for path in checkpoints(resumed / "checkpoints"):
         path.unlink()
     (resumed / "result.json").unlink()
@@ -60,16 +60,16 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(
 
     outcome = translution("train", "--resume", resumed)
     assert outcome.code == 0, outcome.err
-    assert losses(resumed) == losses(undisturbed)
-    assert evaluations(resumed) == evaluations(undisturbed)
-    states = [torch.load(checkpoints(r / "checkpoints")[-1]) for r in (resumed, undisturbed)]
+    assert losses(resumed) == losses(uninterrupted)
+    assert evaluations(resumed) == evaluations(uninterrupted)
+    states = [torch.load(checkpoints(r / "checkpoints")[-1]) for r in (resumed, uninterrupted)]
     nets = [state["engine"]["parameters"] for state in states]
     assert nets[0].keys() == nets[1].keys()
     for name, tensors in nets[0].items():  # weights and moments
         assert all(torch.equal(tensor, nets[1][name][key]) for key, tensor in tensors.items())
 
 
-def test_a_finished_run_can_be_lengthened(train: Callable, translution: Callable):
+def test_a_finished_run_can_be_resumed_with_more_steps(train: Callable, translution: Callable):
     run = train("run")
     outcome = translution("train", "--resume", run, "train.steps=8")
     assert outcome.code == 0, outcome.err
@@ -90,7 +90,7 @@ def test_a_run_directory_holds_the_whole_run(train: Callable):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml",
         "version.json",
-        "life",
+        "start_token",
         "metrics.jsonl",
         "saves.jsonl",
         "tensorboard",
@@ -121,8 +121,8 @@ def test_tensorboard_events_hold_the_logged_scalars(train: Callable):
 
 
 def test_the_net_learns(train: Callable):
-    words = ("train.steps=150", "train.batch=32", "train.log_every=150", "train.checkpoint_every=null")
-    run = train("run", *words, "model.width=16", "model.dropout=0", "data.test_samples=300")
+    overrides = ("train.steps=150", "train.batch=32", "train.log_every=150", "train.checkpoint_every=null")
+    run = train("run", *overrides, "model.width=16", "model.dropout=0", "data.test_samples=300")
     assert RunDirectory(run).read_result()["evaluation"]["static"]["accuracy"] > 30  # pyright: ignore
 
 
@@ -130,8 +130,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
     run = tmp_path / "run"
-    words = ("train.lr=1e38", "train.clip=null", "train.steps=20")
-    outcome = translution("train", config_file, f"run_dir={run}", *words)
+    overrides = ("train.lr=1e38", "train.clip=null", "train.steps=20")
+    outcome = translution("train", config_file, f"run_dir={run}", *overrides)
     assert outcome.code == 2
     assert "not finite since step" in outcome.err
     assert "train.lr=1e+38" in outcome.err

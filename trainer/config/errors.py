@@ -1,8 +1,9 @@
-"""One line for what pydantic found wrong: the key, its value and what is allowed."""
+"""One line for what pydantic finds wrong: the key, its value and what is allowed."""
 
 import difflib
 import re
-from typing import Any, get_args
+import sys
+from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -11,13 +12,13 @@ from parallel.errors import UserError
 
 
 class ConfigError(UserError):
-    """A config that cannot be run; the message is one line."""
+    """A config that cannot run; the message is one line."""
 
 
 def explain(error: ValidationError, root: type[BaseModel], values: Any) -> str:
     """The first problem in full, and how many more there are."""
     problems = error.errors(include_url=False)
-    # A misspelt key often makes another one missing: the misspelling is the news.
+    # A misspelt key often makes another one missing: report the misspelling.
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     line = _line(problems[0], root, values)
     more = len(problems) - 1
@@ -31,7 +32,8 @@ def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
         valid = sorted({name for cls in above for name in cls.model_fields})
         close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {_join(parent, close[0])}? " if close else ""
-        return f"unknown key {key}={_short(value)}: {hint}valid here: {', '.join(valid)}"
+        allowed = f"valid here: {', '.join(valid)}" if valid else "not valid here"
+        return f"unknown key {key}={_short(value)}: {hint}{allowed}"
     if kind == "model_type":
         return f"{key}={_short(value)}: must be a section of `key: value` lines"
     if kind == "missing":
@@ -44,22 +46,26 @@ def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
         tag = str(context["discriminator"]).strip("'")
         return f"{_join(key, tag)}={context['tag']}: must be one of {context['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.removeprefix("Input ")
+    message = " ".join(message.removeprefix("Input ").split())
     if kind == "value_error" and isinstance(value, dict):
-        # A rule between fields: its message begins with one of them and that one's value.
-        fields = {name for cls in classes for name in cls.model_fields}
-        named = re.split(r"[= ]", message)[0] in fields
-        return f"{key}.{message}" if named else f"{key}: {message}"
+        # A rule between fields. Its message mostly begins with one of them and that one's value.
+        fields = {name for cls in classes for name in cls.model_fields} | set(value)
+        if re.split(r"[=: ]", message)[0] in fields:
+            return f"{key}.{message}"
+        if _is_import_path(value.get("kind")):
+            return f"{key}.kind={value['kind']}: {message}"
+        return f"{key}: {message}"
     return f"{key}={_short(value)}: {message}"
 
 
 def _locate(
     problem: ErrorDetails, root: type[BaseModel], values: Any
 ) -> tuple[str, str, list[type[BaseModel]], list[type[BaseModel]]]:
-    """The key a person wrote, the key above it, and the config classes possible above and there.
+    """The key as the user wrote it, its parent's key, and the config classes possible at the parent and
+    at the key.
 
-    Pydantic's path also holds union tags and validator names, which are no keys: they are told
-    apart by walking down the values. The last part of a path may be missing from them.
+    Pydantic's location also has union tags and validator names, which are not keys; those are not in
+    the values. Only the last part of a location may be a key that is missing from them.
     """
     loc = problem["loc"]
     key, parent = "", ""
@@ -88,11 +94,22 @@ def _below(classes: list[type[BaseModel]], field: str, value: Any) -> list[type[
 
 
 def _of_kind(classes: list[type[BaseModel]], value: dict) -> list[type[BaseModel]]:
+    """Those of `classes` that have the value's kind, else all; for an import path the class it names."""
+    kind = value.get("kind")
+    if _is_import_path(kind):
+        module, _, name = kind.partition(":")
+        cls = getattr(sys.modules.get(module), name, None)  # imported when the config was checked
+        return [cls] if isinstance(cls, type) and issubclass(cls, BaseModel) else []
+
     def fits(cls: type[BaseModel]) -> bool:
-        kind = cls.model_fields.get("kind")
-        return kind is not None and value.get("kind") in get_args(kind.annotation)
+        field = cls.model_fields.get("kind")
+        return field is not None and kind in get_args(field.annotation)
 
     return [cls for cls in classes if fits(cls)] or classes
+
+
+def _is_import_path(kind: Any) -> TypeGuard[str]:
+    return isinstance(kind, str) and ":" in kind
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

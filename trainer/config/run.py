@@ -1,4 +1,4 @@
-"""A run's configuration: YAML, then `key=value` overrides, then checked and typed."""
+"""A run's config: a YAML file, then `key=value` overrides, then checked and typed."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from models import ModelConfig
 from parallel.engine.optimizer import OptimizerConfig
@@ -15,6 +15,7 @@ from parallel.mesh import ParallelConfig
 from trainer.config.errors import ConfigError, explain
 from trainer.data.digits.moving_mnist import MovingMnistConfig
 from trainer.data.images.imagenet import ImagenetConfig
+from trainer.data.source import Source
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
 
@@ -25,7 +26,7 @@ DataConfig = Annotated[
 
 
 class TrainConfig(OptimizerConfig):
-    """How long, in what portions, and what is written when (all counted in optimizer steps)."""
+    """Length and batch size of training; how often to log, evaluate and save, in optimizer steps."""
 
     batch: int = Field(64, ge=1, description="global batch: samples per optimizer step")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
@@ -35,15 +36,9 @@ class TrainConfig(OptimizerConfig):
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
 
-    @model_validator(mode="after")
-    def _divisible(self) -> "TrainConfig":
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch={self.batch} is not divisible by accumulate={self.accumulate}")
-        return self
-
 
 class RunConfig(BaseModel):
-    """Everything that decides a run; two runs of one config give the same losses."""
+    """Everything that determines a run: two runs of one config have the same losses."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,14 +61,18 @@ class RunConfig(BaseModel):
                 raise ValueError(f"{key} has no values; give a list of at least one")
         return study or None
 
+    def build_source(self) -> Source:
+        """The data that `data` names, for this `model`; raises UserError for files it cannot use."""
+        return self.data.build(self.model, self.seed)
+
 
 def load_config(path: Path | str, overrides: list[str]) -> RunConfig:
     """Read the YAML file `path`, apply `key=value` overrides and check the result.
 
-    The file's key `base` may name another one, relative to it, whose values hold where its own do
-    not; a section with another `kind` replaces the base's.
-    Values are YAML: `train.lr=1e-4`, `study=null`, `train.betas=[0.9,0.95]`; keys may index lists:
-    `model.mixers[0].rank=4`. Raises ConfigError, one line naming the key, its value and what is
+    The file's key `base` may name another file, relative to it, for values that it does not set
+    itself; a section with another `kind` replaces the base's.
+    Override values are YAML: `train.lr=1e-4`, `study=null`, `train.betas=[0.9,0.95]`; keys may index
+    lists: `train.betas[1]=0.9`. Raises ConfigError, one line with the key, its value and what is
     allowed.
     """
     path = Path(path)
@@ -104,15 +103,30 @@ def parse_config(values: dict[Any, Any]) -> RunConfig:
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """A copy of `config` with dotted keys set to new values, checked again."""
-    # Unset fields stay out, for their defaults may depend on what is set.
+    # Leave unset fields out: their defaults may depend on what is set.
     tree = OmegaConf.create(config.model_dump(mode="json", exclude_unset=True))
     for key, value in values.items():
         _set(tree, key, value)
     return parse_config(OmegaConf.to_container(tree))  # pyright: ignore[reportArgumentType]
 
 
+def flat_values(config: RunConfig) -> dict[str, str]:
+    """Every value of a config as text, by its dotted key."""
+    return _flat(config.model_dump(mode="json"), "")
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
 def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
-    """The file's values over those of the file that its key `base` names, relative to it."""
+    """The file's values, over those of its `base`. `above` are the files that named this one."""
     own = _read_one(path)
     base = own.pop("base", None)
     if base is None:
@@ -127,7 +141,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def _layered(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
-    """`own` over `base`, section by section; one of another kind replaces the base's whole."""
+    """`own` over `base`, section by section; a section of another kind replaces the base's."""
     merged = dict(base)
     for key, value in own.items():
         below = base.get(key)

@@ -1,84 +1,74 @@
-"""What a person sees of a running net: a bar in a terminal, plain lines elsewhere."""
+"""Progress of a long task: a bar in a terminal, lines in files and pipes."""
 
 import sys
+import time
 from datetime import timedelta
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 
-class TerminalProgress:
-    """A live bar with loss, learning rate, samples per second and time left."""
+class Progress:
+    """Shows how much of `total` is done, some figures, and the time left.
 
-    def __init__(self, label: str, unit: str, done: int, steps: int) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            expand=True,
-        )
-        self._unit = unit
-        self._task = self._bar.add_task(label, completed=done, total=steps, figures="starting")
+    done          what an earlier start has done already
+    label         name of the task
+    unit          "step": show the count, as in step 3/60; empty: show per cent
+    line_seconds  least time between two lines; 0: a line for every `show`
+    """
 
-    def __enter__(self) -> "TerminalProgress":
-        self._bar.start()
+    def __init__(
+        self, total: int, done: int = 0, *, label: str = "", unit: str = "", line_seconds: float = 10.0
+    ) -> None:
+        self._total, self._first = max(total, 1), done
+        self._label, self._unit, self._line_seconds = label, unit, line_seconds
+        self._start = self._shown = time.monotonic()
+        self._bar = None
+        if sys.stdout.isatty() and Console().is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                TextColumn("{task.completed}/{task.total}" if unit else "{task.percentage:>3.0f}%"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                expand=True,
+            )
+            self._task = self._bar.add_task(label, total=self._total, completed=done, figures="starting")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
 
     def advance(self) -> None:
-        """One step is under way to the device; its numbers are not known yet."""
-        self._bar.advance(self._task)
+        """Move the bar by one; its figures are not known yet."""
+        if self._bar:
+            self._bar.advance(self._task)
 
-    def show(self, step: int, loss: float, lr: float, rate: float) -> None:
-        """Show the figures of `step`; `rate` is samples per second."""
-        figures = f"loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} {self._unit}/s"
-        self._bar.update(self._task, completed=step, figures=figures)
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-class PlainProgress:
-    """The same figures as lines, for files and pipes."""
-
-    def __init__(self, label: str, unit: str, done: int, steps: int, batch: int) -> None:
-        self._label = label
-        self._unit = unit
-        self._steps = steps
-        self._batch = batch
-
-    def __enter__(self) -> "PlainProgress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def advance(self) -> None:
-        """Nothing is shown between the lines."""
-
-    def show(self, step: int, loss: float, lr: float, rate: float) -> None:
-        """Print the figures of `step`; `rate` is samples per second."""
-        left = timedelta(seconds=round((self._steps - step) * self._batch / rate))
-        self.say(
-            f"{self._label}  step {step}/{self._steps}  loss {loss:.4f}  lr {lr:.2e}  "
-            f"{rate:,.0f} {self._unit}/s  {left} left"
-        )
+    def show(self, done: int, figures: str) -> None:
+        """Show that `done` of the total is done, with `figures` about it."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, figures=figures)
+            return
+        now = time.monotonic()
+        if now - self._shown < self._line_seconds or done <= self._first:
+            return
+        self._shown = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        left = timedelta(seconds=round((self._total - done) / rate))
+        place = f"{self._unit} {done}/{self._total}" if self._unit else f"{done / self._total:6.1%}"
+        self.say("  ".join([*([self._label] if self._label else []), place, figures, f"{left} left"]))
 
     def say(self, line: str) -> None:
-        """Print a line."""
-        print(line, flush=True)
-
-
-def open_progress(
-    label: str, unit: str, done: int, steps: int, batch: int
-) -> TerminalProgress | PlainProgress:
-    """The bar when standard output is a terminal, lines otherwise."""
-    if sys.stdout.isatty() and Console().is_terminal:
-        return TerminalProgress(label, unit, done, steps)
-    return PlainProgress(label, unit, done, steps, batch)
+        """Print a line, above the bar if there is one."""
+        if self._bar:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What a run was predicted to need, beside what it needed."""
+"""Predicted and measured memory and traffic of a run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from trainer.config.run import RunConfig
 
 
 class Resources:
-    """Peak bytes of this process and bytes it sends in an optimizer step, by axis.
+    """Peak memory of this process, and the bytes it sends in an optimizer step, by axis.
 
-    Bytes sent are counted in the third step of this process: in the first two, DeepSpeed also sends
-    what it needs to trace the net. Only CUDA's allocator knows its peak; on the CPU none is measured.
+    Traffic is counted in this process's third step: in the first two, DeepSpeed also sends what it needs
+    to trace the net. Peak memory is measured on CUDA only.
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Resources:
         self._sent: dict[str, int] | None = None
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch_step(self) -> Iterator[None]:
         """Around every optimizer step."""
         self._steps += 1
         if self._steps != 3:
@@ -47,7 +47,7 @@ class Resources:
         self._sent = traffic.sent(self._mesh)
 
     def result(self) -> dict[str, Any]:
-        """Both, for the run's result; what was not measured is null."""
+        """Predictions and measurements for result.json; null where nothing was measured."""
         cuda = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self._device) if cuda else None
         return {

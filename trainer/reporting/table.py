@@ -1,4 +1,4 @@
-"""The result table: as text on a terminal or in a pipe, and as Markdown."""
+"""Result tables, for a terminal, a pipe and Markdown."""
 
 import sys
 
@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 
 
 class Table:
-    """Cells of text by row and column, both in the order of their first appearance."""
+    """Text cells by row and column, in the order in which rows and columns first appear."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -23,14 +23,14 @@ class Table:
         return list(dict.fromkeys(column for cells in self.rows.values() for column in cells))
 
     def markdown(self) -> str:
-        """The table as Markdown under its title."""
+        """The title and the table as Markdown."""
         header = ["", *self.columns]
         lines = [header, ["---", *["---:"] * len(self.columns)]]
         lines += self._body()
         return "\n".join([self.title, "", *("| " + " | ".join(line) + " |" for line in lines), ""])
 
     def show(self) -> None:
-        """Print the table: drawn in a terminal, aligned plain columns elsewhere."""
+        """Print the table: with borders in a terminal, as aligned columns elsewhere."""
         if sys.stdout.isatty():
             drawn = RichTable("", title=self.title, title_justify="left")
             for column in self.columns:

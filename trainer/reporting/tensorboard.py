@@ -1,4 +1,4 @@
-"""TensorBoard scalars, written by the first rank only."""
+"""TensorBoard scalars, written by rank 0 only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from parallel.processes import rank
 
 
 class Events:
-    """Scalars of a run from step `first` on; what a resumed run repeats is purged."""
+    """Scalars of a run from step `first` on; those that an earlier start wrote from there are purged."""
 
     def __init__(self, folder: Path, first: int) -> None:
         self._writer = SummaryWriter(folder, purge_step=first) if rank() == 0 else None

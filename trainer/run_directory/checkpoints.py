@@ -1,9 +1,8 @@
-"""Checkpoints: one file each, written beside its name and renamed when whole."""
+"""Checkpoints: one file each, and one more per model rank on a mesh; visible when complete."""
 
 import os
 import pickle
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 import torch.distributed as dist
 
 from models import ModelConfig, build_model
-from parallel.engine.torch_engine import Engine
+from parallel.engine.interface import Engine
 from parallel.errors import UserError
 from parallel.mesh import Mesh
 from parallel.processes import all_well
 from parallel.sharding.reshard import moved_state
+from trainer.atomic_write import atomic_write
 from trainer.errors import machine_error
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -32,19 +32,19 @@ def save_checkpoint(
 ) -> Path:
     """Write `state` (tensors, numbers, strings) as the checkpoint of `step`; keep the newest few.
 
-    On a mesh it is a work of all ranks: each first replica writes its part of the net's state
-    (`state["engine"]`) beside the file, which comes last and makes the checkpoint whole. Raises
-    UserError, and leaves the older ones alone, when something cannot be written. `check` may refuse,
-    by raising, before a file is begun and once more before it gets its name.
+    On a mesh all ranks call it: each rank of the first replica writes its part of the net's state
+    (`state["engine"]`) to a file of its own; the checkpoint's own file comes last and completes it.
+    Raises UserError, and keeps the older ones, when something cannot be written. `check` may raise one
+    too; it is called before a file is written and again before it gets its name.
     """
     mesh, path = mesh or Mesh(), folder / f"step-{step:08d}.pt"
     if mesh.model > 1:
         if mesh.data_rank == 0:
-            _together(lambda: _write(_part(path, mesh.model_rank), state["engine"], check))
+            _on_all_ranks(lambda: _write(_part(path, mesh.model_rank), state["engine"], check))
         else:
-            _together(lambda: None)
+            _on_all_ranks(lambda: None)
         state = state | {"engine": None, "offset": mesh.offset, "tensor": mesh.tensor}
-    _together(lambda: _write(path, state, check) if mesh.rank == 0 else None)
+    _on_all_ranks(lambda: _write(path, state, check) if mesh.rank == 0 else None)
     if mesh.rank == 0:
         check()
         for old in checkpoints(folder)[:-keep]:
@@ -55,7 +55,8 @@ def save_checkpoint(
     return path
 
 
-def _together(work: Callable[[], None]) -> None:
+def _on_all_ranks(work: Callable[[], None]) -> None:
+    """Do this rank's `work`; raise its UserError on every rank."""
     failure = None
     try:
         work()
@@ -71,33 +72,32 @@ def _part(path: Path, model_rank: int) -> Path:
 
 
 def _write(path: Path, state: Any, check: Callable[[], None]) -> None:
-    # A process of an older life of the run may be writing the same checkpoint.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
-    check()
-    try:
-        path.parent.mkdir(exist_ok=True)
+    doing = "write the checkpoint"
+
+    def fill(temporary: Path) -> None:
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         check()
-        temporary.replace(path)
-    except UserError:
-        temporary.unlink(missing_ok=True)
-        raise
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch reports a full disk as a RuntimeError whose cause may be the system's own error.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            raise machine_error(cause, path, "write the checkpoint") from None
-        raise UserError(f"{path}: cannot write the checkpoint: {error}") from None
+
+    check()
+    try:
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, fill, doing=doing)
+    except OSError as error:
+        raise machine_error(error, path, doing) from None
+    except RuntimeError as error:
+        # torch reports a full disk as a RuntimeError whose context may be the system's own error.
+        if isinstance(error.__context__, OSError):
+            raise machine_error(error.__context__, path, doing) from None
+        raise UserError(f"{path}: cannot {doing}: {error}") from None
 
 
 def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
-    """Give `engine`, of any mesh, the state that was saved of this net; returns the samples consumed.
+    """Load a checkpoint of `net`, saved on any mesh, into `engine`; returns the samples consumed.
 
-    A work of all ranks. Raises UserError for a damaged file, and for one of another net.
+    All ranks call it. Raises UserError for a damaged file, and for one of another net.
     """
     own, failure, saved, state = engine.mesh, None, {}, {}
     try:
@@ -125,7 +125,7 @@ def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """The complete checkpoints in a folder, oldest first."""
     if not folder.is_dir():
         return []
     found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
@@ -138,4 +138,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = str(error).split("\n")[0]
-        raise UserError(f"{path}: damaged checkpoint ({why}); delete it to go on from an older one") from None
+        raise UserError(
+            f"{path}: damaged checkpoint ({why}); delete it to resume from an older one"
+        ) from None

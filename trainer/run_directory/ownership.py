@@ -1,4 +1,4 @@
-"""One life of a run writes at a time: a process that outlived its run's restart is kept out."""
+"""Only the newest start of a run writes to its run directory; processes of older starts are refused."""
 
 import os
 import re
@@ -6,55 +6,54 @@ import uuid
 from pathlib import Path
 
 from parallel.errors import UserError
+from trainer.atomic_write import atomic_write
 
-LIFE = "TRANSLUTION_LIFE"
-"""Environment variable by which a launcher gives all ranks of one start of a run the same token. Tokens
-"job N, start M" are in order, others are not."""
-
-
-class Superseded(UserError):
-    """A newer start of the same run has taken the run directory over."""
+START_TOKEN = "TRANSLUTION_START_TOKEN"
+"""Environment variable in which a launcher gives all ranks of one start of a run the same token. Tokens of
+the form "job N, start M" are ordered, others are not."""
 
 
-class Fence:
-    """The token file `life` of a run directory: written at every start, read before every write.
+class LostOwnership(UserError):
+    """A newer start of the same run owns the run directory now."""
 
-    A scheduler that loses sight of a node starts the run elsewhere while the old processes go on.
-    Whoever finds another token than its own in the file is of such an older life.
+
+class Ownership:
+    """The file `start_token` of a run directory: written at every start, read before every write.
+
+    A scheduler that loses sight of a node starts the run elsewhere while the old processes still run.
+    A process that finds another token than its own in the file belongs to such an older start.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._path = run_dir / "life"
-        self._life: str | None = None
+        self._path = run_dir / "start_token"
+        self._token: str | None = None
 
     def claim(self) -> None:
-        """Begin a life. Every rank may call it; several ranks share the token of the environment.
+        """Own the run directory from now on. Every rank may call it; ranks share the environment's token.
 
-        Raises Superseded where the launcher numbers its starts and a later one has begun.
+        Raises LostOwnership where the launcher numbers its starts and a later one owns it already.
         """
         rank = int(os.environ.get("RANK", "0"))
-        self._life = os.environ.get(LIFE) or (uuid.uuid4().hex if rank == 0 else None)
-        if self._life:
-            if self._path.exists() and _numbers(self._path.read_text()) > _numbers(self._life) > []:
+        self._token = os.environ.get(START_TOKEN) or (uuid.uuid4().hex if rank == 0 else None)
+        if self._token:
+            if self._path.exists() and _order(self._path.read_text()) > _order(self._token) > []:
                 self.check()
-            temporary = self._path.with_name(f".life.{rank}.new")
-            temporary.write_text(self._life)
-            temporary.replace(self._path)
+            atomic_write(self._path, self._token)
 
     def check(self) -> None:
-        """Raise Superseded when a newer life has begun; passes where none was claimed."""
-        if self._life is None or not self._path.exists():
+        """Raise LostOwnership when a newer start owns the run directory; pass if nothing was claimed."""
+        if self._token is None or not self._path.exists():
             return
         newest = self._path.read_text()
-        if newest != self._life:
-            raise Superseded(
-                f"{self._run_dir}: taken over by a newer start of this run ({newest}); "
-                f"this one ({self._life}) writes nothing more"
+        if newest != self._token:
+            raise LostOwnership(
+                f"{self._run_dir}: a newer start of this run ({newest}) owns it; "
+                f"this one ({self._token}) writes nothing more"
             )
 
 
-def _numbers(life: str) -> list[int]:
-    """By which starts of one run are in order; none where the token has no order."""
-    match = re.fullmatch(r"job (\d+), start (\d+)", life)
+def _order(token: str) -> list[int]:
+    """Job and start number, by which starts of one run are ordered; empty for an unordered token."""
+    match = re.fullmatch(r"job (\d+), start (\d+)", token)
     return [int(number) for number in match.groups()] if match else []

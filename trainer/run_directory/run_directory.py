@@ -12,10 +12,11 @@ import torch
 import yaml
 
 from parallel.errors import UserError
-from parallel.processes import rank
+from parallel.processes import CODE_FOLDER, rank
+from trainer.atomic_write import atomic_write
 from trainer.config.run import RunConfig
 from trainer.errors import machine_error
-from trainer.run_directory.ownership import Fence
+from trainer.run_directory.ownership import Ownership
 
 
 class RunDirectory:
@@ -29,30 +30,30 @@ class RunDirectory:
         self.events = path / "tensorboard"
         self.result = path / "result.json"
         self.saves = path / "saves.jsonl"
-        self.fence = Fence(path)
+        self.ownership = Ownership(path)
 
     def create(self, config: RunConfig, again: bool = False) -> None:
         """Make a new run; raises UserError when `path` holds one or cannot be written.
 
-        With `again` a run that `path` holds is begun anew.
+        With `again`, a run that `path` holds starts over.
         """
         if self.config.exists() and not again:
             raise UserError(
                 f"run_dir={self.path} already holds a run; "
-                f"go on with it by --resume {self.path}, or name another run_dir"
+                f"resume it with --resume {self.path}, or name another run_dir"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise machine_error(error, f"run_dir={self.path}", "be created") from None
-        self.fence.claim()
+        self.ownership.claim()
         if self.metrics.exists():
             self._replace(self.metrics, "")
         self.save_config(config)
 
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved config and the version of the code that runs it."""
-        # A study's nets resolve on their own: what is default for one may be unknown to another.
+        # Each net of a study resolves its own defaults: one net's keys may be unknown to another.
         given_only = config.study is not None
         values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -69,11 +70,11 @@ class RunDirectory:
         self._append(self.metrics, records)
 
     def append_save(self, step: int, seconds: float, size: int) -> None:
-        """Note in saves.jsonl how long a checkpoint took to write, and its bytes."""
+        """Add to saves.jsonl how long a checkpoint took to write, and its size in bytes."""
         self._append(self.saves, [{"step": step, "seconds": round(seconds, 3), "bytes": size}])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole records; a line torn by a crash is left out."""
+        """All complete records; a line cut short by a crash ends them."""
         if not self.metrics.exists():
             return []
         records = []
@@ -85,7 +86,7 @@ class RunDirectory:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Drop what a run resumed at `step` repeats: later steps, and the evaluation at `step`."""
+        """Drop what a run resumed at `step` will write again: later steps, and the evaluation at `step`."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         records = [r for r in kept if r["step"] < step or "evaluation" not in r]
         self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
@@ -100,14 +101,14 @@ class RunDirectory:
 
     def _replace(self, path: Path, text: str) -> None:
         if rank():
-            return  # the first rank writes for all
-        self.fence.check()
-        write_whole(path, text)
+            return  # rank 0 writes for all
+        self.ownership.check()
+        atomic_write(path, text)
 
     def _append(self, path: Path, records: list[dict[str, Any]]) -> None:
         if rank():
             return
-        self.fence.check()
+        self.ownership.check()
         try:
             with path.open("a") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
@@ -124,26 +125,15 @@ def new_run_path(name: str) -> Path:
     return path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise machine_error(error, path, "be written") from None
-
-
 def code_version() -> str:
     """The commit of a checkout (marked when files differ from it), else the package's version.
 
-    A copy of the code made for a submitted run says of itself which version it is.
+    The copy of the code that a submitted run uses has its version in a file.
     """
-    root = Path(__file__).resolve().parents[2]
-    if (root / "version.txt").exists():
-        return (root / "version.txt").read_text().strip()
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+    if (CODE_FOLDER / "version.txt").exists():
+        return (CODE_FOLDER / "version.txt").read_text().strip()
+    if (CODE_FOLDER / ".git").exists():
+        command = ["git", "-C", str(CODE_FOLDER), "describe", "--always", "--dirty", "--tags"]
         try:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):

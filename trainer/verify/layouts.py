@@ -1,4 +1,4 @@
-"""What `translution verify` compares: which net, and on which layouts it can be trained."""
+"""What `translution verify` compares: a net, and the layouts on which it can train."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from models import ModelConfig, ViTConfig, build_model
+from parallel.engine.build import check_trainable
 from parallel.errors import UserError
 from parallel.mesh import ParallelConfig, mesh_of
-from parallel.sharding.layout import shards
 from trainer.config.run import load_config
 from trainer.verify import verify
 
@@ -29,70 +29,71 @@ SMALL: dict[str, Any] = {
     "mlp": 64,
     "mixer": {"kind": "translution", "heads": 2, "head_dim": 16},
 }
-# Of weight, gradient, moments and the copy compared with, per process and parameter.
+# Per process and parameter: weight, gradient, moments, and the reference's weight.
 _BYTES = 28
 
 
 @dataclass
-class Plan:
-    """`left_out` tells the layouts that the net does not divide over, and why."""
+class Comparison:
+    """`skipped` says which layouts the net does not divide over, and why."""
 
     title: str
     model: ModelConfig
     layouts: list[ParallelConfig]
     processes: int
-    left_out: list[str]
+    skipped: list[str]
 
 
-def make(config: str | None, overrides: list[str], processes: int, words: list[str]) -> Plan:
+def choose_layouts(config: str | None, overrides: list[str], processes: int, specs: list[str]) -> Comparison:
     """The comparison that a command line asks for, checked.
 
-    `words` are layouts as in "offset=2,tensor=1,zero=3"; none: every layout that the net allows.
-    Raises UserError for a layout that cannot be, and for a net too large for this machine.
+    `specs` are layouts such as "offset=2,tensor=1,zero=3"; without any, every layout that the net allows.
+    Raises UserError for an impossible layout, and for a net too large for this machine.
     """
     if config is None:
         if overrides:
-            raise UserError(f"{overrides[0]}: settings need a config to differ from; name a YAML file")
+            raise UserError(f"{overrides[0]}: overrides need a config; name a YAML file")
         name, model = "a small ViT", ViTConfig(**SMALL)
     else:
         loaded = load_config(config, overrides)
-        # Dropout would draw other numbers for other shares of a batch.
+        # No dropout: it would draw other numbers for another share of the batch.
         name, model = loaded.name, loaded.model.model_copy(update={"dropout": 0.0})
     _check_size(model, processes)
     title = f"{name}: {verify.STEPS} steps on one process and on {processes}"
-    if words:
-        chosen = [layout(word) for word in words]
-        for each in chosen:
+    comparison = Comparison(title, model, [parse_layout(spec) for spec in specs], processes, [])
+    if specs:
+        for each in comparison.layouts:
             _check(model, each, processes)
-        return Plan(title, model, chosen, processes, [])
-    plan = Plan(title, model, [], processes, [])
+        return comparison
     for each in verify.layouts(processes):
         try:
             _check(model, each, processes)
-            plan.layouts.append(each)
+            comparison.layouts.append(each)
         except UserError as error:
-            plan.left_out.append(str(error))
-    plan.left_out = list(dict.fromkeys(plan.left_out))
-    return plan
+            comparison.skipped.append(str(error))
+    comparison.skipped = list(dict.fromkeys(comparison.skipped))
+    return comparison
 
 
-def run(plan: Plan, seconds: float) -> list[verify.Row]:
+def run_comparison(comparison: Comparison, seconds: float) -> list[verify.LayoutResult]:
     """Train and compare; raises UserError when the processes hang."""
-    count = len(plan.layouts)
-    print(f"training {count} layouts in {plan.processes} processes …", file=sys.stderr, flush=True)
+    count, processes = len(comparison.layouts), comparison.processes
+    print(f"training {count} layouts in {processes} processes …", file=sys.stderr, flush=True)
     try:
-        return verify.verify(plan.model, plan.layouts, plan.processes, seconds)
+        return verify.verify(comparison.model, comparison.layouts, processes, seconds)
     except TimeoutError as error:
-        raise UserError(f"--limit {seconds:g} s: {error}; a hang, or a longer limit is needed") from None
+        raise UserError(
+            f"--limit {seconds:g} s: {error}; either they hang, or a longer limit is needed"
+        ) from None
 
 
-def layout(word: str) -> ParallelConfig:
-    """The layout of "offset=2,tensor=1,zero=3"; a ZeRO stage means the DeepSpeed engine."""
+def parse_layout(spec: str) -> ParallelConfig:
+    """The layout of "offset=2,tensor=1,zero=3"; a ZeRO stage implies the DeepSpeed engine."""
     values: dict[str, Any] = {}
-    for part in word.split(","):
+    for part in spec.split(","):
         key, equals, value = part.partition("=")
         if not equals:
-            raise UserError(f"--layouts {word}: {part!r} is not key=value, as in offset=2,zero=3")
+            raise UserError(f"--layouts {spec}: {part!r} is not key=value, as in offset=2,zero=3")
         values[key.strip()] = yaml.safe_load(value)
     if "zero" in values:
         values.setdefault("engine", "deepspeed")
@@ -103,20 +104,15 @@ def layout(word: str) -> ParallelConfig:
         key = ".".join(map(str, first["loc"][:1]))
         allowed = ", ".join(ParallelConfig.model_fields)
         why = f"one of {allowed} is needed" if first["type"] == "extra_forbidden" else first["msg"]
-        raise UserError(f"--layouts {word}: {key}={values.get(key)}: {why}") from None
+        raise UserError(f"--layouts {spec}: {key}={values.get(key)}: {why}") from None
 
 
 def _check(model: ModelConfig, parallel: ParallelConfig, processes: int) -> None:
     mesh = mesh_of(parallel, processes)
-    if verify.BATCH % (verify.ACCUMULATE * mesh.data):
-        raise UserError(f"{mesh}: {verify.BATCH} samples in {verify.ACCUMULATE} parts do not divide by data")
     try:
-        with torch.device("meta"):
-            shards(build_model(model), mesh)
+        check_trainable(model, parallel, mesh, batch=verify.BATCH, accumulate=verify.ACCUMULATE)
     except UserError as error:
         raise UserError(f"{mesh}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"model: {error}") from None
 
 
 def _check_size(model: ModelConfig, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""Does a net train to the same numbers on every mesh, with either engine? (`translution verify`)"""
+"""`translution verify`: trains a net on several meshes and compares the numbers with one process."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from parallel.processes import join_processes, run_processes
 from parallel.sharding.layout import shards
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
-from trainer.metrics import Classification, LanguageModel
+from trainer.train import train_step
 
-STEPS, BATCH, ACCUMULATE = 3, 16, 2  # a sample for each of up to eight replicas
-# Every step is clipped, so that a wrong norm gives wrong weights. AdamW would hide it, for it divides by
-# the gradients' size, and would make of a rounding error in a tiny gradient a part of lr: an eps of the
-# clipped gradients' size prevents both.
+STEPS, BATCH, ACCUMULATE = 3, 16, 2  # one sample in a micro-batch for each of up to eight replicas
+# Every step is clipped, so that a wrong norm gives wrong weights. AdamW divides by the gradients' size,
+# which would hide a wrong norm and blow up rounding errors of tiny gradients; an eps of the clipped
+# gradients' size prevents both.
 OPTIMIZER = OptimizerConfig(steps=10, lr=1e-2, clip=0.05, weight_decay=0.1, eps=1e-4)
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one layout came to; differences are the largest over ranks, parameters and steps.
+class LayoutResult:
+    """The numbers of one layout; errors are the largest over ranks, parameters and steps.
 
     loss, norm          of the last step
-    loss_error          relative
-    norm_error          relative
+    loss_error          relative to one process
+    norm_error          relative to one process
     weight_error        absolute, after clipping and update
-    bank_bytes          that one rank holds
-    sent                bytes that left one rank in the last step, by axis of the mesh
+    bank_bytes          of the banks that one rank holds
+    sent                bytes that one rank sends in the last step, by axis of the mesh
     """
 
     layout: str
@@ -55,7 +55,7 @@ class Row:
 
 
 def layouts(processes: int, zeros: tuple[int, ...] = (0, 1, 2, 3)) -> list[ParallelConfig]:
-    """Every mesh of so many processes, with either engine, and activation checkpointing on some."""
+    """Every mesh of `processes`, with both engines; activation checkpointing on some of them."""
     found = []
     for offset, tensor in itertools.product(range(1, processes + 1), repeat=2):
         if processes % (offset * tensor) or tensor > 2:
@@ -68,7 +68,9 @@ def layouts(processes: int, zeros: tuple[int, ...] = (0, 1, 2, 3)) -> list[Paral
     return found
 
 
-def verify(model: ModelConfig, parallels: list[ParallelConfig], processes: int, seconds: float) -> list[Row]:
+def verify(
+    model: ModelConfig, parallels: list[ParallelConfig], processes: int, seconds: float
+) -> list[LayoutResult]:
     """Trains `model` on one process and on each of the layouts, and compares.
 
     Raises what run_processes does.
@@ -76,11 +78,11 @@ def verify(model: ModelConfig, parallels: list[ParallelConfig], processes: int, 
     return run_processes(compare, processes, model, parallels, seconds=seconds)[0]
 
 
-def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[Row]:
-    """What verify does, inside each of its processes."""
+def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[LayoutResult]:
+    """What each of verify's processes does."""
     join_processes(torch.device("cpu"), alone=True)
-    alone = _train(model, ParallelConfig(), Mesh())
-    return [_row(model, parallel, alone) for parallel in parallels]
+    reference = _train(model, ParallelConfig(), Mesh())
+    return [_compare_layout(model, parallel, reference) for parallel in parallels]
 
 
 @dataclass
@@ -96,12 +98,11 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
     engine = build_engine(
         model, OPTIMIZER, parallel, mesh, torch.device("cpu"), batch=BATCH, accumulate=ACCUMULATE
     )
-    task = LanguageModel() if isinstance(model, GPTConfig) else Classification()
     results, sent = [], {}
     for step in range(STEPS):
         batches = [_batch(model, step, micro, mesh) for micro in range(ACCUMULATE)]
         with counted_traffic(mesh) as traffic:
-            results.append(engine.step(batches, ACCUMULATE, task.loss))
+            results.append(train_step(engine, batches))
         sent = traffic.sent(mesh)
     state = engine.state()["parameters"]
     weights = {name: entry["weight"].clone() for name, entry in state.items()}
@@ -115,7 +116,7 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
 
 
 def bank_bytes(net: nn.Module) -> int:
-    """Of the banks that this rank holds of a net in training; under ZeRO-3 its share of them."""
+    """Bytes of the banks that this rank holds of a net in training; under ZeRO-3 of its partitions."""
     banks = (p for name, p in net.named_parameters() if name.endswith("_bank"))
     held = (getattr(bank, "ds_tensor", bank) for bank in banks)
     return sum(bank.numel() * bank.element_size() for bank in held)
@@ -129,32 +130,33 @@ def _batch(model: ModelConfig, step: int, micro: int, mesh: Mesh) -> Batch:
         ids = torch.randint(model.vocabulary, (count, model.tokens + 1), generator=generator)
         whole = Batch(ids[:, :-1], ids[:, 1:])
     else:
-        shape = (count, model.channels, model.image_size, model.image_size)
+        shape = (count, model.channels, *model.image_shape)
         labels = torch.randint(model.classes, (count,), generator=generator)
         whole = Batch(torch.randn(shape, generator=generator), labels)
     return Batch(*(part.chunk(mesh.data)[mesh.data_rank] for part in whole))
 
 
-def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run) -> Row:
+def _compare_layout(model: ModelConfig, parallel: ParallelConfig, reference: _Run) -> LayoutResult:
     mesh = join_mesh(parallel)
     run = _train(model, parallel, mesh)
     with torch.device("meta"):
         held = shards(build_model(model), mesh)
-    worst = 0.0
+    weight_error = 0.0
     for name, weight in run.weights.items():
-        whole, shard = alone.weights[name], held[name]
+        whole, shard = reference.weights[name], held[name]
         if shard.entries is not None:
             whole = whole[list(shard.entries)]
-        worst = max(worst, (weight - shard.take(whole)).abs().max().item())
-    errors = torch.tensor([_worst(run.losses, alone.losses), _worst(run.norms, alone.norms), worst])
+        weight_error = max(weight_error, (weight - shard.take(whole)).abs().max().item())
+    loss_error = _largest_error(run.losses, reference.losses)
+    norm_error = _largest_error(run.norms, reference.norms)
+    errors = torch.tensor([loss_error, norm_error, weight_error])
     if dist.is_initialized():
         dist.all_reduce(errors, dist.ReduceOp.MAX)
     forget_mesh()
-    name = f"{mesh} {parallel.engine}" + (f" ZeRO-{parallel.zero}" if parallel.engine == "deepspeed" else "")
-    name += f" activations {parallel.activations}"
     loss_error, norm_error, weight_error = errors.tolist()
-    return Row(
-        name,
+    engine = f"deepspeed ZeRO-{parallel.zero}" if parallel.engine == "deepspeed" else "torch"
+    return LayoutResult(
+        f"{mesh} {engine} activations {parallel.activations}",
         run.losses[-1],
         run.norms[-1],
         loss_error,
@@ -165,5 +167,5 @@ def _row(model: ModelConfig, parallel: ParallelConfig, alone: _Run) -> Row:
     )
 
 
-def _worst(numbers: list[float], references: list[float]) -> float:
+def _largest_error(numbers: list[float], references: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(numbers, references, strict=True))

@@ -51,7 +51,7 @@ class EvaluateTask:
         return DelayedSubmission(self)
 
     def __call__(self) -> int:
-        from trainer.checkpoint_watch import evaluate_new_checkpoints
+        from trainer.evaluation import evaluate_new_checkpoints
 
         self._next_look = 0.0
         while True:

@@ -33,7 +33,7 @@ class TrainTask:
         try:
             facts = read_facts(self.run)
             env = rendezvous()
-            os.environ |= env | {"TRANSLUTION_LIFE": f"job {job_id()}, start {restart_count()}"}
+            os.environ |= env | {"TRANSLUTION_START_TOKEN": f"job {job_id()}, start {restart_count()}"}
             if self._first:
                 note(self.run, "start", nodes=os.environ["SLURM_JOB_NODELIST"])
                 if int(env["WORLD_SIZE"]) > 1:

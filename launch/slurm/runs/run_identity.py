@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from parallel.errors import UserError
 from trainer.config.run import RunConfig, load_config
-from trainer.train import check_net
-from trainer.study import study_members
+from trainer.config.study import run_members
+from trainer.setup import check_net
 
 
 class Candidate(NamedTuple):
@@ -33,8 +33,8 @@ def candidates(config_path: str, overrides: list[str], sweeps: list[str], proces
         config = load_config(config_path, [*overrides, *(f"{key}={value}" for key, value in values)])
         if sweeps and config.run_dir:
             raise UserError(f"run_dir={config.run_dir}: the runs of a sweep have one each; leave it out")
-        for each in [member.config for member in study_members(config, Path())] or [config]:
-            check_net(each, processes)
+        for member in run_members(config):
+            check_net(member.config, processes)
         plain = resolved(config)
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
         label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values)

@@ -1,4 +1,4 @@
-"""The engine: accumulation, clipping and state."""
+"""The torch engine: accumulation, clipping and state."""
 
 import copy
 
@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.engine.torch_engine import TorchEngine
+from trainer.train import train_step
 
 Samples = tuple[Tensor, Tensor]
 
 
+class Net(nn.Sequential):
+    """Like our nets: logits, or with targets the mean loss."""
+
+    def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        logits = super().forward(inputs)
+        return logits if targets is None else F.cross_entropy(logits, targets)
+
+
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).double()
+    return Net(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).double()
 
 
 def data(count: int = 12) -> Samples:
@@ -24,13 +33,9 @@ def data(count: int = 12) -> Samples:
     return inputs, torch.randint(3, (count,), generator=generator)
 
 
-def loss(model: nn.Module, batch: Samples) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def engine(**settings: object) -> TorchEngine:
+def engine(accumulate: int = 1, **settings: object) -> TorchEngine:
     config = OptimizerConfig.model_validate({"steps": 20, "lr": 0.1} | settings)
-    return TorchEngine(net(), config, torch.device("cpu"))
+    return TorchEngine(net(), config, torch.device("cpu"), accumulate=accumulate)
 
 
 def weights(of: TorchEngine) -> Tensor:
@@ -38,12 +43,12 @@ def weights(of: TorchEngine) -> Tensor:
 
 
 def test_accumulated_micro_batches_equal_one_large_batch():
-    whole, parts = engine(), engine()
+    whole, parts = engine(), engine(accumulate=3)
     inputs, targets = data()
     for _ in range(3):
-        one = whole.step([(inputs, targets)], 1, loss)
+        one = train_step(whole, [(inputs, targets)])
         pieces = zip(inputs.split(4), targets.split(4), strict=True)
-        three = parts.step(pieces, 3, loss)
+        three = train_step(parts, pieces)
         assert three.loss.item() == pytest.approx(one.loss.item(), rel=1e-6)
         assert three.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-10)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-12)
@@ -56,8 +61,8 @@ def test_a_step_equals_torch_adamw_on_the_clipped_gradient():
     biases = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.1)
-    result = ours.step([data()], 1, loss)
-    loss(model, data()).backward()
+    result = train_step(ours, [data()])
+    model(*data()).backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 0.01)
     optimizer.step()
     assert norm.item() > 0.01  # clipping is active
@@ -69,21 +74,21 @@ def test_a_step_equals_torch_adamw_on_the_clipped_gradient():
 def test_clip_null_leaves_the_gradient_alone():
     unclipped, generous = engine(clip=None), engine(clip=1e9)
     for one in (unclipped, generous):
-        one.step([data()], 1, loss)
+        train_step(one, [data()])
     assert torch.equal(weights(unclipped), weights(generous))
 
 
-def test_a_restored_engine_goes_on_exactly():
-    undisturbed, before, after = engine(), engine(), engine()
+def test_a_restored_engine_trains_on_exactly():
+    uninterrupted, before, after = engine(), engine(), engine()
     for _ in range(4):
-        undisturbed.step([data()], 1, loss)
+        train_step(uninterrupted, [data()])
     for _ in range(2):
-        before.step([data()], 1, loss)
+        train_step(before, [data()])
     after.load_state(copy.deepcopy(before.state()))
     for _ in range(2):
-        after.step([data()], 1, loss)
+        train_step(after, [data()])
     assert after.steps_done == 4
-    assert torch.equal(weights(after), weights(undisturbed))
+    assert torch.equal(weights(after), weights(uninterrupted))
 
 
 def test_a_resumed_run_takes_the_settings_of_its_config_not_of_the_checkpoint():
@@ -103,12 +108,18 @@ def test_evaluation_is_without_gradients_and_dropout():
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights():
     seen = []
 
-    def record(model: nn.Module, batch: Tensor) -> Tensor:
-        output = model(batch)
-        seen.append(output.dtype)
-        return output.float().square().mean()
+    class Recorded(nn.Linear):
+        def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+            output = super().forward(inputs)
+            seen.append((output.dtype, targets.dtype))
+            return (output.float() - targets).square().mean()
 
-    one = TorchEngine(nn.Linear(4, 2), OptimizerConfig(), torch.device("cpu"), "bf16")
-    one.step([torch.ones(3, 4)], 1, record)
-    assert seen == [torch.bfloat16]
+    one = TorchEngine(Recorded(4, 2), OptimizerConfig(), torch.device("cpu"), "bf16")
+    train_step(one, [(torch.ones(3, 4), torch.ones(3, 2))])
+    assert seen == [(torch.bfloat16, torch.float32)]
     assert one.model.weight.dtype == torch.float32
+
+
+def test_a_step_of_too_few_micro_batches_is_an_error():
+    with pytest.raises(AssertionError):
+        train_step(engine(accumulate=3), [data(), data()])

@@ -16,7 +16,7 @@ from parallel.planner.plan import plan
 from parallel.processes import join_processes
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
-from trainer.metrics import Classification, LanguageModel
+from trainer.train import train_step
 
 
 class Case(NamedTuple):
@@ -75,11 +75,10 @@ def _stepping(case: Case) -> tuple[Mesh, Any]:
         accumulate=case.accumulate,
         precision=case.precision,
     )
-    task = LanguageModel() if isinstance(case.model, GPTConfig) else Classification()
     batch = _batch(case.model, case.batch // case.accumulate // mesh.data)
 
     def step() -> tuple[Any, int]:
-        engine.step([batch] * case.accumulate, case.accumulate, task.loss)
+        train_step(engine, [batch] * case.accumulate)
         return engine, sum(map(_bytes, batch))
 
     return mesh, step

@@ -9,7 +9,7 @@ from parallel.engine.optimizer import OptimizerConfig
 from parallel.mesh import ParallelConfig, forget_mesh, join_mesh
 from parallel.processes import join_processes, run_processes
 from trainer.data.source import Batch
-from trainer.metrics import Classification
+from trainer.train import train_step
 
 POLICIES = ("none", "block", "block_cpu", "operator")
 
@@ -52,6 +52,6 @@ def norms(engine: dict, precision: str) -> list[list[float]]:
             precision=precision,
             batch=4,
         )
-        found.append([one.step([batch], 1, Classification().loss).grad_norm.item() for _ in range(2)])
+        found.append([train_step(one, [batch]).grad_norm.item() for _ in range(2)])
         forget_mesh()
     return found

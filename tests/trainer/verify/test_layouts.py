@@ -7,10 +7,12 @@ import pytest
 from trainer.verify import verify
 
 LAYOUT = "data 2 × offset 1 × tensor 1 torch activations none"
-ROW = verify.Row(LAYOUT, 2.5, 1.5, 1e-7, 0.0, 1e-7, 1000, {"data": 4, "offset": 0, "tensor": 0, "model": 0})
+RESULT = verify.LayoutResult(
+    LAYOUT, 2.5, 1.5, 1e-7, 0.0, 1e-7, 1000, {"data": 4, "offset": 0, "tensor": 0, "model": 0}
+)
 
 
-def test_a_layout_that_is_named_is_compared_in_processes(translution):
+def test_a_chosen_layout_is_compared_in_processes(translution):
     done = translution("verify", "--layouts", "offset=2,zero=3,activations=block")
     assert done.code == 0, done.err
     assert "data 1 × offset 2 × tensor 1 deepspeed ZeRO-3 activations block" in done.out
@@ -18,20 +20,20 @@ def test_a_layout_that_is_named_is_compared_in_processes(translution):
 
 
 def test_a_layout_that_disagrees_gives_exit_code_1(translution, monkeypatch):
-    rows = [ROW, replace(ROW, layout="other", weight_error=1e-3)]
-    monkeypatch.setattr(verify, "verify", lambda *_: rows)
+    results = [RESULT, replace(RESULT, layout="other", weight_error=1e-3)]
+    monkeypatch.setattr(verify, "verify", lambda *_: results)
     done = translution("verify")
     assert done.code == 1
     assert "DISAGREES" in done.out
     assert "1 of 2 layouts disagree" in done.out
 
 
-def test_the_net_of_a_config_leaves_out_what_it_does_not_divide_over(translution, monkeypatch, config_file):
+def test_layouts_over_which_the_net_does_not_divide_are_skipped(translution, monkeypatch, config_file):
     seen = {}
 
     def compare(model, layouts, processes, seconds):
         seen.update(model=model, layouts=layouts)
-        return [ROW]
+        return [RESULT]
 
     monkeypatch.setattr(verify, "verify", compare)
     done = translution("verify", config_file, "model.mixer.heads=3", "model.mlp=18")
@@ -39,7 +41,10 @@ def test_the_net_of_a_config_leaves_out_what_it_does_not_divide_over(translution
     assert seen["model"].mixer.heads == 3
     assert seen["model"].dropout == 0  # the config has some
     assert {layout.tensor for layout in seen["layouts"]} == {1}
-    assert "left out: data 1 × offset 1 × tensor 2: heads=3 is not divisible by parallel.tensor=2" in done.out
+    assert (
+        "skipped: data 1 × offset 1 × tensor 2: model: heads=3 is not divisible by parallel.tensor=2"
+        in done.out
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ def test_the_net_of_a_config_leaves_out_what_it_does_not_divide_over(translution
         (["--layouts", "ofset=2"], "--layouts ofset=2: ofset=2: one of offset, tensor"),
         (["--layouts", "zero=7"], "--layouts zero=7: zero=7: Input should be less than or equal to 3"),
         (["--layouts", "fast"], "'fast' is not key=value"),
-        (["model.width=8"], "model.width=8: settings need a config"),
+        (["model.width=8"], "model.width=8: overrides need a config"),
         (["configs/debug.yaml", "model.width=20000"], "parameters in each of 2 processes need about"),
         (["configs/debug.yaml", "--layouts", "tensor=2"], "heads=1 is not divisible by parallel.tensor=2"),
     ],

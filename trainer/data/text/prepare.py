@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from parallel.errors import UserError
 from trainer.data.prepare.output_folder import MANIFEST, check_same_settings, only_writer, write_json
-from trainer.data.prepare.progress import PrepareProgress
 from trainer.data.text.documents import InputFile, Skip, find_files, read_documents
 from trainer.data.text.encode import encode_all
 from trainer.data.text.manifest import Manifest, Split, check_shards, read_manifest
 from trainer.data.text.shards import ShardWriter
 from trainer.data.text.tokenizer import describe, load_ranks
 from trainer.errors import machine_error
+from trainer.reporting.progress import Progress
 
 PROGRESS = "progress.json"
 _CHUNK_CHARACTERS = 1 << 20
@@ -132,7 +132,7 @@ def _run(
     save()
     saved = start = time.monotonic()
     before = sum(writer.tokens for writer in writers.values())
-    with PrepareProgress(sum(file.size for file in files), state.read) as progress:
+    with Progress(sum(file.size for file in files), state.read) as progress:
         chunks = _chunks(files, state, progress)
         for encoded, position in encode_all(chunks, ranks, share, workers):
             writers["train"].append(encoded.train, encoded.train_documents)
@@ -153,7 +153,7 @@ def _run(
 
 
 def _chunks(
-    files: list[InputFile], state: _State, progress: PrepareProgress
+    files: list[InputFile], state: _State, progress: Progress
 ) -> Iterator[tuple[list[str], Position]]:
     """Texts that are encoded together, and the position after them."""
     skipped = Counter(state.skipped)

@@ -34,9 +34,9 @@ from trainer.data.images.prepare.prepare_log import (
 from trainer.data.images.prepare.shard_writer import Piece, read_image, write_shard
 from trainer.data.prepare.output_folder import MANIFEST, check_same_settings, only_writer, write_json
 from trainer.data.prepare.pool import each_piece
-from trainer.data.prepare.progress import PrepareProgress
 from trainer.data.sampling import permutation
 from trainer.errors import machine_error
+from trainer.reporting.progress import Progress
 
 _STREAM = 3
 _MEASURED = 256  # files encoded beforehand, to tell how many shards it will be
@@ -119,7 +119,7 @@ def _make(
     done = before = sum(one.shard.samples + len(one.skipped) for one in finished)
     skips = sum(len(one.skipped) for one in finished)
     start = time.monotonic()
-    with PrepareProgress(len(folder.files), done) as progress, (out / PROGRESS).open("a") as record:
+    with Progress(len(folder.files), done) as progress, (out / PROGRESS).open("a") as record:
         results = each_piece(write_shard, pieces(), workers)
         with closing(results):
             for result in results:

@@ -1,0 +1,75 @@
+"""What training asks of an engine, the owner of a net and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from parallel.mesh import Mesh
+
+Precision = Literal["fp32", "bf16"]
+BatchT = TypeVar("BatchT")
+
+
+class StepResult(NamedTuple):
+    """One optimizer step: mean loss and gradient norm before clipping, scalars on the device.
+
+    Making one does not wait for the device; reading its numbers does.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+class Engine(Protocol):
+    """Trains this process's part of a net.
+
+    A step is `accumulate` times `backward(loss(inputs, targets))`, then one `update()`; the micro-batches
+    are of equal size. `mesh.data_rank` of `mesh.data` says which share of each global batch this process
+    gets. Every method but check_state is collective: all ranks call the same ones in the same order.
+    """
+
+    model: nn.Module
+    mesh: Mesh
+    device: torch.device
+    accumulate: int
+    steps_done: int
+
+    @property
+    def parameters(self) -> int:
+        """The number of trained parameters of the whole net."""
+        ...
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Forward in training mode: the mean loss of a micro-batch, a scalar."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss` / `accumulate` to the parameters' gradients."""
+        ...
+
+    def update(self) -> StepResult:
+        """Averages the gradients over the replicas, clips them, and steps the optimizer."""
+        ...
+
+    def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
+        """`sums(model, batch)` without gradients and in evaluation mode."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs of this model rank: steps_done, and for each parameter it holds the
+        weight and moments in float32, by name. Both engines give the same; under ZeRO only the first
+        replica has parameters."""
+        ...
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError unless names and shapes in `state` are those of this engine's."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Loads a checked state; its tensors may be on another device."""
+        ...
