@@ -132,8 +132,10 @@ def train_net(
 
 def train_step(engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]]) -> StepResult:
     """One optimizer step over `engine.accumulate` micro-batches, (inputs, targets) on its device."""
+    engine.net.train()
     for inputs, targets in micro_batches:  # fetch
-        loss = engine.loss(inputs, targets)  # forward: the net returns its mean loss
+        with engine.autocast():
+            loss = engine.net(inputs, targets)  # forward: `loss` of ViT or GPT in models/transformer.py
         engine.backward(loss)  # add to the gradients
     return engine.update()  # average over replicas, clip, AdamW
 

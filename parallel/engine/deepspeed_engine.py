@@ -12,6 +12,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,13 +56,13 @@ class DeepSpeedEngine:
         self.accumulate = accumulate
         self.steps_done = 0
         self._zero = parallel.zero
-        self._engine, self.optimizer, *_ = deepspeed.initialize(
+        self.net, self.optimizer, *_ = deepspeed.initialize(
             model=model.to(device) if parallel.zero < 3 else model,
             optimizer=build_optimizer(model, config),
             config=deepspeed_settings(config, parallel, precision, micro_batch, accumulate),
             mpu=fairscale_groups,
         )
-        self.model = self._engine.module
+        self.model = self.net.module
         if precision == "bf16":
             self.model.register_forward_pre_hook(_images_to_bfloat16)
         self._losses: list[Tensor] = []  # of this step's micro-batches, each divided by accumulate
@@ -70,15 +71,14 @@ class DeepSpeedEngine:
     def parameters(self) -> int:
         return count_parameters(self.model, self.mesh)
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        self._engine.train()
-        return self._engine(inputs, targets)
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()  # the weights themselves are bfloat16
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)  # which divides by its own number of accumulation steps
+        self.net.backward(loss)  # which divides by its own number of accumulation steps
         self._losses.append(loss.detach() / self.accumulate)
         if len(self._losses) < self.accumulate:
-            self._engine.step()  # DeepSpeed counts micro-batches by this; no weight changes yet
+            self.net.step()  # DeepSpeed counts micro-batches by this; no weight changes yet
 
     def update(self) -> StepResult:
         assert len(self._losses) == self.accumulate
@@ -88,9 +88,9 @@ class DeepSpeedEngine:
         norm = None
         if self._zero == 0:  # where DeepSpeed does not report the norm
             norm = gradient_norm(list(self.model.parameters()), self.mesh)
-        self._engine.step()
+        self.net.step()
         if norm is None:
-            norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
+            norm = torch.as_tensor(self.net.get_global_grad_norm(), device=self.device)
         self.steps_done += 1
         loss = sum(self._losses, torch.zeros((), device=self.device))
         self._losses.clear()
@@ -98,8 +98,8 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
-        self._engine.eval()
-        return sums(self._engine, batch)
+        self.net.eval()
+        return sums(self.net, batch)
 
     def state(self) -> dict[str, Any]:
         named = dict(self.model.named_parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -28,11 +29,16 @@ class StepResult(NamedTuple):
 class Engine(Protocol):
     """Trains this process's part of a net.
 
-    A step is `accumulate` times `backward(loss(inputs, targets))`, then one `update()`; the micro-batches
-    are of equal size. `mesh.data_rank` of `mesh.data` says which share of each global batch this process
-    gets. Every method but check_state is collective: all ranks call the same ones in the same order.
+    A step is `accumulate` times forward (`net(inputs, targets)` under `autocast()`, which gives the mean
+    loss) and `backward(loss)`, then one `update()`; the micro-batches are of equal size. `mesh.data_rank` of
+    `mesh.data` says which share of each global batch this process gets. Calling the net, and every method
+    but check_state, is collective: all ranks do the same in the same order.
+
+    net     runs forward: the model, or DeepSpeed's wrapper of it
+    model   holds the parameters
     """
 
+    net: nn.Module
     model: nn.Module
     mesh: Mesh
     device: torch.device
@@ -44,8 +50,8 @@ class Engine(Protocol):
         """The number of trained parameters of the whole net."""
         ...
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward in training mode: the mean loss of a micro-batch, a scalar."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -57,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
-        """`sums(model, batch)` without gradients and in evaluation mode."""
+        """`sums(net, batch)` without gradients and in evaluation mode."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class TorchEngine:
         mesh: Mesh | None = None,
         accumulate: int = 1,
     ) -> None:
-        self.model = model.to(device)
+        self.model = self.net = model.to(device)
         self.config = config
         self.device = device
         self.precision = precision
@@ -46,10 +46,8 @@ class TorchEngine:
     def parameters(self) -> int:
         return count_parameters(self.model, self.mesh)
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        self.model.train()
-        with self._autocast():
-            return self.model(inputs, targets)
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def backward(self, loss: Tensor) -> None:
         loss = loss / self.accumulate
@@ -75,9 +73,9 @@ class TorchEngine:
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
-        self.model.eval()
-        with self._autocast():
-            return sums(self.model, batch)
+        self.net.eval()
+        with self.autocast():
+            return sums(self.net, batch)
 
     def state(self) -> dict[str, Any]:
         named = self.model.named_parameters()
@@ -92,6 +90,3 @@ class TorchEngine:
         self.steps_done = state["steps_done"]
         saved = {p: state["parameters"][name] for name, p in named.items()}
         load_parameter_states(saved, self.optimizer, self.steps_done)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -45,6 +45,8 @@ class Recorder:
             stack.enter_context(self._progress)
             stack.enter_context(self._events)
             self._opened = stack.pop_all()
+        for remark in self._resources.remarks:
+            self._progress.say(remark)
         self.restart_clock()
         return self
 

@@ -23,7 +23,7 @@ class Resources:
 
     def __init__(self, config: RunConfig, mesh: Mesh, device: torch.device) -> None:
         self._mesh, self._device = mesh, device
-        self._predicted = plan(
+        self._plan = plan(
             config.model,
             config.parallel,
             mesh,
@@ -31,7 +31,8 @@ class Resources:
             config.train.accumulate,
             config.precision,
             cpu=device.type == "cpu",
-        ).logged()
+        )
+        self.remarks = self._plan.remarks  # replicated mixers, and what could not be planned
         self._steps = 0
         self._sent: dict[str, int] | None = None
 
@@ -51,6 +52,6 @@ class Resources:
         cuda = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self._device) if cuda else None
         return {
-            "predicted": self._predicted,
+            "predicted": self._plan.logged(),
             "measured": {"peak_bytes": peak, "bytes_sent": self._sent},
         }
