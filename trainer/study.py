@@ -121,7 +121,7 @@ def _words(values: list[Any]) -> list[str]:
 def _row_title(member: Member, source: Source) -> str:
     parts = []
     for key, word in zip(member.values, member.words, strict=True):
-        if key not in source.column_keys:
+        if key not in source.shown_in_columns:
             kind, *own = word.split("-")
             title = " ".join([_TITLES.get(kind, kind), *own])
             parts.append(title if kind in _TITLES else f"{key.split('.')[-1]}={word}")

@@ -16,7 +16,7 @@ from parallel.processes import own_device, rank, world_size
 from parallel.sharding.layout import shards
 from trainer.config.errors import ConfigError
 from trainer.config.run import RunConfig
-from trainer.data.sampling import random_bits
+from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
 from trainer.evaluation import evaluate
@@ -26,8 +26,6 @@ from trainer.reporting.tensorboard import Events
 from trainer.run_directory.checkpoints import checkpoints, load_into, save_checkpoint
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.signals import StopRequest
-
-_DROPOUT_STREAM = 8
 
 
 def pick_device(config: RunConfig) -> torch.device:
@@ -153,7 +151,7 @@ class Loop:
         engine, train = self.engine, self.config.train
         # Dropout depends on the step alone, so that neither a resume nor an evaluation changes it.
         counter = np.array([engine.steps_done * engine.mesh.data + engine.mesh.data_rank])
-        torch.manual_seed(int(random_bits(self.config.seed, _DROPOUT_STREAM, counter)[0] >> 1))
+        torch.manual_seed(int(random_bits(self.config.seed, Stream.DROPOUT, counter)[0] >> 1))
         with self.resources.watched():
             result = engine.step(self._timed(batches), train.accumulate, self.source.task.loss)
         self.samples += train.batch
