@@ -60,9 +60,9 @@ class Synthetic:
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         # All ranks have the same number of batches; surplus samples are ignored.
-        mine = np.arange(-(-self.test_samples // world)) * world + rank
-        for first in range(0, len(mine), batch):
-            samples = mine[first : first + batch]
+        samples_of_rank = np.arange(-(-self.test_samples // world)) * world + rank
+        for first in range(0, len(samples_of_rank), batch):
+            samples = samples_of_rank[first : first + batch]
             filled = self._batch(samples)
             filled.targets[torch.from_numpy(samples >= self.test_samples)] = IGNORED
             yield filled

@@ -99,9 +99,9 @@ class MovingMnist:
         return map(self._train_batch, micro_batches(start, batch, accumulate, rank, world))
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        mine = np.arange(rank, self.test_samples, world)
-        for first in range(0, len(mine), batch):
-            index = mine[first : first + batch]
+        samples_of_rank = np.arange(rank, self.test_samples, world)
+        for first in range(0, len(samples_of_rank), batch):
+            index = samples_of_rank[first : first + batch]
             images, labels = self.digits.test_images[index], self.digits.test_labels[index]
             yield self._batch(images, labels, name, _EVALUATION_SEED, index)
 

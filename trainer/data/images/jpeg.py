@@ -73,8 +73,8 @@ def decode_evaluation(jpeg: bytes, shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
     cover_height, cover_width = (round(side * 256 / 224) for side in shape)
     narrow = image.width * cover_height <= image.height * cover_width
-    wanted, own = (cover_width, image.width) if narrow else (cover_height, image.height)
-    resized_width, resized_height = (int(side * wanted / own) for side in image.size)
+    target, original = (cover_width, image.width) if narrow else (cover_height, image.height)
+    resized_width, resized_height = (int(side * target / original) for side in image.size)
     left, upper = round((resized_width - width) / 2), round((resized_height - height) / 2)
     resized = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, upper, left + width, upper + height)))

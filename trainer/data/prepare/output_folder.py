@@ -15,6 +15,7 @@ from trainer.atomic_write import atomic_write
 from trainer.errors import machine_error
 
 MANIFEST = "manifest.json"
+_TEMPORARY_FILES = (f".{MANIFEST}*.new", ".progress.json*.new", ".shard-*.new")
 WRITE_AGAIN = "be written; run the command again to resume"  # completes "PATH: cannot …"
 
 
@@ -92,8 +93,9 @@ def writer_lock(out: Path) -> Iterator[None]:
             raise UserError(f"--out {out}: another prepare command is writing here") from None
         except OSError:
             pass  # a file system without locks
-        for leftover in out.glob(".*.new"):
-            leftover.unlink(missing_ok=True)
+        for pattern in _TEMPORARY_FILES:
+            for leftover in out.glob(pattern):
+                leftover.unlink(missing_ok=True)
         try:
             yield
         finally:

@@ -60,9 +60,11 @@ class TextSource:
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         windows = -(-len(self.corpus.validation) // self.context)
-        mine = np.arange(-(-windows // world)) * world + rank
-        for first in range(0, len(mine), batch):
-            inputs, targets = zip(*map(self._validation_window, mine[first : first + batch]), strict=True)
+        windows_of_rank = np.arange(-(-windows // world)) * world + rank
+        for first in range(0, len(windows_of_rank), batch):
+            inputs, targets = zip(
+                *map(self._validation_window, windows_of_rank[first : first + batch]), strict=True
+            )
             yield Batch(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets)))
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:

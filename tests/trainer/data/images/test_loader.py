@@ -38,8 +38,8 @@ def source(folder: Path, workers: int = 0, shape: tuple[int, int] = SHAPE, **set
 
 def run(folder: Path, start: int, steps: int, batch: int, world: int, workers: int = 0, accumulate: int = 1):
     """The global batches of some steps, each as the sorted (label, pixels) of all ranks."""
-    own = source(folder, workers)
-    streams = [own.train_batches(start, batch, accumulate, rank, world) for rank in range(world)]
+    imagenet = source(folder, workers)
+    streams = [imagenet.train_batches(start, batch, accumulate, rank, world) for rank in range(world)]
     whole = []
     for _ in range(steps):
         parts = [next(stream) for _ in range(accumulate) for stream in streams]
@@ -101,19 +101,21 @@ def test_a_resumed_run_with_another_batch_size_keeps_the_order(folder: Path):
 
 def test_resuming_does_not_read_shards_before_the_position(folder: Path, tmp_path: Path):
     """They may even have lost their content."""
-    own = source(folder, shuffle=1, lanes=2)
-    start = own.order.samples // 2 // own.order.lanes * own.order.lanes
+    imagenet = source(folder, shuffle=1, lanes=2)
+    start = imagenet.order.samples // 2 // imagenet.order.lanes * imagenet.order.lanes
     needed = {
-        int(s) for lane in range(own.order.lanes) for s in own.order.lane_samples(0, lane, start, 0, 1).shard
+        int(s)
+        for lane in range(imagenet.order.lanes)
+        for s in imagenet.order.lane_samples(0, lane, start, 0, 1).shard
     }
-    assert len(needed) < len(own.images.paths)
-    expected = labels(islice(own.train_batches(start, 1), own.order.samples - start))
+    assert len(needed) < len(imagenet.images.paths)
+    expected = labels(islice(imagenet.train_batches(start, 1), imagenet.order.samples - start))
     copy = copytree(folder, tmp_path / "copy")
     moved = source(copy, shuffle=1, lanes=2)
     for number, path in enumerate(moved.images.paths):
         if number not in needed:
             path.write_bytes(b"")
-    assert labels(islice(moved.train_batches(start, 1), own.order.samples - start)) == expected
+    assert labels(islice(moved.train_batches(start, 1), imagenet.order.samples - start)) == expected
 
 
 def test_an_image_is_cropped_differently_in_every_epoch(folder: Path):
@@ -136,8 +138,8 @@ def test_evaluation_has_every_image_once_in_equal_batches_on_all_ranks(
     folder: Path, tmp_path: Path, world: int, workers: int, batch: int
 ):
     train = copytree(folder, tmp_path / "train")
-    own = source(train, workers, evaluation_path=folder)
-    ranks = [list(own.evaluation_batches("validation", batch, rank, world)) for rank in range(world)]
+    imagenet = source(train, workers, evaluation_path=folder)
+    ranks = [list(imagenet.evaluation_batches("validation", batch, rank, world)) for rank in range(world)]
     sizes = [[len(one.targets) for one in batches] for batches in ranks]
     assert all(each == sizes[0] for each in sizes)
     assert max(sizes[0]) <= batch
@@ -150,14 +152,14 @@ def test_rectangular_images_are_height_by_width_in_training_and_evaluation(
     folder: Path, tmp_path: Path, workers: int
 ):
     train = copytree(folder, tmp_path / "train")
-    own = source(train, workers, (24, 40), evaluation_path=folder)
+    imagenet = source(train, workers, (24, 40), evaluation_path=folder)
     batches = {
-        True: next(own.train_batches(0, 6)),
-        False: next(own.evaluation_batches("validation", 6)),
+        True: next(imagenet.train_batches(0, 6)),
+        False: next(imagenet.evaluation_batches("validation", 6)),
     }
     for training, batch in batches.items():
         assert batch.inputs.shape == (6, 24, 40, 3)
-        ready = own.on_device(batch, training)
+        ready = imagenet.on_device(batch, training)
         assert ready.inputs.shape == (6, 3, 24, 40)
         assert ready.inputs.isfinite().all()
 
@@ -196,24 +198,24 @@ def test_a_shard_truncated_during_training_is_an_error_with_its_path(
     folder: Path, tmp_path: Path, workers: int
 ):
     copy = copytree(folder, tmp_path / "copy")
-    own = source(copy, workers)
-    victim = own.images.paths[3]
+    imagenet = source(copy, workers)
+    victim = imagenet.images.paths[3]
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     with pytest.raises(UserError) as error:
-        list(islice(own.train_batches(0, 4), 12))
+        list(islice(imagenet.train_batches(0, 4), 12))
     assert str(error.value).startswith(f"{victim}: truncated")
     assert "\n" not in str(error.value)
 
 
 def test_a_shard_that_ends_early_between_two_members_is_an_error_with_its_path(folder: Path, tmp_path: Path):
     copy = copytree(folder, tmp_path / "copy")
-    own = source(copy)
-    victim = own.images.paths[0]
+    imagenet = source(copy)
+    victim = imagenet.images.paths[0]
     with tarfile.open(victim) as tar:
         second = tar.getmembers()[2].offset
     victim.write_bytes(victim.read_bytes()[:second])
     with pytest.raises(UserError, match=r"shard-000000\.tar: truncated: 1 samples"):
-        list(islice(own.train_batches(0, 4), 12))
+        list(islice(imagenet.train_batches(0, 4), 12))
 
 
 @pytest.mark.parametrize(
@@ -236,14 +238,14 @@ def test_shards_that_do_not_match_the_manifest_are_refused_before_training(
 
 
 def test_too_few_shards_says_how_many_are_needed(folder: Path):
-    own = source(folder, workers=3)
-    have = len(own.images.paths)
+    imagenet = source(folder, workers=3)
+    have = len(imagenet.images.paths)
     with pytest.raises(UserError, match=rf"{have} shards are too few .* at least 12 shards are needed"):
-        next(own.train_batches(0, 8, 1, 0, 4))
+        next(imagenet.train_batches(0, 8, 1, 0, 4))
 
 
 def test_a_program_that_exits_while_loading_leaves_no_process(folder: Path):
-    """Its workers ignore SIGTERM, so Python's own exit would wait for them forever."""
+    """Its workers ignore SIGTERM, so Python's exit would wait for them forever."""
     code = (
         "import sys; from pathlib import Path; from trainer.data.images.imagenet import *; "
         "config = ImagenetConfig(path=Path(sys.argv[1]), workers=2); "

@@ -103,7 +103,7 @@ def _write_shards(
     write_log(out, plan, finished)
     bounds = _bounds(len(folder.files), plan.shards)
     order = permutation(seed, Stream.IMAGE_PREPARATION, len(folder.files))
-    written = {one.number for one in finished}
+    written = {record.number for record in finished}
 
     def jobs() -> Iterator[ShardJob]:
         for number in range(plan.shards):
@@ -114,8 +114,8 @@ def _write_shards(
                 ]
                 yield ShardJob(number, out, folder.path, samples, resize_short)
 
-    done = before = sum(one.shard.samples + len(one.skipped) for one in finished)
-    skips = sum(len(one.skipped) for one in finished)
+    done = before = sum(record.shard.samples + len(record.skipped) for record in finished)
+    skips = sum(len(record.skipped) for record in finished)
     start = time.monotonic()
     with (
         PrepareProgress(len(folder.files), done) as progress,
@@ -127,8 +127,8 @@ def _write_shards(
             log.write(result.model_dump_json() + "\n")
             log.flush()
             os.fsync(log.fileno())
-            for one in result.skipped[: max(0, _REPORTED_SKIPS - skips)]:
-                progress.say(f"skipped: {one.file}: {one.why}")
+            for image in result.skipped[: max(0, _REPORTED_SKIPS - skips)]:
+                progress.say(f"skipped: {image.file}: {image.why}")
             skips += len(result.skipped)
             done += result.shard.samples + len(result.skipped)
             rate = (done - before) / max(time.monotonic() - start, 1e-3)
@@ -155,7 +155,7 @@ def _bounds(files: int, shards: int) -> list[int]:
 
 
 def _check_free_space(out: Path, plan: Plan, finished: list[Finished]) -> None:
-    needed = plan.bytes - sum(one.shard.bytes for one in finished)
+    needed = plan.bytes - sum(record.shard.bytes for record in finished)
     free = shutil.disk_usage(out).free
     if free < needed:
         raise UserError(
@@ -165,15 +165,15 @@ def _check_free_space(out: Path, plan: Plan, finished: list[Finished]) -> None:
 
 
 def _manifest(folder: ImageFolder, settings: Settings, finished: list[Finished]) -> ImageManifest:
-    finished = sorted(finished, key=lambda one: one.number)
-    shards = [one.shard for one in finished if one.shard.samples]
+    finished = sorted(finished, key=lambda record: record.number)
+    shards = [record.shard for record in finished if record.shard.samples]
     if not shards:
         raise UserError(f"--input {folder.path}: has no usable image; all {len(folder.files)} were skipped")
     return ImageManifest(
         classes=folder.classes,
         samples=sum(shard.samples for shard in shards),
         settings=settings,
-        skipped=[skip for one in finished for skip in one.skipped],
+        skipped=[image for record in finished for image in record.skipped],
         shards=shards,
     )
 

@@ -47,7 +47,7 @@ def read_log(out: Path, settings: Settings) -> tuple[Plan, list[Finished]] | Non
     except (IndexError, ValidationError):
         raise UserError(f"{path}: is damaged; delete {out} to start over") from None
     check_same_settings(out, plan.settings, settings)
-    return plan, [one for one in finished if _size(out / one.shard.file) == one.shard.bytes]
+    return plan, [record for record in finished if _size(out / record.shard.file) == record.shard.bytes]
 
 
 def _size(path: Path) -> int:
