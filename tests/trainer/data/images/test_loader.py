@@ -1,5 +1,6 @@
 """Training and evaluation from shards: division among ranks, resuming, and damaged data."""
 
+import multiprocessing
 import subprocess
 import sys
 import tarfile
@@ -201,10 +202,12 @@ def test_a_shard_truncated_during_training_is_an_error_with_its_path(
     imagenet = source(copy, workers)
     victim = imagenet.images.paths[3]
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    others = set(multiprocessing.active_children())
     with pytest.raises(UserError) as error:
         list(islice(imagenet.train_batches(0, 4), 12))
     assert str(error.value).startswith(f"{victim}: truncated")
     assert "\n" not in str(error.value)
+    assert not set(multiprocessing.active_children()) - others  # even while the traceback is alive
 
 
 def test_a_shard_that_ends_early_between_two_members_is_an_error_with_its_path(folder: Path, tmp_path: Path):
