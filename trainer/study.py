@@ -58,7 +58,7 @@ def result_table(
 ) -> Table:
     """The evaluation results of a run: of one net, or of a study, whose rows also have parameters.
 
-    Rows are combinations of the study's values; a value that `Source.column_keys` names chooses the
+    Rows are combinations of the study's values; a value that `Source.shown_in_columns` names chooses the
     column instead.
     """
     table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps")
@@ -87,7 +87,7 @@ def _open(run: RunDirectory, config: RunConfig) -> bool:
 def _row_title(member: Member, source: Source) -> str:
     parts = []
     for key, label in zip(member.values, member.labels, strict=True):
-        if key in source.column_keys:
+        if key in source.shown_in_columns:
             continue
         title, (_, *own) = member.title(key), label.split("-")
         parts.append(" ".join([title, *own]) if title else f"{key.split('.')[-1]}={label}")

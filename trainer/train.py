@@ -16,7 +16,7 @@ from parallel.mesh import Mesh, join_mesh
 from parallel.processes import all_well, join_processes, lead, leave_processes, rank
 from parallel.rank_failure import failures_named
 from trainer.config.run import RunConfig, flat_values
-from trainer.data.sampling import random_bits
+from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
 from trainer.evaluation import evaluate
@@ -25,8 +25,6 @@ from trainer.run_directory.run_directory import RunDirectory, new_run_path
 from trainer.setup import Setup, build_engine, open_run, restore, set_up
 from trainer.signals import StopRequest
 from trainer.study import result_table, train_study
-
-_DROPOUT_STREAM = 8
 
 
 def train(
@@ -151,4 +149,4 @@ def _fetch(batches: Iterator[Batch], source: Source, engine: Engine, recorder: R
 def _seed_dropout(seed: int, engine: Engine) -> None:
     """Dropout depends on the step and the data rank alone: a resume or an evaluation does not change it."""
     counter = np.array([engine.steps_done * engine.mesh.data + engine.mesh.data_rank])
-    torch.manual_seed(int(random_bits(seed, _DROPOUT_STREAM, counter)[0] >> 1))
+    torch.manual_seed(int(random_bits(seed, Stream.DROPOUT, counter)[0] >> 1))

@@ -1,4 +1,4 @@
-"""`translution prepare`: from downloaded data to the shards that training reads."""
+"""`translution prepare`: turn downloaded data into the shards that training reads."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,11 @@ from trainer.errors import exit_code
 
 app = typer.Typer(help="Turn downloaded data into the shards that training reads.", no_args_is_help=True)
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for the shards; rerun to go on after a stop.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that work; 0: only this one.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the shards; run the command again to resume.")]
+Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0: work in this one.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 
-# Under Slurm a process may run on fewer cores than the machine has; macOS does not tell.
+# Slurm may give a process fewer cores than the machine has; macOS cannot tell.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -25,7 +25,7 @@ def openwebtext_command(
     ],
     out: Out,
     bpe: Annotated[
-        Path | None, typer.Option(help="Local tiktoken file of GPT-2's ranks; else it is downloaded.")
+        Path | None, typer.Option(help="Local tiktoken file of GPT-2's ranks; default: download it.")
     ] = None,
     workers: Workers = CORES,
     shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens per shard, 2 bytes each.")] = 100_000_000,
@@ -47,18 +47,19 @@ def openwebtext_command(
 @app.command("imagenet")
 def imagenet_command(
     source: Annotated[
-        Path, typer.Option("--input", help="Folder with one folder of images for each class, as n01440764/.")
+        Path, typer.Option("--input", help="Folder with a folder of images per class, such as n01440764/.")
     ],
     out: Out,
     resize_short: Annotated[
-        int | None, typer.Option(min=1, help="Pixels that the short side shall have at most.")
+        int | None,
+        typer.Option(min=1, help="Shrink images to this short side in pixels; default: keep all sizes."),
     ] = None,
-    shard_mb: Annotated[float, typer.Option(min=0.001, help="Size of a shard in MiB, about.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the one shuffle of all images.")] = 0,
+    shard_mb: Annotated[float, typer.Option(min=0.001, help="Approximate size of a shard in MiB.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle of all images.")] = 0,
     workers: Workers = CORES,
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Class names, one a line, in the order of their numbers."),
+        typer.Option(metavar="FILE", help="Class names in the order of their labels, one per line."),
     ] = None,
     debug: Debug = False,
 ) -> None:

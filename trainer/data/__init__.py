@@ -1,1 +1,1 @@
-"""Data sources: each a config class and a class that yields batches."""
+"""Data sources: for each a config class and a class that yields batches."""

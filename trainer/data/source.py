@@ -1,4 +1,4 @@
-"""What the loop asks of a data source, and the batch that both pass around."""
+"""The interface between training and a data source."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -9,54 +9,55 @@ from trainer.metrics import Task
 
 
 class Batch(NamedTuple):
-    """Inputs and targets of some samples; the first dimension of both is the sample."""
+    """Inputs and targets of some samples; their first dimension is the sample."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`, copied without waiting for it."""
+        """The batch on `device`, copied asynchronously."""
         if device.type != "cuda":
             return Batch(*(part.to(device) for part in self))
         return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in self))
 
 
 class Source(Protocol):
-    """Training data in an order that depends on (seed, position) only, and evaluation sets."""
+    """Training data in an order that depends only on (seed, sample number), and evaluation sets."""
 
-    unit: str  # what is counted per second: "images"
-    column_keys: tuple[str, ...]  # config keys that choose a study's column, not its row
+    unit: str  # "images" or "sequences", for throughput
+    shown_in_columns: tuple[str, ...]  # config keys that the titles in `evaluations` tell apart
 
     @property
     def task(self) -> Task:
-        """Loss and measures."""
+        """Loss and metrics."""
         ...
 
     @property
     def evaluations(self) -> dict[str, str]:
-        """Evaluation sets of a net trained on this source: name → title of its result column."""
+        """Evaluation sets: name → title of the column in result tables."""
         ...
 
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """Endless micro-batches of data rank `rank`, `accumulate` for each optimizer step.
+        """Endless micro-batches of data rank `rank`, of b = batch / (accumulate·world) samples each.
 
-        Step after step consumes `batch` samples of one global order, from sample number `start`
-        on. The ranks' micro-batches m together hold its samples [m·world·b, (m + 1)·world·b), each
-        rank b = batch / (accumulate·world) of them: a run of neighbours, or every world-th.
-        Raises UserError at the call, before any batch, for data that so many ranks cannot share.
+        An optimizer step takes `accumulate` of them from each of `world` ranks, so it takes the next
+        `batch` samples of one global order, whose first is sample number `start`. Micro-batch m of all
+        ranks holds samples start + [m·world·b, (m + 1)·world·b); a rank's share is either contiguous
+        or every world-th sample. Raises UserError at the call, before any batch, when the data cannot
+        be divided among so many ranks.
         """
         ...
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Every sample of an evaluation set once over all ranks, at most `batch` at a time."""
+        """This rank's share of an evaluation set, in batches of at most `batch` samples."""
         ...
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
-        """What remains to be done to a batch once it is on the device, such as normalisation.
+        """Final processing of a batch on its device, such as normalisation and augmentation.
 
-        In training this may draw from torch's global generators, which the loop seeds by step and
-        data rank.
+        In training this may draw from torch's global generators, which are seeded by step and data
+        rank.
         """
         ...

@@ -1,21 +1,18 @@
-"""Random data for timing a machine without a data set, images or text as the model asks."""
+"""Random images or tokens, to time a machine without a data set."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.data.sampling import micro_batches, random_bits
+from models import ModelConfig
+from trainer.data.sampling import Stream, micro_batches, random_bits
 from trainer.data.source import Batch
 from trainer.metrics import IGNORED, Classification, LanguageModel
 
-if TYPE_CHECKING:
-    from models import ModelConfig
-
-_INPUTS, _LABELS = 0, 1
-_DISTINCT = 64  # samples; they come again, for drawing an image takes as long as decoding one
+_DISTINCT = 64  # samples, which repeat: drawing an image takes as long as decoding one
 
 
 class SyntheticConfig(BaseModel):
@@ -26,31 +23,32 @@ class SyntheticConfig(BaseModel):
     kind: Literal["synthetic"] = "synthetic"
     test_samples: int = Field(256, ge=1)
 
-    def check(self, model: "ModelConfig") -> None:
-        """Every model can take this data."""
+    def check(self, model: ModelConfig) -> None:
+        """Accept every model."""
 
-    def build(self, model: "ModelConfig", seed: int) -> "Synthetic":
+    def build(self, model: ModelConfig, seed: int) -> "Synthetic":
         return Synthetic(self, model, seed)
 
 
 class Synthetic:
     """uint8 [B, channels, height, width] and labels [B], or ids and next ids [B, N]; see `Source`."""
 
-    column_keys: tuple[str, ...] = ()
+    shown_in_columns: tuple[str, ...] = ()
 
-    def __init__(self, config: SyntheticConfig, model: "ModelConfig", seed: int) -> None:
+    def __init__(self, config: SyntheticConfig, model: ModelConfig, seed: int) -> None:
         self.test_samples = config.test_samples
         sample = np.arange(_DISTINCT)
         if model.kind == "vit":
             self.unit, self.task = "images", Classification()
-            bytes_each = model.channels * model.image_size**2
-            words = random_bits(seed, _INPUTS, np.arange(_DISTINCT * -(-bytes_each // 8)))
+            height, width = model.image_shape
+            bytes_each = model.channels * height * width
+            words = random_bits(seed, Stream.SYNTHETIC_INPUTS, np.arange(_DISTINCT * -(-bytes_each // 8)))
             pixels = words.view(np.uint8).reshape(_DISTINCT, -1)[:, :bytes_each]
-            self.inputs = pixels.reshape(_DISTINCT, model.channels, model.image_size, -1)
-            self.targets = _below(model.classes, random_bits(seed, _LABELS, sample))
+            self.inputs = pixels.reshape(_DISTINCT, model.channels, height, width)
+            self.targets = _below(model.classes, random_bits(seed, Stream.SYNTHETIC_TARGETS, sample))
         else:
             self.unit, self.task = "sequences", LanguageModel()
-            words = random_bits(seed, _INPUTS, np.arange(_DISTINCT * (model.tokens + 1)))
+            words = random_bits(seed, Stream.SYNTHETIC_INPUTS, np.arange(_DISTINCT * (model.tokens + 1)))
             ids = _below(model.vocabulary, words).reshape(_DISTINCT, -1)
             self.inputs, self.targets = ids[:, :-1], ids[:, 1:]
         self.evaluations = {"test": self.task.headline}
@@ -61,16 +59,16 @@ class Synthetic:
         return map(self._batch, micro_batches(start, batch, accumulate, rank, world))
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        # Ranks have equally many batches; what fills them up does not count.
-        mine = np.arange(-(-self.test_samples // world)) * world + rank
-        for first in range(0, len(mine), batch):
-            portion = mine[first : first + batch]
-            filled = self._batch(portion)
-            filled.targets[torch.from_numpy(portion >= self.test_samples)] = IGNORED
+        # All ranks have the same number of batches; surplus samples are ignored.
+        samples_of_rank = np.arange(-(-self.test_samples // world)) * world + rank
+        for first in range(0, len(samples_of_rank), batch):
+            samples = samples_of_rank[first : first + batch]
+            filled = self._batch(samples)
+            filled.targets[torch.from_numpy(samples >= self.test_samples)] = IGNORED
             yield filled
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
-        """Images as float in [−1, 1]; tokens as they are."""
+        """Images as floats in [−1, 1]; tokens unchanged."""
         if batch.inputs.dtype != torch.uint8:
             return batch
         return Batch(batch.inputs.float().div_(127.5).sub_(1), batch.targets)

@@ -1,4 +1,4 @@
-"""The IDX file format of the original MNIST files, with errors that name the file."""
+"""The IDX file format of the original MNIST files."""
 
 import gzip
 import zlib
@@ -12,14 +12,14 @@ _UNSIGNED_BYTE = 0x08
 
 
 def parse_idx(raw: bytes, ndim: int, name: str) -> np.ndarray:
-    """Parse one IDX file of unsigned bytes with `ndim` dimensions (3 images, 1 labels).
+    """Parse an IDX file of unsigned bytes with `ndim` dimensions (3: images, 1: labels).
 
-    Raises UserError naming `name`, what was found and what was expected.
+    Raises UserError with `name`, what was found and what was expected.
     """
     expected = (_UNSIGNED_BYTE << 8) | ndim
     header = 4 + 4 * ndim
     if len(raw) < header:
-        raise UserError(f"{name}: truncated, {len(raw)} bytes where the header alone has {header}")
+        raise UserError(f"{name}: truncated, has {len(raw)} bytes, but its header needs {header}")
     magic = int.from_bytes(raw[:4], "big")
     if magic != expected:
         raise UserError(
@@ -31,7 +31,7 @@ def parse_idx(raw: bytes, ndim: int, name: str) -> np.ndarray:
     if found != wanted:
         size = "×".join(map(str, shape))
         state = "truncated" if found < wanted else "too long"
-        raise UserError(f"{name}: {state}, {found} bytes of data where {size} = {wanted} belong")
+        raise UserError(f"{name}: {state}, has {found} bytes of data, expected {size} = {wanted}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -43,7 +43,7 @@ def read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
         try:
             raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         except EOFError:
-            raise UserError(f"{path}: truncated, the compressed data ends too early") from None
+            raise UserError(f"{path}: truncated, its compressed data ends early") from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}: damaged or not a gzip file ({error})") from None
         except OSError as error:
@@ -53,7 +53,7 @@ def read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
 
 
 def to_idx(array: np.ndarray) -> bytes:
-    """The IDX file that holds `array` of uint8."""
+    """`array` of uint8 as an IDX file."""
     magic = (_UNSIGNED_BYTE << 8) | array.ndim
     sizes = np.array(array.shape, ">u4").tobytes()
     return magic.to_bytes(4, "big") + sizes + np.ascontiguousarray(array, np.uint8).tobytes()

@@ -1,4 +1,4 @@
-"""Handwritten digits: the embedded subset of MNIST, or the four original files."""
+"""Handwritten digits: the bundled subset of MNIST, or the four original files."""
 
 import io
 import lzma
@@ -6,6 +6,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -35,19 +36,22 @@ class Digits:
 
 
 def load_digits(path: Path | None) -> Digits:
-    """The digits in the folder `path` of the four IDX files (plain or .gz), or the embedded ones.
+    """The digits of the four IDX files (plain or .gz) in the folder `path`; None: the bundled subset.
 
-    Raises UserError for a file that is missing, truncated, of another kind or does not match.
+    Raises UserError for a file that is missing, truncated, of another format, or that does not match
+    the others.
     """
     if path is None:
         with as_file(files("trainer.data") / "assets" / "digits.tar.xz") as archive:
-            return _embedded(archive)
+            return read_archive(archive)
     if not path.is_dir():
-        raise UserError(f"data.path={path}: no such folder; expected one with the MNIST IDX files")
+        raise UserError(f"data.path={path}: no such folder; expected a folder with the MNIST IDX files")
     return _checked(lambda name, ndim: read_idx(path, name, ndim), str(path))
 
 
-def _embedded(archive: Path) -> Digits:
+@lru_cache(maxsize=1)
+def read_archive(archive: Path) -> Digits:
+    """The digits in an archive that `bundle` wrote; cached, and its arrays are read-only."""
     with tarfile.open(archive, "r:xz") as tar:
         raw = {member.name: tar.extractfile(member) for member in tar}
         contents = {name: file.read() for name, file in raw.items() if file is not None}
@@ -62,19 +66,19 @@ def _checked(read: Callable[[str, int], np.ndarray], where: str) -> Digits:
         name = IDX_FILES[f"{split}_images"][0]
         if images.shape[1:] != (SIDE, SIDE):
             size = "×".join(map(str, images.shape[1:]))
-            raise UserError(f"{where}: {name} holds images of {size}, expected {SIDE}×{SIDE}")
+            raise UserError(f"{where}: {name} has images of {size}, expected {SIDE}×{SIDE}")
         if len(images) != len(labels) or len(images) == 0:
             raise UserError(
-                f"{where}: {name} holds {len(images)} images, its label file {len(labels)} labels; "
-                "expected the same number, at least 1"
+                f"{where}: {name} has {len(images)} images, its label file {len(labels)} labels; "
+                "expected as many of both, at least 1"
             )
         if labels.max() >= CLASSES:
             raise UserError(f"{where}: {split} labels go to {labels.max()}, expected 0 to 9")
     return digits
 
 
-def embed(folder: Path, archive: Path, train: int = 16_000, test: int = 3_000) -> None:
-    """Write evenly spaced digits of the full set in `folder` to one compressed `archive`."""
+def bundle(folder: Path, archive: Path, train: int = 16_000, test: int = 3_000) -> None:
+    """Write evenly spaced digits of the full set in `folder` to a compressed `archive`."""
     digits = load_digits(folder)
     # lp and pb are 0 because pixels are bytes.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lp": 0, "pb": 0}]
@@ -92,4 +96,4 @@ def embed(folder: Path, archive: Path, train: int = 16_000, test: int = 3_000) -
 
 
 if __name__ == "__main__":
-    embed(Path(sys.argv[1]), Path(sys.argv[2]))
+    bundle(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""What is done to whole batches of images on the device: RandAugment, MixUp, CutMix, normalisation."""
+"""Augmentation of whole batches on the device: RandAugment, MixUp, CutMix, normalisation."""
 
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, by channel
 DEVIATION = (0.229, 0.224, 0.225)
-_GROUP = 16  # images that share their two operations, for kornia draws them once a call
+_GROUP = 16  # images with the same operations: kornia draws them once per call
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -17,29 +17,29 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] → mean 0 and deviation 1 over ImageNet's training images."""
+    """Images in [0, 1] → mean 0 and standard deviation 1 over ImageNet's training images."""
     mean, deviation = _statistics(images.device, images.dtype)
     return (images - mean) / deviation
 
 
 @lru_cache
 def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Copied to the device once: every copy from a list waits for it."""
+    """Copied to the device once, since each copy from a list synchronises."""
     mean, deviation = (torch.tensor(values, device=device, dtype=dtype) for values in (MEAN, DEVIATION))
     return mean.view(3, 1, 1), deviation.view(3, 1, 1)
 
 
 class RandAugment:
-    """`operations` random operations of strength `magnitude` of 30 on images in [0, 1].
+    """`operations` random operations of strength `magnitude` (of 30) on images in [0, 1].
 
-    The operations and their strengths are kornia's. Draws from torch's global generators. Source:
-    arXiv 1909.13719.
+    Operations and strengths are kornia's. Draws from torch's global generators. Source: arXiv
+    1909.13719.
     """
 
     def __init__(self, operations: int, magnitude: int) -> None:
-        from kornia.augmentation.auto import RandAugment as Kornias  # takes a second to import
+        from kornia.augmentation.auto import RandAugment as KorniaRandAugment  # takes a second to import
 
-        self.augment = Kornias(n=operations, m=magnitude)
+        self.augment = KorniaRandAugment(n=operations, m=magnitude)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,10 +48,11 @@ class RandAugment:
 
 
 class Mix:
-    """MixUp or CutMix of each image with the one at the batch's other end.
+    """MixUp or CutMix of each image with the one at the mirrored place of the batch.
 
-    mixup, cutmix   α of the Beta distribution of the share λ; 0 for never. With both, either one
-                    with even chances, as in DeiT's recipe
+    mixup, cutmix   α of the Beta distribution of the share λ; 0: off. With both on, each batch takes
+                    one of them with equal probability, as in DeiT's recipe
+
     Draws from torch's global generator on the CPU. kornia's RandomMixUpV2 is not used: it draws λ
     uniformly. Sources: arXiv 1710.09412, arXiv 1905.04899.
     """
@@ -60,7 +61,7 @@ class Mix:
         self.mixup, self.cutmix = mixup, cutmix
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """images[B, 3, height, width] and shares of classes [B, classes] → the same, mixed."""
+        """images[B, 3, height, width] and class shares [B, classes] → the same, mixed."""
         if not self.mixup and not self.cutmix:
             return images, targets
         cut = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand(()) < 0.5))
@@ -74,7 +75,7 @@ class Mix:
 
 
 def _paste(images: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
-    """Put a box of 1 − share of the area of `others` on the images; gives the share that remains."""
+    """Paste a box of 1 − share of the area from `others`; returns the images and their actual share."""
     height, width = images.shape[-2:]
     cut = (1 - share) ** 0.5
     y, x = (int(torch.randint(side, ())) for side in (height, width))
@@ -87,5 +88,5 @@ def _paste(images: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]
 
 
 def soft_targets(labels: Tensor, classes: int) -> Tensor:
-    """labels[B] → shares of classes, float32 [B, classes]; a negative label gives a row of zeros."""
+    """labels[B] → class shares, float32 [B, classes]; a row of zeros for a negative label."""
     return F.one_hot(labels.clamp(min=0), classes).float() * (labels >= 0).unsqueeze(1)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from models import ModelConfig
 from parallel.errors import UserError
 from trainer.data.images.augment import Mix, RandAugment, normalise, soft_targets, to_float
 from trainer.data.images.loader import Cropping, ImageSet, Loader
@@ -14,12 +15,9 @@ from trainer.data.images.order import Order, default_lanes
 from trainer.data.source import Batch
 from trainer.metrics import Classification
 
-if TYPE_CHECKING:
-    from models import ModelConfig
-
 
 class RandAugmentConfig(BaseModel):
-    """How many operations, and how strong of 30."""
+    """Number of operations per image, and their strength (of 30)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,7 +26,7 @@ class RandAugmentConfig(BaseModel):
 
 
 class ImagenetConfig(BaseModel):
-    """Folders of prepared shards, how they are read, and what is done to training images."""
+    """Folders of prepared shards, how to read them, and how to augment training images."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,12 +34,12 @@ class ImagenetConfig(BaseModel):
     path: Path = Field(description="training shards")
     evaluation_path: Path | None = Field(None, description="null: no evaluation")
     workers: int = Field(4, ge=0, description="processes per rank; 0: in the training process")
-    shuffle: int = Field(16_384, ge=1, description="encoded images held by all ranks together")
+    shuffle: int = Field(16_384, ge=1, description="encoded images in the shuffle buffers of all ranks")
     lanes: int | None = Field(
         None,
         ge=1,
-        description="shards read side by side; a multiple of the data ranks saves reading. "
-        "null: the greatest power of two up to the number of shards. Fixes the order of samples",
+        description="shards read in parallel; reading is cheapest with a multiple of the data ranks. "
+        "null: the greatest power of two up to the number of shards. Determines the order of samples",
     )
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
@@ -53,55 +51,55 @@ class ImagenetConfig(BaseModel):
     @classmethod
     def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError("should be two shares of the area in (0, 1], the smaller one first")
+            raise ValueError("should be two shares of the area in (0, 1], the smaller first")
         return scale
 
     @model_validator(mode="after")
     def _two_folders(self) -> Self:
         if self.evaluation_path == self.path:
-            raise ValueError(f"evaluation_path={self.path}: is the folder of the training images")
+            raise ValueError(f"evaluation_path={self.path}: is also the folder of the training images")
         return self
 
-    def check(self, model: "ModelConfig") -> None:
-        """Raise UserError where a model cannot take this data."""
+    def check(self, model: ModelConfig) -> None:
+        """Raise UserError for a model that cannot take this data."""
         if model.kind != "vit":
             raise UserError(f"model.kind={model.kind}: data.kind=imagenet needs vit")
         if model.channels != 3:
             raise UserError(f"model.channels={model.channels}: data.kind=imagenet needs 3")
 
-    def build(self, model: "ModelConfig", seed: int) -> "Imagenet":
+    def build(self, model: ModelConfig, seed: int) -> "Imagenet":
         """The source; raises UserError for folders it cannot use."""
         assert model.kind == "vit"
-        return Imagenet(self, model.image_size, model.classes, seed)
+        return Imagenet(self, model.image_shape, model.classes, seed)
 
 
 class Imagenet:
-    """Pixels uint8 [B, size, size, 3] and labels int64 [B]; see `Source` for the methods.
+    """Pixels uint8 [B, height, width, 3] and labels int64 [B]; see `Source` for the methods.
 
-    On the device, training batches become float32 [B, 3, size, size] and shares of classes
-    [B, classes]. Raises UserError for folders that cannot be used.
+    On the device, training batches become float32 [B, 3, height, width] and class shares [B, classes].
+    Raises UserError for folders that cannot be used.
     """
 
     unit = "images"
-    column_keys: tuple[str, ...] = ()
+    shown_in_columns: tuple[str, ...] = ()
 
-    def __init__(self, config: ImagenetConfig, image_size: int, classes: int, seed: int) -> None:
-        self.config, self.image_size, self.classes = config, image_size, classes
+    def __init__(self, config: ImagenetConfig, image_shape: tuple[int, int], classes: int, seed: int) -> None:
+        self.config, self.image_shape, self.classes = config, image_shape, classes
         self.task = Classification(top5=True)
         self.images = _image_set("path", config.path, classes)
         self.evaluated = (
             _image_set("evaluation_path", config.evaluation_path, classes) if config.evaluation_path else None
         )
-        if self.evaluated and self.evaluated.names != self.images.names:
+        if self.evaluated and self.evaluated.classes != self.images.classes:
             raise UserError(
                 f"data.evaluation_path={config.evaluation_path}: its classes are not those of "
                 f"data.path={config.path}; prepare it with the same --classes"
             )
         lanes = config.lanes or default_lanes(len(self.images.paths))
         self.order = Order(self.images.counts, lanes, config.shuffle, seed)
-        self.cropping = Cropping(image_size, config.crop_scale, config.flip, seed)
-        strength = config.rand_augment
-        self.rand_augment = RandAugment(strength.operations, strength.magnitude) if strength else None
+        self.cropping = Cropping(image_shape, config.crop_scale, config.flip, seed)
+        augment = config.rand_augment
+        self.rand_augment = RandAugment(augment.operations, augment.magnitude) if augment else None
         self.mix = Mix(config.mixup, config.cutmix)
 
     @property
@@ -123,7 +121,7 @@ class Imagenet:
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         assert self.evaluated, name
-        return Loader(self.evaluated, self.config.workers).evaluation(self.image_size, batch, rank, world)
+        return Loader(self.evaluated, self.config.workers).evaluation(self.image_shape, batch, rank, world)
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
         images = to_float(batch.inputs)
@@ -142,5 +140,5 @@ def _image_set(key: str, folder: Path, classes: int) -> ImageSet:
     except UserError as error:
         raise UserError(f"data.{key}={error}") from None
     if len(manifest.classes) != classes:
-        raise UserError(f"model.classes={classes}: data.{key}={folder} holds {len(manifest.classes)} classes")
+        raise UserError(f"model.classes={classes}: data.{key}={folder} has {len(manifest.classes)} classes")
     return ImageSet(folder, manifest)

@@ -1,4 +1,4 @@
-"""Worker processes that turn shards into batches of pixels, in an order that no process changes."""
+"""Worker processes that turn shards into batches of pixels; their number does not affect the order."""
 
 import atexit
 import logging
@@ -22,28 +22,30 @@ from trainer.data.images.jpeg import DRAWS, UNREADABLE, decode_evaluation, decod
 from trainer.data.images.manifest import ImageManifest
 from trainer.data.images.order import Order
 from trainer.data.images.shards import Encoded, read_lane, read_shard
-from trainer.data.sampling import random_bits
+from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch
 from trainer.metrics import IGNORED
 
-_CROP_STREAM = 2
-AHEAD = 3  # portions that each worker prepares in advance
+PREFETCH = 3  # batch parts that each worker prepares in advance
 
 log = logging.getLogger(__name__)
 
 
 class ImageSet:
-    """Prepared images in a folder: its manifest and the paths of its shards."""
+    """Prepared images in a folder."""
 
     def __init__(self, folder: Path, manifest: ImageManifest) -> None:
         self.paths = [folder / shard.file for shard in manifest.shards]
         self.counts = [shard.samples for shard in manifest.shards]
-        self.names = manifest.classes
-        self.classes = len(manifest.classes)
+        self.classes = manifest.classes
 
 
-class Portion(NamedTuple):
-    """A worker's part of a batch: pixels uint8 [b, size, size, 3], labels int64 [b]; what failed."""
+class BatchPart(NamedTuple):
+    """A worker's part of a batch: pixels uint8 [b, height, width, 3] and labels int64 [b].
+
+    skipped   a line for each unreadable image, whose label is IGNORED
+    error     message of a UserError in the worker
+    """
 
     pixels: torch.Tensor
     labels: torch.Tensor
@@ -53,42 +55,42 @@ class Portion(NamedTuple):
 
 @dataclass(frozen=True)
 class Cropping:
-    """Where random crops come from: size in pixels, share of the area, mirroring, seed."""
+    """Random crops: (height, width) in pixels, range of the share of the area, mirroring, seed."""
 
-    size: int
+    shape: tuple[int, int]
     scale: tuple[float, float]
     flip: bool
     seed: int
 
     def decoder(self, numbers: np.ndarray) -> Callable[[int, bytes], np.ndarray]:
-        """Decodes the JPEG of numbers[place]; its crop depends on that number and the seed alone."""
+        """A function (i, JPEG) → pixels, whose crop depends only on the seed and sample number numbers[i]."""
         counter = numbers[:, None] * DRAWS + np.arange(DRAWS)
-        draws = random_bits(self.seed, _CROP_STREAM, counter) / 2.0**64
-        return lambda place, jpeg: decode_training(jpeg, self.size, draws[place], self.scale, self.flip)
+        draws = random_bits(self.seed, Stream.IMAGE_CROP, counter) / 2.0**64
+        return lambda i, jpeg: decode_training(jpeg, self.shape, draws[i], self.scale, self.flip)
 
 
-class _Memory:
-    """Where portions are written: in a worker, memory that the training process sees.
+class _PixelBuffers:
+    """Buffers for the pixels of batch parts: in a worker, memory shared with the training process.
 
-    It is used again as soon as the training process has surely copied it, for the system takes longer
-    to clear new memory than to fill it. The DataLoader asks a worker for its next portion but AHEAD
-    when it hands one out, so that at most AHEAD + 1 are on their way or being copied.
+    They are reused, because the system takes longer to clear new memory than we take to fill it. When
+    the DataLoader hands out a part it requests another one PREFETCH parts later, so at most
+    PREFETCH + 1 are queued or being copied, and the oldest of that many buffers is free.
     """
 
     def __init__(self) -> None:
-        self.turns: list[torch.Tensor] = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 1)
+        self.buffers = deque([torch.empty(0, dtype=torch.uint8)] * (PREFETCH + 1))
 
-    def take(self, *shape: int) -> torch.Tensor:
-        """uint8 of this shape, with anything in it."""
+    def next(self, *shape: int) -> torch.Tensor:
+        """An uninitialised uint8 tensor of this shape."""
         size = math.prod(shape)
         if get_worker_info() is None:
             return torch.from_numpy(np.empty(shape, np.uint8))
-        memory = self.turns.pop(0)
-        if len(memory) < size:
-            memory = torch.empty(0, dtype=torch.uint8)
-            memory.set_(torch.UntypedStorage._new_shared(size), 0, (size,))  # pyright: ignore[reportCallIssue]
-        self.turns.append(memory)
-        return memory[:size].view(shape)
+        buffer = self.buffers.popleft()
+        if len(buffer) < size:
+            buffer = torch.empty(0, dtype=torch.uint8)
+            buffer.set_(torch.UntypedStorage._new_shared(size), 0, (size,))  # pyright: ignore[reportCallIssue]
+        self.buffers.append(buffer)
+        return buffer[:size].view(shape)
 
 
 _workers: WeakSet[BaseProcess] = WeakSet()
@@ -96,35 +98,34 @@ _workers: WeakSet[BaseProcess] = WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """End what a loader that is still in use has left; Python's own exit would wait for them, for ever,
-    because they ignore the SIGTERM that it sends."""
-    left = [worker for worker in _workers if worker.is_alive()]
-    if left:
+    """Kill leftover workers at exit; they ignore SIGTERM."""
+    running = [worker for worker in _workers if worker.is_alive()]
+    if running:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that dies
-    for worker in left:
+    for worker in running:
         worker.kill()
 
 
-class _Portions(IterableDataset):
-    """What a worker process runs: an iterator over its portions, errors of users included."""
+class _BatchParts(IterableDataset):
+    """Runs `parts(worker, workers)` in a worker process; a UserError there becomes the last part."""
 
-    def __init__(self, portions: Callable[[int, int], Iterator[Portion]]) -> None:
-        self.portions = portions
+    def __init__(self, parts: Callable[[int, int], Iterator[BatchPart]]) -> None:
+        self.parts = parts
 
-    def __iter__(self) -> Iterator[Portion]:
+    def __iter__(self) -> Iterator[BatchPart]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        if info:  # Ctrl-C and Slurm signal all processes; the training one saves and then ends these
+        if info:  # Ctrl-C and Slurm signal all processes; the training process saves, then ends these
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
         try:
-            yield from self.portions(worker, workers)
-        except UserError as error:  # crossing a process would bury its line in a traceback
-            yield Portion(torch.empty(0), torch.empty(0), [], str(error))
+            yield from self.parts(worker, workers)
+        except UserError as error:  # raised across processes, its line would end in a traceback
+            yield BatchPart(torch.empty(0), torch.empty(0), [], str(error))
 
 
 class Loader:
-    """The worker processes of one rank, and the count of what they had to skip."""
+    """Worker processes of one rank (0: none); counts the images they skip."""
 
     def __init__(self, images: ImageSet, workers: int) -> None:
         self.images = images
@@ -143,109 +144,115 @@ class Loader:
                 yield order.numbers(first, batch, rank, world)
                 first += batch * world
 
-        def portions(worker: int, workers: int) -> Iterator[Portion]:
-            memory, current = _Memory(), -1
+        def parts(worker: int, workers: int) -> Iterator[BatchPart]:
+            buffers, current_epoch = _PixelBuffers(), -1
             lanes: dict[int, Iterator[Encoded]] = {}
-            for number in numbers():
-                mine = number[order.worker(number, world, workers) == worker]
+            for batch_numbers in numbers():
+                own = batch_numbers[order.worker(batch_numbers, world, workers) == worker]
                 samples = []
-                for one in mine.tolist():
-                    epoch, place = divmod(one, order.samples)
-                    lane = place % order.lanes
-                    if epoch != current:
-                        current = epoch
-                        lanes.clear()  # closes their files; in the next epoch other lanes may be ours
+                for number in own.tolist():
+                    epoch, position = divmod(number, order.samples)
+                    lane = position % order.lanes
+                    if epoch != current_epoch:
+                        current_epoch = epoch
+                        lanes.clear()  # closes the files; this worker's lanes may be others in this epoch
                     if lane not in lanes:
-                        wanted = order.wanted(epoch, lane, one, rank, world)
+                        wanted = order.lane_samples(epoch, lane, number, rank, world)
                         lanes[lane] = read_lane(self.images.paths, wanted)
                     samples.append(next(lanes[lane]))
-                pixels = memory.take(len(mine), cropping.size, cropping.size, 3)
-                yield self._portion(samples, pixels, cropping.decoder(mine))
+                pixels = buffers.next(len(own), *cropping.shape, 3)
+                yield self._decode(samples, pixels, cropping.decoder(own))
 
-        received = self._received(portions)
-        seen = deque[Portion](maxlen=workers * (AHEAD + 1))  # what comes again need not be mapped again
-        for number in numbers():
-            # NumPy puts whole images in their places ten times as fast as torch does.
-            pixels = np.empty((batch, cropping.size, cropping.size, 3), np.uint8)
-            labels = np.empty(batch, np.int64)
-            worker = order.worker(number, world, workers)
-            for each in range(workers):
-                portion = self._checked(next(received))
-                seen.append(portion)
-                pixels[worker == each] = portion.pixels.numpy()
-                labels[worker == each] = portion.labels.numpy()
-            yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels))
+        received = self._start(parts)
+        recent = deque[BatchPart](maxlen=workers * (PREFETCH + 1))  # keeps reused buffers mapped
+        try:
+            for batch_numbers in numbers():
+                # NumPy scatters whole images ten times as fast as torch.
+                pixels = np.empty((batch, *cropping.shape, 3), np.uint8)
+                labels = np.empty(batch, np.int64)
+                worker_of = order.worker(batch_numbers, world, workers)
+                for worker in range(workers):
+                    part = self._checked(next(received))
+                    recent.append(part)
+                    pixels[worker_of == worker] = part.pixels.numpy()
+                    labels[worker_of == worker] = part.labels.numpy()
+                yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels))
+        finally:
+            # Ends the workers now: the garbage collector, as after an error, would wait 5 s for each.
+            del received
 
-    def evaluation(self, size: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
-        """Every sample once over all ranks, each a run of neighbours in the shards.
+    def evaluation(self, shape: tuple[int, int], batch: int, rank: int, world: int) -> Iterator[Batch]:
+        """Every sample once over all ranks, resized to shape = (height, width).
 
-        Every rank gets equally many batches of equal sizes, for engines whose ranks must all take
-        part; places left over have the label IGNORED.
+        All ranks get the same number of batches of the same sizes, for engines whose ranks must take
+        part together; surplus places have the label IGNORED.
         """
         order = Order(self.images.counts, 1, 1, 0)
         ends = np.cumsum(order.counts)
 
-        def portions(worker: int, workers: int) -> Iterator[Portion]:
+        def parts(worker: int, workers: int) -> Iterator[BatchPart]:
             share = -(-order.samples // (world * workers))
             first = (rank * workers + worker) * share
-            line = np.arange(first, min(first + share, order.samples))
-            samples = self._neighbours(line, ends)
-            for at in range(0, share, batch):
-                count = min(batch, share - at)
-                part = list(islice(samples, count))
-                # Not to be used again: these pixels are handed out as they are.
-                pixels = _Memory().take(count, size, size, 3)
-                yield self._portion(part, pixels, lambda _, jpeg: decode_evaluation(jpeg, size))
+            samples = self._read(np.arange(first, min(first + share, order.samples)), ends)
+            for start in range(0, share, batch):
+                count = min(batch, share - start)
+                # A buffer of its own: these pixels are handed out without a copy.
+                pixels = _PixelBuffers().next(count, *shape, 3)
+                yield self._decode(
+                    list(islice(samples, count)), pixels, lambda _, jpeg: decode_evaluation(jpeg, shape)
+                )
 
-        for portion in self._received(portions):
-            self._checked(portion)
-            yield Batch(portion.pixels, portion.labels)
+        for part in self._start(parts):
+            self._checked(part)
+            yield Batch(part.pixels, part.labels)
 
-    def _neighbours(self, line: np.ndarray, ends: np.ndarray) -> Iterator[Encoded]:
-        shards = np.searchsorted(ends, line, side="right")
+    def _read(self, numbers: np.ndarray, ends: np.ndarray) -> Iterator[Encoded]:
+        """The samples with these ascending numbers, counted through all shards, which end at `ends`."""
+        shards = np.searchsorted(ends, numbers, side="right")
         for shard in np.unique(shards).tolist():
-            yield from read_shard(
-                self.images.paths[shard], line[shards == shard] - (ends[shard] - self.images.counts[shard])
-            )
+            first = ends[shard] - self.images.counts[shard]
+            yield from read_shard(self.images.paths[shard], numbers[shards == shard] - first)
 
-    def _portion(
+    def _decode(
         self,
         samples: Sequence[Encoded],
-        memory: torch.Tensor,
+        buffer: torch.Tensor,
         decode: Callable[[int, bytes], np.ndarray],
-    ) -> Portion:
-        """The samples' pixels, in `memory`, and labels, filled up with what does not count."""
-        pixels, labels = memory.numpy(), np.full(len(memory), IGNORED, np.int64)
+    ) -> BatchPart:
+        """Decode the samples into `buffer`; surplus places become zeros with the label IGNORED."""
+        pixels, labels = buffer.numpy(), np.full(len(buffer), IGNORED, np.int64)
         pixels[len(samples) :] = 0
         skipped = []
-        for place, sample in enumerate(samples):
+        classes = len(self.images.classes)
+        for i, sample in enumerate(samples):
             try:
                 label = int(sample.label)
-                if not 0 <= label < self.images.classes:
-                    raise ValueError(f"class {label} is not below {self.images.classes}")
-                pixels[place] = decode(place, sample.jpeg)
-                labels[place] = label
+                if not 0 <= label < classes:
+                    raise ValueError(f"label {label} is not below the {classes} classes")
+                pixels[i] = decode(i, sample.jpeg)
+                labels[i] = label
             except UNREADABLE as error:
-                pixels[place] = 0
+                pixels[i] = 0
                 skipped.append(f"{sample.name}: {' '.join(str(error).split())}")
-        return Portion(memory, torch.from_numpy(labels), skipped)
+        return BatchPart(buffer, torch.from_numpy(labels), skipped)
 
-    def _received(self, portions: Callable[[int, int], Iterator[Portion]]) -> Iterator[Portion]:
+    def _start(self, parts: Callable[[int, int], Iterator[BatchPart]]) -> Iterator[BatchPart]:
         loader = DataLoader(
-            _Portions(portions),
+            _BatchParts(parts),
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=AHEAD if self.workers else None,
-            generator=torch.Generator(),  # or it would draw from the one that dropout draws from
+            prefetch_factor=PREFETCH if self.workers else None,
+            generator=torch.Generator(),  # the default one is dropout's
         )
         received = iter(loader)
         _workers.update(getattr(received, "_workers", ()))
         return received
 
-    def _checked(self, portion: Portion) -> Portion:
-        if portion.error:
-            raise UserError(portion.error)
-        for line in portion.skipped:
+    def _checked(self, part: BatchPart) -> BatchPart:
+        """The part, after raising its error and logging skipped images."""
+        if part.error:
+            raise UserError(part.error)
+        for line in part.skipped:
             self.skipped += 1
             log.warning("skipped %s (%d in this run)", line, self.skipped)
-        return portion
+        return part

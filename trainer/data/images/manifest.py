@@ -1,11 +1,10 @@
-"""The manifest of prepared images: what each shard holds, and whether it still does."""
+"""The manifest of prepared images, and checks of its shards against it."""
 
 from pathlib import Path
 from typing import Literal
 
 from parallel.errors import UserError
-from trainer.data.prepare.output_folder import MANIFEST, Record, load_manifest
-from trainer.errors import machine_error
+from trainer.data.prepare.output_folder import MANIFEST, Record, check_shard, load_manifest
 
 
 class Shard(Record):
@@ -18,16 +17,16 @@ class Shard(Record):
 
 
 class Skipped(Record):
-    """An input image that is in no shard, and why."""
+    """An input image that was left out, and why."""
 
     file: str
     why: str
 
 
 class ImageManifest(Record):
-    """What `translution prepare imagenet` made; written last, so that it marks a whole set.
+    """Contents of a set of images; written last, so a folder that has one is complete.
 
-    A sample's label is the place of its class in `classes`.
+    A label is an index into `classes`.
     """
 
     format: Literal["translution-images-1"] = "translution-images-1"
@@ -44,21 +43,13 @@ def read_manifest(folder: Path) -> ImageManifest:
     counted = sum(shard.samples for shard in manifest.shards)
     if manifest.samples != counted or counted == 0:
         raise UserError(
-            f"{folder / MANIFEST}: samples is {manifest.samples}, its shards hold {counted}; prepare it again"
+            f"{folder / MANIFEST}: samples is {manifest.samples}, but its shards hold {counted}; "
+            "prepare the data again"
         )
     return manifest
 
 
 def check_shards(folder: Path, manifest: ImageManifest) -> None:
-    """Raise UserError for a shard that is missing or has another size than the manifest says."""
+    """Raise UserError for a shard that is missing or has another size than in the manifest."""
     for shard in manifest.shards:
-        path = folder / shard.file
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise UserError(f"{path}: this shard of {MANIFEST} is missing") from None
-        except OSError as error:
-            raise machine_error(error, path, "be read") from None
-        if size != shard.bytes:
-            what = "truncated" if size < shard.bytes else "not the file it was"
-            raise UserError(f"{path}: {what}: has {size:,} bytes, {MANIFEST} says {shard.bytes:,}")
+        check_shard(folder / shard.file, shard.bytes)

@@ -1,4 +1,4 @@
-"""Reading shards: webdataset's tar files of `.jpg` and `.cls`, chosen samples of them only."""
+"""Read chosen samples from shards, webdataset's tar files of `.jpg` and `.cls`."""
 
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,12 @@ import numpy as np
 from webdataset.tariterators import group_by_keys
 
 from parallel.errors import UserError
-from trainer.data.images.order import Wanted
+from trainer.data.images.order import LaneSamples
 from trainer.errors import machine_error
 
 
 class Encoded(NamedTuple):
-    """A sample as the shard holds it: "shard: key" for messages, the JPEG, and the class number."""
+    """A sample of a shard: "shard: key" for messages, the JPEG, and the label as text."""
 
     name: str
     jpeg: bytes
@@ -22,9 +22,9 @@ class Encoded(NamedTuple):
 
 
 def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encoded]:
-    """The samples numbered `wanted` (ascending) of a shard, in one pass that ends with the last.
+    """The samples with the numbers `wanted` (ascending) of a shard, in one pass.
 
-    Raises UserError naming the file when it is missing, truncated, or holds fewer samples.
+    Raises UserError naming the file when it is missing, truncated, or has fewer samples.
     """
     remaining = {int(number) for number in wanted}
     last = max(remaining, default=-1)
@@ -32,12 +32,12 @@ def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encod
 
     def members() -> Iterator[dict[str, Any]]:
         nonlocal number, key
-        with tarfile.open(path, "r:") as tar:  # which seeks past what is not wanted
+        with tarfile.open(path, "r:") as tar:  # seeks past unwanted members
             while (member := tar.next()) is not None:
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue] (it keeps all that it has met)
-                own = member.name.partition(".")[0]
-                if own != key:
-                    number, key = number + 1, own
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue] (it keeps every member)
+                stem = member.name.partition(".")[0]
+                if stem != key:
+                    number, key = number + 1, stem
                 if number > last:
                     return
                 if number in remaining:
@@ -51,7 +51,7 @@ def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encod
             name = f"{path.name}: {sample['__key__']}"
             yield Encoded(name, sample.get("jpg", b""), sample.get("cls", b""))
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path}: truncated or no tar file: {error.args[0]}") from None
+        raise UserError(f"{path}: truncated or not a tar file: {error.args[0]}") from None
     except OSError as error:
         raise machine_error(error, path, "be read") from None
     if found < len(remaining):
@@ -61,23 +61,23 @@ def read_shard(path: Path, wanted: Sequence[int] | np.ndarray) -> Iterator[Encod
         )
 
 
-def read_lane(paths: Sequence[Path], wanted: Wanted) -> Iterator[Encoded]:
-    """The wanted samples of a lane in their order; each shard is read once, forwards.
+def read_lane(paths: Sequence[Path], wanted: LaneSamples) -> Iterator[Encoded]:
+    """The wanted samples of a lane in their order; each shard is read once, from front to back.
 
-    Holds at most as many samples as the order's shuffle buffer does.
+    Keeps no more samples in memory than the order's shuffle buffer.
     """
-    ahead = _along_the_line(paths, wanted)
-    held: dict[int, Encoded] = {}
-    for place in wanted.line.tolist():
-        while place not in held:
-            at, sample = next(ahead)
-            held[at] = sample
-        yield held.pop(place)
+    samples = _in_line_order(paths, wanted)
+    buffer: dict[int, Encoded] = {}
+    for position in wanted.line.tolist():
+        while position not in buffer:
+            read, sample = next(samples)
+            buffer[read] = sample
+        yield buffer.pop(position)
 
 
-def _along_the_line(paths: Sequence[Path], wanted: Wanted) -> Iterator[tuple[int, Encoded]]:
+def _in_line_order(paths: Sequence[Path], wanted: LaneSamples) -> Iterator[tuple[int, Encoded]]:
     by_line = np.argsort(wanted.line)
-    shard, index, line = wanted.shard[by_line], wanted.index[by_line], wanted.line[by_line]
+    shard, index, line = wanted.shard[by_line], wanted.index_in_shard[by_line], wanted.line[by_line]
     cuts = np.flatnonzero(np.diff(shard)) + 1
     for part in np.split(np.arange(len(line)), cuts):
         if len(part):

@@ -1,66 +1,80 @@
-"""Processes that each do one piece of a preparation, the results as they come."""
+"""Apply a function to many items in worker processes."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from parallel.errors import UserError
 
-PieceT = TypeVar("PieceT")
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
+_IN_FLIGHT = 3  # items per process
 
-def each_piece(
-    work: Callable[[PieceT], ResultT], pieces: Iterable[PieceT], workers: int
+
+def map_in_processes(
+    work: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int
 ) -> Generator[ResultT]:
-    """work(piece) of all pieces in `workers` processes (0: in this one), in the order of completion.
+    """work(item) of all items in `workers` processes (0: this one), in the order of the items.
 
-    At most two pieces per process are under way. When the consumer stops, the processes are ended
-    in the midst of their pieces. Raises what `work` raised, and UserError when a process dies.
+    `work` is sent to each process once, so it may hold large objects. At most three items per process
+    are in flight. Closing the generator kills the processes. Raises what `work` raised, and UserError
+    when a process dies.
     """
     if workers == 0:
-        yield from map(work, pieces)
+        yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=serve_parent)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work,))
     others = set(multiprocessing.active_children())
-    under_way: set[Future[ResultT]] = set()
-    whole = False
+    in_flight: deque[Future[ResultT]] = deque()
+    finished = False
     try:
-        for piece in pieces:
-            under_way.add(pool.submit(work, piece))
-            if len(under_way) >= 2 * workers:
-                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while under_way:
-            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-        whole = True
+        for item in items:
+            in_flight.append(pool.submit(_apply, item))
+            if len(in_flight) >= _IN_FLIGHT * workers:
+                yield in_flight.popleft().result()
+        while in_flight:
+            yield in_flight.popleft().result()
+        finished = True
     except BrokenProcessPool:
         raise UserError(
-            f"one of {workers} processes died, perhaps for want of memory; "
-            "run the command again with fewer --workers to go on"
+            f"one of {workers} worker processes died, perhaps out of memory; "
+            "run the command again with fewer --workers to resume"
         ) from None
     finally:
-        if not whole:
+        if not finished:
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
-def serve_parent() -> None:
-    """What a worker process begins with: it ends when its parent does, and only then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+_work: Callable[[Any], Any]  # of a worker process
 
 
-def _die_with_parent() -> None:
-    """A killed first process would otherwise leave its workers waiting for ever."""
+def _start_worker(work: Callable[[Any], Any]) -> None:
+    global _work
+    exit_with_parent()
+    _work = work
+
+
+def _apply(item: Any) -> Any:
+    return _work(item)
+
+
+def exit_with_parent() -> None:
+    """Worker initializer: exit when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

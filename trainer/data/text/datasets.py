@@ -1,27 +1,25 @@
-"""The `data` sections for text: a prepared corpus, and the embedded book."""
+"""The `data` sections for text: a prepared corpus, and the bundled book."""
 
 import lzma
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from models import ModelConfig
 from parallel.errors import UserError
 from trainer.data.text.manifest import Verify, check_shards, read_manifest
 from trainer.data.text.shards import ShardTokens
 from trainer.data.text.windows import Corpus, TextSource
 
-if TYPE_CHECKING:
-    from models import ModelConfig
-
-BYTES = 256
+_BYTE_VALUES = 256
 
 
 class OpenWebTextConfig(BaseModel):
-    """A folder made by `translution prepare openwebtext`; verify: compare sizes or checksums."""
+    """A folder written by `translution prepare openwebtext`; verify: check shards by size or checksum."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,11 +27,11 @@ class OpenWebTextConfig(BaseModel):
     path: Path
     verify: Verify = "size"
 
-    def check(self, model: "ModelConfig") -> None:
-        """Raise UserError where a model cannot take this data."""
-        needs_gpt(model, self.kind)
+    def check(self, model: ModelConfig) -> None:
+        """Raise UserError for a model that cannot take this data."""
+        _check_gpt(model, self.kind)
 
-    def build(self, model: "ModelConfig", seed: int) -> TextSource:
+    def build(self, model: ModelConfig, seed: int) -> TextSource:
         """The source; raises UserError for a folder that cannot be used with this model."""
         assert model.kind == "gpt"
         manifest = read_manifest(self.path)
@@ -53,23 +51,23 @@ class OpenWebTextConfig(BaseModel):
 
 
 class BookConfig(BaseModel):
-    """Moby Dick as bytes, which the package brings along; its last part is for validation."""
+    """Moby Dick as bytes, bundled with the package; its last part is the validation set."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["book"] = "book"
     validation_share: float = Field(0.05, gt=0, lt=1)
 
-    def check(self, model: "ModelConfig") -> None:
-        """Raise UserError where a model cannot take this data."""
-        needs_gpt(model, self.kind)
-        if model.kind == "gpt" and model.vocabulary < BYTES:
+    def check(self, model: ModelConfig) -> None:
+        """Raise UserError for a model that cannot take this data."""
+        _check_gpt(model, self.kind)
+        if model.kind == "gpt" and model.vocabulary < _BYTE_VALUES:
             raise UserError(
-                f"model.vocabulary={model.vocabulary}: data.kind=book needs {BYTES}, one per byte"
+                f"model.vocabulary={model.vocabulary}: data.kind=book needs {_BYTE_VALUES}, one per byte"
             )
 
-    def build(self, model: "ModelConfig", seed: int) -> TextSource:
-        """The source; raises UserError when the model's sequences are longer than the parts."""
+    def build(self, model: ModelConfig, seed: int) -> TextSource:
+        """The source; raises UserError when the text is too short for the model's sequences."""
         assert model.kind == "gpt"
         book = np.frombuffer(lzma.decompress(_book()), np.uint8)
         validation = max(1, round(len(book) * self.validation_share))
@@ -90,12 +88,11 @@ class ArrayTokens:
     def windows(self, starts: Sequence[int], length: int) -> np.ndarray:
         return self.ids[np.asarray(starts)[:, None] + np.arange(length)].astype(np.int64)
 
-    def expect(self, starts: Sequence[int], length: int) -> None:
-        """They are here already."""
+    def prefetch(self, starts: Sequence[int], length: int) -> None:
+        """Does nothing."""
 
 
-def needs_gpt(model: "ModelConfig", data: str) -> None:
-    """Raise UserError unless the model is a language net."""
+def _check_gpt(model: ModelConfig, data: str) -> None:
     if model.kind != "gpt":
         raise UserError(f"model.kind={model.kind}: data.kind={data} is text and needs gpt")
 
@@ -103,10 +100,11 @@ def needs_gpt(model: "ModelConfig", data: str) -> None:
 def _check_length(where: str, train: int, validation: int, context: int) -> None:
     if train < 2 * context:
         raise UserError(
-            f"model.tokens={context}: {where} has {train:,} training tokens, two windows are needed"
+            f"model.tokens={context}: {where} has {train:,} training tokens; "
+            f"at least {2 * context:,} are needed"
         )
     if not validation:
-        raise UserError(f"{where}: holds no validation tokens; prepare it with a larger --validation-share")
+        raise UserError(f"{where}: has no validation tokens; prepare it with a larger --validation-share")
 
 
 def _book() -> bytes:

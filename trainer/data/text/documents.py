@@ -1,4 +1,4 @@
-"""The documents in a folder of text files, in an order that depends on nothing but the files."""
+"""The documents in a folder of text files, in an order that depends only on the files."""
 
 import gzip
 import importlib.util
@@ -25,13 +25,13 @@ class InputFile(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """In place of a document's text: why it cannot be used."""
+    """Takes the place of the text of a document that cannot be used."""
 
     reason: str
 
 
 class Document(NamedTuple):
-    """Document `number` of its file; `read` bytes of the file have been read until here."""
+    """Document `number` of its file; `read` is the number of bytes of the file read so far."""
 
     number: int
     text: str | Skip
@@ -39,9 +39,9 @@ class Document(NamedTuple):
 
 
 def find_files(source: Path) -> list[InputFile]:
-    """The files of `source`, a folder (searched to its bottom) or one file, sorted by name.
+    """The files of `source`, a folder (searched recursively) or one file, sorted by name.
 
-    Raises UserError when there are none or a library to read them is missing.
+    Raises UserError if there are none, or if a library to read them is missing.
     """
     if not source.exists():
         raise UserError(f"--input {source}: no such file or folder")
@@ -49,7 +49,7 @@ def find_files(source: Path) -> list[InputFile]:
     root = source.parent if source.is_file() else source
     named = [(path.relative_to(root).as_posix(), path) for path in paths if _holds_documents(path)]
     if not named:
-        raise UserError(f"--input {source}: holds no file of documents: {', '.join(SUFFIXES)}")
+        raise UserError(f"--input {source}: has no files of documents: {', '.join(SUFFIXES)}")
     for suffix, library in ((".parquet", "pyarrow"), (".arrow", "datasets")):
         example = next((path for _, path in named if path.name.endswith(suffix)), None)
         if example and importlib.util.find_spec(library) is None:
@@ -58,52 +58,52 @@ def find_files(source: Path) -> list[InputFile]:
 
 
 def _holds_documents(path: Path) -> bool:
-    # Hugging Face keeps index mappings beside the data as cache-….arrow.
+    # Hugging Face stores index mappings next to the data as cache-….arrow.
     return path.name.endswith(SUFFIXES) and not path.name.startswith((".", "cache-"))
 
 
 def read_documents(file: InputFile, first: int = 0) -> Iterator[Document]:
     """The documents of a file from number `first` on.
 
-    What cannot be used is a Skip in its place; a damaged file ends with one. Raises UserError when
-    the file cannot be opened or has no text at all by its schema.
+    Unusable documents have a Skip as their text; a damaged file ends with one. Raises UserError when
+    the file cannot be opened or has no text column.
     """
     try:
         if file.path.name.endswith((".txt", ".txt.gz")):
-            found = _plain(file)
+            found = _read_text(file)
         elif file.path.name.endswith((".jsonl", ".jsonl.gz")):
-            found = _lines(file, first)
+            found = _read_json_lines(file, first)
         elif file.path.name.endswith(".parquet"):
-            found = _parquet(file)
+            found = _read_parquet(file)
         else:
-            found = _arrow(file)
+            found = _read_arrow(file)
         for number, (text, read) in enumerate(found):
             if number >= first:
-                yield Document(number, _usable(text), read)
+                yield Document(number, _check_text(text), read)
     except OSError as error:
         raise machine_error(error, file.path, "be read") from None
 
 
-def _usable(text: str | Skip) -> str | Skip:
+def _check_text(text: str | Skip) -> str | Skip:
     if isinstance(text, Skip):
         return text
     if not text.strip():
         return Skip("empty")
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+    except UnicodeEncodeError:  # JSON can contain half a surrogate pair
         return Skip("not UTF-8")
     return text
 
 
 def _open(file: InputFile) -> tuple[BinaryIO, BinaryIO]:
-    """The file as bytes on the disk, and as bytes of text."""
+    """The file on the disk, and its uncompressed content."""
     raw = file.path.open("rb")
     return raw, gzip.GzipFile(fileobj=raw) if file.path.name.endswith(".gz") else raw  # pyright: ignore
 
 
-def _plain(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
-    """One document, or several with <|endoftext|> between them."""
+def _read_text(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
+    """One document, or several separated by <|endoftext|>."""
     raw, unpacked = _open(file)
     with raw:
         try:
@@ -117,8 +117,8 @@ def _plain(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
                 yield document, file.size
 
 
-def _lines(file: InputFile, first: int) -> Iterator[tuple[str | Skip, int]]:
-    """One JSON object per line; what is before `first` is not parsed."""
+def _read_json_lines(file: InputFile, first: int) -> Iterator[tuple[str | Skip, int]]:
+    """One JSON object per line; lines before `first` are not parsed."""
     raw, unpacked = _open(file)
     with raw:
         try:
@@ -132,7 +132,7 @@ def _json_text(line: bytes) -> str | Skip:
     if not line.strip():
         return Skip("empty")
     try:
-        values = json.loads(line.decode("utf-8-sig"))  # some begin files with a mark of their byte order
+        values = json.loads(line.decode("utf-8-sig"))  # -sig: a file may start with a byte order mark
     except UnicodeDecodeError:
         return Skip("not UTF-8")
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def _json_text(line: bytes) -> str | Skip:
     return text if isinstance(text, str) else Skip("no field text")
 
 
-def _parquet(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
+def _read_parquet(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
     import pyarrow  # pyright: ignore[reportMissingImports]
     import pyarrow.parquet  # pyright: ignore[reportMissingImports]
 
@@ -157,7 +157,7 @@ def _parquet(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
         yield Skip("damaged file"), file.size
 
 
-def _arrow(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
+def _read_arrow(file: InputFile) -> Iterator[tuple[str | Skip, int]]:
     import datasets  # pyright: ignore[reportMissingImports]
     import pyarrow  # pyright: ignore[reportMissingImports]
 
@@ -178,4 +178,4 @@ def _column(texts: Iterable[object], read: int) -> Iterator[tuple[str | Skip, in
 
 def _check_columns(file: InputFile, columns: list[str]) -> None:
     if "text" not in columns:
-        raise UserError(f"{file.path}: has no column text, only {', '.join(columns)}")
+        raise UserError(f"{file.path}: has no column text; its columns are {', '.join(columns)}")

@@ -1,8 +1,8 @@
 """From folders of documents to shards of tokens with a manifest: `translution prepare openwebtext`.
 
-One process reads, others encode, the first one writes, in the order of the documents. What is on
-the disk at a moment is described by progress.json, so that a run after a kill goes on from there;
-its result has the same bytes as that of an undisturbed run, whatever the number of processes.
+The main process reads documents and writes tokens in document order; worker processes encode.
+progress.json describes what is on the disk, so the next command resumes after a kill. The result has
+the same bytes for any number of processes and interruptions.
 """
 
 import hashlib
@@ -10,18 +10,28 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from parallel.errors import UserError
-from trainer.data.prepare.output_folder import MANIFEST, check_same_settings, only_writer, write_json
+from trainer.data.prepare.output_folder import (
+    MANIFEST,
+    WRITE_AGAIN,
+    Record,
+    check_no_other_files,
+    check_same_settings,
+    write_json,
+    writer_lock,
+)
+from trainer.data.prepare.pool import map_in_processes
 from trainer.data.text.documents import InputFile, Skip, find_files, read_documents
-from trainer.data.text.encode import encode_all
-from trainer.data.text.manifest import Manifest, Split, check_shards, read_manifest
+from trainer.data.text.encode import Encoder
+from trainer.data.text.manifest import Split, TextManifest, check_shards, read_manifest
 from trainer.data.text.shards import ShardWriter
-from trainer.data.text.tokenizer import describe, load_ranks
+from trainer.data.text.tokenizer import build_encoding, describe, load_ranks
 from trainer.errors import machine_error
 from trainer.reporting.progress import Progress
 
@@ -32,7 +42,10 @@ _REPORTED_SKIPS = 5
 
 
 class Position(NamedTuple):
-    """Everything before document `number` of file `file` is encoded; `read` bytes of all files."""
+    """A place in the input: document `number` of file `file`, after `read` bytes of all files.
+
+    skipped   number of skipped documents before it, by reason
+    """
 
     file: int
     number: int
@@ -40,16 +53,14 @@ class Position(NamedTuple):
     skipped: Counter[str]
 
 
-class _State(BaseModel):
-    """progress.json."""
-
-    model_config = ConfigDict(extra="forbid")
+class _State(Record):
+    """progress.json: the next document to encode, and what has been written."""
 
     settings: dict[str, int | float | str]
     file: int = 0
     number: int = 0
     read: int = 0
-    skipped: dict[str, int] = {}
+    skipped: dict[str, int] = Field(default_factory=dict)
     train: Split = Split(documents=0, tokens=0, shards=[])
     validation: Split = Split(documents=0, tokens=0, shards=[])
 
@@ -62,12 +73,16 @@ def prepare(
     shard_tokens: int = 100_000_000,
     validation_share: float = 0.0005,
     save_seconds: float = 10.0,
-) -> Manifest:
-    """Encode the documents of `source` into shards in `out`, or go on with what was begun there.
+) -> TextManifest:
+    """Encode the documents of `source` into shards in `out`; resumes an interrupted call.
 
-    `workers` processes encode (0: this one); progress is saved every `save_seconds`. Raises
-    UserError for input that is missing or has no usable document, for an `out` that holds
-    something else, and when the disk is full; then the same call goes on.
+    bpe                file of GPT-2's ranks; None: tiktoken's own
+    workers            processes that encode; 0: this one
+    validation_share   fraction of the documents that goes to the validation split
+    save_seconds       time between saves of the progress
+
+    Raises UserError for input that is missing or has no usable document, for an `out` with other
+    files, and when the disk is full; repeat the call to resume.
     """
     files = find_files(source)
     ranks = load_ranks(bpe)
@@ -75,28 +90,29 @@ def prepare(
     settings: dict[str, int | float | str] = {
         "input_files": len(files),
         "input_bytes": sum(file.size for file in files),
-        "input_sha256": _listing(files),
+        "input_sha256": _names_and_sizes_sha256(files),
         "tokenizer_sha256": tokenizer.sha256,
         "shard_tokens": shard_tokens,
         "validation_share": validation_share,
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if done := _finished(out, settings):
-            return done
-        with only_writer(out):
-            state = _resumed(out, settings)
+        if finished := _finished(out, settings):
+            return finished
+        with writer_lock(out):
+            state = _read_progress(out, settings)
             writers = {
                 name: ShardWriter(out, name, shard_tokens, getattr(state, name))
                 for name in ("train", "validation")
             }
             try:
-                _run(files, out, state, writers, ranks, validation_share, workers, save_seconds)
+                encoder = Encoder(build_encoding(ranks), validation_share)
+                _encode(files, out, state, writers, encoder, workers, save_seconds)
             finally:
                 for writer in writers.values():
                     writer.close()
-            _check_any(source, state)
-            manifest = Manifest(
+            _check_not_empty(source, state)
+            manifest = TextManifest(
                 tokenizer=tokenizer,
                 settings=settings,
                 skipped=dict(sorted(state.skipped.items())),
@@ -106,22 +122,20 @@ def prepare(
             write_json(out / MANIFEST, manifest.model_dump())
             (out / PROGRESS).unlink()
     except OSError as error:
-        where = error.filename or out
-        raise machine_error(error, where, "be written; run the command again to go on") from None
+        raise machine_error(error, error.filename or out, WRITE_AGAIN) from None
     return manifest
 
 
-def _run(
+def _encode(
     files: list[InputFile],
     out: Path,
     state: _State,
     writers: dict[str, ShardWriter],
-    ranks: dict[bytes, int],
-    share: float,
+    encoder: Encoder,
     workers: int,
     save_seconds: float,
 ) -> None:
-    """Encode and write everything after `state`, which is kept up to date and saved."""
+    """Encode and write everything after `state`, keeping it up to date in memory and on the disk."""
 
     def save() -> None:
         for name, writer in writers.items():
@@ -134,28 +148,29 @@ def _run(
     before = sum(writer.tokens for writer in writers.values())
     with Progress(sum(file.size for file in files), state.read) as progress:
         chunks = _chunks(files, state, progress)
-        for encoded, position in encode_all(chunks, ranks, share, workers):
-            writers["train"].append(encoded.train, encoded.train_documents)
-            writers["validation"].append(encoded.validation, encoded.validation_documents)
-            state.file, state.number, state.read = position.file, position.number, position.read
-            state.skipped = dict(position.skipped)
-            now = time.monotonic()
-            tokens = sum(writer.tokens for writer in writers.values())
-            documents = sum(writer.documents for writer in writers.values())
-            rate = (tokens - before) / max(now - start, 1e-3)
-            progress.show(
-                state.read, f"{documents:,} documents, {tokens:,} tokens, {rate / 1e6:.2f} M tokens/s"
-            )
-            if now - saved >= save_seconds:
-                save()
-                saved = now
+        with closing(map_in_processes(encoder, chunks, workers)) as results:
+            for encoded, position in results:
+                writers["train"].append(encoded.train, encoded.train_documents)
+                writers["validation"].append(encoded.validation, encoded.validation_documents)
+                state.file, state.number, state.read = position.file, position.number, position.read
+                state.skipped = dict(position.skipped)
+                now = time.monotonic()
+                tokens = sum(writer.tokens for writer in writers.values())
+                documents = sum(writer.documents for writer in writers.values())
+                rate = (tokens - before) / max(now - start, 1e-3)
+                progress.show(
+                    state.read, f"{documents:,} documents, {tokens:,} tokens, {rate / 1e6:.2f} M tokens/s"
+                )
+                if now - saved >= save_seconds:
+                    save()
+                    saved = now
         save()
 
 
 def _chunks(
     files: list[InputFile], state: _State, progress: Progress
 ) -> Iterator[tuple[list[str], Position]]:
-    """Texts that are encoded together, and the position after them."""
+    """Texts to encode together, and the position after them."""
     skipped = Counter(state.skipped)
     texts: list[str] = []
     characters = 0
@@ -180,16 +195,15 @@ def _chunks(
     yield texts, Position(len(files), 0, read_before, skipped)
 
 
-def _listing(files: list[InputFile]) -> str:
-    """Names and sizes of the input, as one checksum."""
+def _names_and_sizes_sha256(files: list[InputFile]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{file.size}\n".encode())
     return digest.hexdigest()
 
 
-def _finished(out: Path, settings: dict[str, int | float | str]) -> Manifest | None:
-    """The manifest of an earlier run to the end."""
+def _finished(out: Path, settings: dict[str, int | float | str]) -> TextManifest | None:
+    """The manifest, if an earlier command finished."""
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
@@ -199,13 +213,11 @@ def _finished(out: Path, settings: dict[str, int | float | str]) -> Manifest | N
     return manifest
 
 
-def _resumed(out: Path, settings: dict[str, int | float | str]) -> _State:
-    """Where an earlier run was; raises UserError where `out` holds anything else."""
+def _read_progress(out: Path, settings: dict[str, int | float | str]) -> _State:
+    """Where an earlier command stopped; raises UserError if `out` has other files."""
     path = out / PROGRESS
     if not path.exists():
-        strange = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
-        if strange:
-            raise UserError(f"--out {out}: is not empty (holds {strange[0]}); name another folder")
+        check_no_other_files(out)
         return _State(settings=settings)
     try:
         state = _State.model_validate_json(path.read_bytes())
@@ -217,14 +229,14 @@ def _resumed(out: Path, settings: dict[str, int | float | str]) -> _State:
     return state
 
 
-def _check_any(source: Path, state: _State) -> None:
+def _check_not_empty(source: Path, state: _State) -> None:
     if state.train.documents + state.validation.documents == 0:
         why = ", ".join(f"{count:,} {reason}" for reason, count in state.skipped.items())
-        raise UserError(f"--input {source}: holds no usable document: skipped {why}")
+        raise UserError(f"--input {source}: has no usable document: skipped {why}")
 
 
-def summary(manifest: Manifest) -> str:
-    """What became of the documents, in one or two lines."""
+def summary(manifest: TextManifest) -> str:
+    """The result in one line, and a warning line for an empty split."""
     parts = [
         f"{name} {split.tokens:,} tokens of {split.documents:,} documents in {len(split.shards)} shards"
         for name, split in (("train", manifest.train), ("validation", manifest.validation))
@@ -235,7 +247,7 @@ def summary(manifest: Manifest) -> str:
         if not split.tokens:
             share = json.dumps(manifest.settings["validation_share"])
             lines.append(
-                f"warning: the {name} split is empty; a net needs both: give more documents, or another "
-                f"--validation-share than {share}"
+                f"warning: the {name} split is empty, but training needs both; give more documents or "
+                f"change --validation-share={share}"
             )
     return "\n".join(lines)

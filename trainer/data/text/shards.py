@@ -1,4 +1,4 @@
-"""Shards of tokens: written one after another, read as one memory-mapped sequence."""
+"""Write shards of tokens, and read them as one memory-mapped sequence."""
 
 import hashlib
 import mmap
@@ -26,13 +26,13 @@ class Tokens(Protocol):
         """The ids at [start, start + length) for each start, int64 [starts, length]."""
         ...
 
-    def expect(self, starts: Sequence[int], length: int) -> None:
-        """Say that these windows are wanted soon; returns at once."""
+    def prefetch(self, starts: Sequence[int], length: int) -> None:
+        """Start reading these windows in the background."""
         ...
 
 
 class ShardTokens:
-    """The shards of `split` in `folder` as one sequence; nothing is read before it is asked for.
+    """The shards of `split` in `folder` as one memory-mapped sequence.
 
     Raises UserError for an id that is not below `vocabulary`.
     """
@@ -42,7 +42,7 @@ class ShardTokens:
         self.paths = [folder / shard.file for shard in split.shards]
         self._ends = np.cumsum([0, *(shard.tokens for shard in split.shards)])
         maps = [np.memmap(path, _TOKEN, "r") for path in self.paths]
-        self._ids = [np.asarray(ids) for ids in maps]  # slices of a memmap cost more than what they hold
+        self._ids = [np.asarray(ids) for ids in maps]  # slicing a memmap is slow
         self._pages: list[mmap.mmap] = [ids._mmap for ids in maps]  # pyright: ignore
 
     def __len__(self) -> int:
@@ -52,75 +52,75 @@ class ShardTokens:
         ids = np.empty((len(starts), length), np.int64)
         if not ids.size:
             return ids
-        for row, shard, first in zip(ids, *self._places(starts, length), strict=True):
+        for row, shard, first in zip(ids, *self._locate(starts, length), strict=True):
             part = self._ids[shard][first : first + length]
             row[: len(part)] = part
-            while len(part) < len(row):  # it goes on in the next shard
+            while len(part) < len(row):  # it continues in the next shard
                 row, shard = row[len(part) :], shard + 1
                 part = self._ids[shard][: len(row)]
                 row[: len(part)] = part
         if ids.max() >= self.vocabulary:
             row, column = np.argwhere(ids >= self.vocabulary)[0].tolist()
-            (shard,), (place,) = self._places([starts[row] + column], 1)
+            (shard,), (place,) = self._locate([starts[row] + column], 1)
             raise UserError(
-                f"{self.paths[shard]}: token {ids[row, column]} at {place:,} is above the vocabulary "
+                f"{self.paths[shard]}: token {ids[row, column]} at {place:,} is outside the vocabulary "
                 f"of {self.vocabulary:,}; prepare the data again"
             )
         return ids
 
-    def expect(self, starts: Sequence[int], length: int) -> None:
-        for shard, first in zip(*self._places(starts, length), strict=True):
+    def prefetch(self, starts: Sequence[int], length: int) -> None:
+        for shard, first in zip(*self._locate(starts, length), strict=True):
             page = first * TOKEN_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
             stop = min(first + length, len(self._ids[shard])) * TOKEN_BYTES
             self._pages[shard].madvise(mmap.MADV_WILLNEED, page, stop - page)
 
-    def _places(self, starts: Sequence[int], length: int) -> tuple[list[int], list[int]]:
-        """The shard in which each window begins, and where in it."""
-        place = np.asarray(starts)
-        assert len(place)
-        assert place.min() >= 0
-        assert place.max() + length <= len(self)
-        shard = np.searchsorted(self._ends[1:], place, side="right")
-        return shard.tolist(), (place - self._ends[shard]).tolist()
+    def _locate(self, starts: Sequence[int], length: int) -> tuple[list[int], list[int]]:
+        """The shard of each window's first token, and that token's index in it."""
+        first = np.asarray(starts)
+        assert len(first)
+        assert first.min() >= 0
+        assert first.max() + length <= len(self)
+        shard = np.searchsorted(self._ends[1:], first, side="right")
+        return shard.tolist(), (first - self._ends[shard]).tolist()
 
 
 class ShardWriter:
     """Appends tokens to NAME-00000.bin, NAME-00001.bin … of `shard_tokens` tokens each.
 
-    `split` says what was appended until now; a writer made with an earlier `split` drops what was
-    written after it and goes on from there. OSErrors are left to the caller.
+    `split` describes what has been appended; a writer created with an earlier `split` deletes what was
+    written after it and continues from there. Raises OSErrors as they are.
     """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split) -> None:
         self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
         self.documents, self.tokens = split.documents, split.tokens
-        self._whole = list(split.shards)
+        self._finished = list(split.shards)
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self._in_shard = 0
-        if self._whole and self._whole[-1].tokens < shard_tokens:
-            self._reopen(self._whole.pop())
-        for shard in self._whole:
-            self._check(shard, (folder / shard.file).stat().st_size == shard.tokens * TOKEN_BYTES)
-        kept = {shard.file for shard in self._whole} | ({self._open_name} if self._file else set())
+        if self._finished and self._finished[-1].tokens < shard_tokens:
+            self._reopen(self._finished.pop())
+        for shard in self._finished:
+            self._check_unchanged(shard, (folder / shard.file).stat().st_size == shard.tokens * TOKEN_BYTES)
+        kept = {shard.file for shard in self._finished} | ({self._open_name} if self._file else set())
         for path in folder.glob(f"{name}-*.bin"):
             if path.name not in kept:
                 path.unlink()
 
     @property
     def _open_name(self) -> str:
-        return f"{self.name}-{len(self._whole):05d}.bin"
+        return f"{self.name}-{len(self._finished):05d}.bin"
 
     @property
     def split(self) -> Split:
-        """What was appended until now; true of the disk after `sync`."""
-        shards = list(self._whole)
+        """What has been appended; after `sync` it is on the disk."""
+        shards = list(self._finished)
         if self._file:
             shards.append(Shard(file=self._open_name, tokens=self._in_shard, sha256=self._hash.hexdigest()))
         return Split(documents=self.documents, tokens=self.tokens, shards=shards)
 
     def append(self, ids: np.ndarray, documents: int) -> None:
-        """Write ids (uint16) of `documents` documents."""
+        """Append ids (uint16) of `documents` documents."""
         self.documents += documents
         self.tokens += len(ids)
         while len(ids):
@@ -133,20 +133,20 @@ class ShardWriter:
             self._in_shard += len(part)
             if self._in_shard == self.shard_tokens:
                 self.sync()
-                self._whole = self.split.shards
+                self._finished = self.split.shards
                 self._file.close()
                 self._file, self._in_shard, self._hash = None, 0, hashlib.sha256()
 
     def sync(self) -> None:
-        """Return when all that was appended is on the disk."""
+        """Flush everything appended to the disk."""
         if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Give the open file back; what was not synced may be lost."""
+        """Close the open file; data since the last `sync` may be lost."""
         if self._file:
-            with suppress(OSError):  # a full disk refuses the rest once more
+            with suppress(OSError):  # a full disk fails again
                 self._file.close()
 
     def _reopen(self, shard: Shard) -> None:
@@ -155,11 +155,11 @@ class ShardWriter:
         self._file.truncate(shard.tokens * TOKEN_BYTES)
         while block := self._file.read(_BLOCK):
             self._hash.update(block)
-        self._check(shard, self._hash.hexdigest() == shard.sha256)
+        self._check_unchanged(shard, self._hash.hexdigest() == shard.sha256)
 
-    def _check(self, shard: Shard, same: bool) -> None:
+    def _check_unchanged(self, shard: Shard, same: bool) -> None:
         if not same:
             raise UserError(
-                f"{self.folder / shard.file}: is not what was written before; "
+                f"{self.folder / shard.file}: has changed since it was written; "
                 f"delete {self.folder} to start over"
             )

@@ -1,4 +1,4 @@
-"""Sequences for a language net out of one long line of tokens, in an order that needs no index."""
+"""Cut one long sequence of tokens into windows for a language net, in a random order."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,19 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.data.sampling import random_integers
-from trainer.data.shuffle import shuffled
+from trainer.data.sampling import ROUNDS, Stream, permutation_at, random_integers
 from trainer.data.source import Batch
 from trainer.data.text.shards import Tokens
 from trainer.metrics import IGNORED, LanguageModel
 
-_AHEAD = 16  # micro-batches
-_SHIFT = 2**33  # the stream of random numbers for the epochs' shifts
+_AT_ONCE = 16  # micro-batches whose windows are drawn together, since NumPy calls are slow
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and validation tokens; `separator` is the id between documents."""
+    """Training and validation tokens; `separator` is the id after each document."""
 
     train: Tokens
     validation: Tokens
@@ -29,19 +27,18 @@ class Corpus:
 class TextSource:
     """Ids and next ids, both int64 [B, N]; see `Source` for the methods.
 
-    Training: epoch e cuts the tokens, from a shift below N on, into `epoch_samples` = T // N − 1
-    windows of N inputs, each overlapping the next by the one token that is target here and input
-    there, and serves them in a random order. Shift and order follow from (seed, e) alone, so that
-    sample k of epoch e is the same for every world size, and starting anywhere costs nothing.
+    Training: epoch e skips a random number of tokens below N and cuts the rest into `epoch_samples` =
+    T // N − 1 windows of N inputs, in random order. The last target of a window is the first input of
+    the next. Shift and order depend only on (seed, e), so sample k of epoch e is the same for every
+    world size, and starting anywhere costs nothing.
 
-    Validation: every one of the T tokens is predicted exactly once. Window w predicts tokens
-    [w·N, (w+1)·N), each from the tokens before it since w·N − 1; what stands before token 0 is the
-    separator. The last window is filled up with targets that do not count, and so is every rank's
-    share, so that all ranks have equally many batches of equal shapes.
+    Validation: each of the T tokens is predicted exactly once. Window w predicts tokens [w·N, (w+1)·N)
+    from the tokens since w·N − 1; the separator precedes token 0. The last window and each rank's share
+    are padded with ignored targets, so that all ranks have the same number of batches of the same shape.
     """
 
     unit = "sequences"
-    column_keys: tuple[str, ...] = ()
+    shown_in_columns: tuple[str, ...] = ()
 
     def __init__(self, corpus: Corpus, context: int, seed: int) -> None:
         self.corpus, self.context, self.seed = corpus, context, seed
@@ -54,41 +51,45 @@ class TextSource:
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        wanted = self._wanted(start, batch, accumulate, rank, world)
-        here = next(wanted)
-        for ahead in wanted:
-            self.corpus.train.expect(ahead, self.context + 1)
-            ids = torch.from_numpy(self.corpus.train.windows(here, self.context + 1))
+        tokens, length = self.corpus.train, self.context + 1
+        window_starts = self._window_starts(start, batch, accumulate, rank, world)
+        for current, following in itertools.pairwise(window_starts):
+            tokens.prefetch(following, length)
+            ids = torch.from_numpy(tokens.windows(current, length))
             yield Batch(ids[:, :-1], ids[:, 1:])
-            here = ahead
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         windows = -(-len(self.corpus.validation) // self.context)
-        mine = np.arange(-(-windows // world)) * world + rank
-        for first in range(0, len(mine), batch):
-            inputs, targets = zip(*map(self._validation_window, mine[first : first + batch]), strict=True)
+        windows_of_rank = np.arange(-(-windows // world)) * world + rank
+        for first in range(0, len(windows_of_rank), batch):
+            inputs, targets = zip(
+                *map(self._validation_window, windows_of_rank[first : first + batch]), strict=True
+            )
             yield Batch(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets)))
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
         return batch
 
-    def _wanted(self, start: int, batch: int, accumulate: int, rank: int, world: int) -> Iterator[list[int]]:
-        """Where the windows of each micro-batch begin; several at a time, for NumPy's calls are dear."""
+    def _window_starts(
+        self, start: int, batch: int, accumulate: int, rank: int, world: int
+    ) -> Iterator[list[int]]:
+        """The first tokens of the windows of each micro-batch."""
         micro = batch // (accumulate * world)
-        for ahead in itertools.count(0, _AHEAD):
-            step, part = np.divmod(np.arange(ahead, ahead + _AHEAD), accumulate)
+        for number in itertools.count(0, _AT_ONCE):
+            step, part = np.divmod(np.arange(number, number + _AT_ONCE), accumulate)
             first = start + step * batch + (part * world + rank) * micro
             yield from self._starts(first[:, None] + np.arange(micro)).tolist()
 
     def _starts(self, samples: np.ndarray) -> np.ndarray:
-        """Where the windows of these samples of the endless order begin in the training tokens."""
-        epochs, places = np.divmod(samples, self.epoch_samples)
+        """The first tokens of these samples' windows; samples are numbered over all epochs."""
+        epochs, positions = np.divmod(samples, self.epoch_samples)
         starts = np.empty_like(samples)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            window = shuffled(self.seed, int(epoch), self.epoch_samples, places[here])
-            shift = random_integers(self.seed, _SHIFT, np.array([epoch]), self.context)
-            starts[here] = window * self.context + shift
+            in_epoch = epochs == epoch
+            stream = Stream.TEXT_ORDER + ROUNDS * int(epoch)
+            window = permutation_at(self.seed, stream, self.epoch_samples, positions[in_epoch])
+            shift = random_integers(self.seed, Stream.TEXT_SHIFT, np.array([epoch]), self.context)
+            starts[in_epoch] = window * self.context + shift
         return starts
 
     def _validation_window(self, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Class folders and shards of small real images, for the tests of everything that reads them."""
+"""Class folders and shards of small real images."""
 
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,14 @@ ASSETS = sorted((Path(__file__).parents[3] / "assets" / "imagenet").glob("*.jpg"
 
 @cache
 def photo(number: int) -> Image.Image:
-    """A part of one of the real images, 56 × 48 pixels; another one for every number."""
+    """A part of one of the real images, 56 × 48 pixels, different for every number."""
     whole = Image.open(ASSETS[number % len(ASSETS)]).convert("RGB")
     left, upper = 3 * (number // len(ASSETS)), 2 * (number // len(ASSETS))
     return whole.resize((56, 48), box=(left, upper, left + 84, upper + 72))
 
 
 def class_folders(root: Path, classes: int, images: int = 1) -> Path:
-    """`classes` folders n00000000, n00000001 … of `images` JPEGs each."""
+    """Write `classes` folders n00000000, n00000001 … with `images` JPEGs each."""
     for label in range(classes):
         folder = root / f"n{label:08d}"
         folder.mkdir(parents=True)
@@ -32,9 +32,9 @@ def class_folders(root: Path, classes: int, images: int = 1) -> Path:
 
 
 def shards(root: Path, classes: int, per_shard: float = 4.0) -> tuple[Path, ImageManifest]:
-    """Shards in `root` of one image a class, so that its label tells a sample; uneven ones."""
+    """Shards of different lengths with one image per class, so that its label identifies a sample."""
     source = class_folders(root / "in", classes)
-    for label in range(0, classes, 5):  # skipped, and so missing from some of the shards
+    for label in range(0, classes, 5):  # skipped, so some shards are shorter
         (source / f"n{label:08d}" / "torn.JPEG").write_bytes(b"\xff\xd8\xff torn")
     size = float(np.mean([path.stat().st_size for path in source.glob("*/0.JPEG")])) + 2048
     manifest = prepare(source, root / "out", shard_mb=per_shard * 1.2 * size / 2**20, workers=0)
@@ -42,5 +42,5 @@ def shards(root: Path, classes: int, per_shard: float = 4.0) -> tuple[Path, Imag
 
 
 def labels(batches) -> list[int]:
-    """The labels of some batches, one after another."""
+    """The labels of some batches."""
     return torch.cat([batch.targets for batch in batches]).tolist()

@@ -1,4 +1,4 @@
-"""What happens to whole batches: mixed images and the shares of classes that go with them."""
+"""Augmentation of batches: mixed images with their class shares, RandAugment, normalisation."""
 
 import pytest
 import torch
@@ -17,9 +17,9 @@ from trainer.metrics import IGNORED
 B, CLASSES = 6, 5
 
 
-def plain(side: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+def uniform_images(height: int = 20, width: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of one value each, 0 … B − 1, and one-hot targets."""
-    images = torch.arange(B).float().view(B, 1, 1, 1).expand(B, 3, side, side)
+    images = torch.arange(B).float().view(B, 1, 1, 1).expand(B, 3, height, width)
     return images, soft_targets(torch.arange(B) % CLASSES, CLASSES)
 
 
@@ -33,14 +33,14 @@ def test_pixels_become_channels_first_with_mean_0_and_deviation_1():
     assert normalise(typical).flatten().tolist() == pytest.approx([1, 1, 1])
 
 
-def test_targets_are_one_hot_and_zero_for_what_does_not_count():
+def test_targets_are_one_hot_and_zero_where_ignored():
     targets = soft_targets(torch.tensor([2, IGNORED, 0]), 3)
     assert targets.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
 
 
-def test_mixup_mixes_pixels_and_targets_by_the_same_share():
+def test_mixup_mixes_pixels_and_targets_with_the_same_share():
     torch.manual_seed(0)
-    images, targets = plain()
+    images, targets = uniform_images()
     mixed, shares = Mix(0.8, 0)(images, targets)
     λ = float((mixed[0, 0, 0, 0] - images[-1, 0, 0, 0]) / (images[0, 0, 0, 0] - images[-1, 0, 0, 0]))
     assert 0 < λ < 1
@@ -48,8 +48,10 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_share():
     assert torch.allclose(shares, λ * targets + (1 - λ) * targets.flip(0), atol=1e-5)
 
 
-def test_cutmix_pastes_one_box_and_the_share_is_its_area():
-    images, targets = plain()
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (8, 30)])
+def test_cutmix_pastes_one_box_and_the_share_is_its_area(height: int, width: int):
+    images, targets = uniform_images(height, width)
+    shapes = set()
     for seed in range(20):
         torch.manual_seed(seed)
         mixed, shares = Mix(0, 1.0)(images, targets)
@@ -57,16 +59,20 @@ def test_cutmix_pastes_one_box_and_the_share_is_its_area():
         assert torch.equal(mixed[0, 0][pasted], torch.full((int(pasted.sum()),), B - 1.0))
         rows, columns = pasted.any(1), pasted.any(0)
         assert pasted.sum() == rows.sum() * columns.sum()  # a box
+        shapes.add((int(rows.sum()), int(columns.sum())))
         λ = 1 - float(pasted.float().mean())
         assert torch.allclose(shares, λ * targets + (1 - λ) * targets.flip(0), atol=1e-5)
-    assert images.unique().tolist() == list(range(B))  # the input is left as it was
+    # Boxes have the image's aspect ratio, up to rounding, unless its edges cut them.
+    assert max(columns for _, columns in shapes) > 0.6 * width
+    assert max(rows for rows, _ in shapes) > 0.6 * height
+    assert images.unique().tolist() == list(range(B))  # the input is unchanged
 
 
-def test_both_take_turns_and_shares_follow_the_beta_distribution():
-    images, targets = plain(8)
+def test_each_is_used_half_of_the_time_and_shares_follow_the_beta_distribution():
+    images, targets = uniform_images(8, 8)
     torch.manual_seed(0)
     both = [Mix(0.8, 1.0)(images, targets)[0] for _ in range(400)]
-    cut = sum(bool((mixed == mixed.round()).all()) for mixed in both)  # whole pixels only
+    cut = sum(bool((mixed == mixed.round()).all()) for mixed in both)  # no interpolated values
     assert 0.4 < cut / 400 < 0.6
     # Uniform would have a fifth of the shares within 0.1 of either end; Beta(0.8) has more.
     torch.manual_seed(0)
@@ -74,14 +80,15 @@ def test_both_take_turns_and_shares_follow_the_beta_distribution():
     assert sum(s < 0.1 or s > 0.9 for s in mixup) / 2000 > 0.23
 
 
-def test_without_either_nothing_is_mixed():
-    images, targets = plain()
+def test_without_mixup_and_cutmix_nothing_is_mixed():
+    images, targets = uniform_images()
     assert Mix(0, 0)(images, targets) == (images, targets)
 
 
-def test_rand_augment_changes_images_as_the_seed_says_and_keeps_their_range():
+@pytest.mark.parametrize("shape", [(16, 16), (12, 24)])
+def test_rand_augment_depends_on_the_seed_and_keeps_shape_and_range(shape: tuple[int, int]):
     torch.manual_seed(0)
-    images = torch.rand(20, 3, 16, 16)
+    images = torch.rand(20, 3, *shape)
     augment = RandAugment(2, 9)
     outs = []
     for seed in (1, 1, 2):

@@ -1,4 +1,4 @@
-"""ImageNet from class folders to a trained net by the commands, and the configs for it."""
+"""ImageNet from class folders to a trained net with the commands, and its configs."""
 
 import os
 import signal
@@ -6,19 +6,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 import yaml
 
 from models import build_model
+from parallel.processes import CODE_FOLDER
 from tests.trainer.data.images.image_folders import class_folders
 from trainer.config.run import load_config
 from trainer.data.images.prepare.prepare import prepare
 from trainer.run_directory.run_directory import RunDirectory
 
 CLASSES = 6
-CONFIGS = Path(__file__).parents[4] / "configs" / "imagenet"
+CONFIGS = CODE_FOLDER / "configs" / "imagenet"
 
 
 @pytest.fixture(scope="module")
@@ -52,37 +54,34 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in RunDirectory(run).read_metrics() if "loss" in row]
 
 
-def test_training_evaluates_top1_and_top5_and_evaluate_prints_the_same(
+def test_training_evaluates_top1_and_top5_and_resumes_with_the_same_images(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
-    whole = tmp_path / "whole"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = translution("train", config_file, f"run_dir={whole}")
     assert done.code == 0, done.err
     assert "test accuracy, top-1 / top-5, %, after 6 steps" in done.out
     assert "accuracy_top5 " in done.out
     assert translution("evaluate", whole).out.strip().split("\n")[-1] == done.out.strip().split("\n")[-1]
+    copytree(whole, killed)
+    for path in (killed / "checkpoints").glob("step-00000006*"):
+        path.unlink()  # as if killed after step 3
+    assert translution("train", "--resume", killed, "data.workers=2").code == 0
+    assert len(losses(killed)) == 6
+    assert losses(killed) == losses(whole)
+    steps = [row["step"] for row in RunDirectory(killed).read_metrics() if "loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_stopped_run_goes_on_with_the_images_that_would_have_come(
+def test_a_signal_to_all_processes_saves_and_the_resumed_run_has_the_same_losses(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
+    """Slurm signals the data workers too, whose death would end the training."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert translution("train", config_file, f"run_dir={whole}").code == 0
-    assert translution("train", config_file, f"run_dir={cut}").code == 0
-    for path in (cut / "checkpoints").glob("step-00000006*"):
-        path.unlink()  # as if it had been killed after step 3
-    assert translution("train", "--resume", cut, "data.workers=2").code == 0
-    assert losses(cut) == losses(whole)
-
-
-def test_a_signal_to_all_processes_saves_and_resumes_as_if_nothing_had_been(
-    config_file: Path, tmp_path: Path, translution: Callable
-):
-    """As Slurm sends it: to the workers too, whose death would be the training's."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    many = ["train.steps=80", "train.checkpoint_every=null", "train.evaluate_every=null", "data.workers=2"]
-    assert translution("train", config_file, f"run_dir={whole}", *many).code == 0
-    command = [sys.executable, "-m", "trainer", str(config_file), f"run_dir={cut}", *many]
+    overrides = ["train.steps=60", "train.checkpoint_every=null", "train.evaluate_every=null"]
+    overrides += ["data.evaluation_path=null", "data.rand_augment=null", "data.workers=2"]
+    assert translution("train", config_file, f"run_dir={whole}", *overrides).code == 0
+    command = [sys.executable, "-m", "trainer", str(config_file), f"run_dir={cut}", *overrides]
     pipe, one_thread = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=one_thread
@@ -90,14 +89,14 @@ def test_a_signal_to_all_processes_saves_and_resumes_as_if_nothing_had_been(
         assert process.stdout
         assert process.stderr
         for line in process.stdout:
-            if "step 3/80" in line:
+            if "step 3/60" in line:
                 break
         os.killpg(process.pid, signal.SIGTERM)
         out, err = process.stdout.read(), process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "Traceback" not in err
     assert "go on with: translution train --resume" in out
-    assert 3 <= len(losses(cut)) < 80
+    assert 3 <= len(losses(cut)) < 60
     assert translution("train", "--resume", cut).code == 0
     assert losses(cut) == losses(whole)
 
@@ -109,7 +108,7 @@ def test_a_signal_to_all_processes_saves_and_resumes_as_if_nothing_had_been(
             "data.path=nowhere",
             "data.path=nowhere: no such folder; make it with: translution prepare",
         ),
-        ("data.path=.", "data.path=.: holds no manifest.json"),
+        ("data.path=.", "data.path=.: has no manifest.json"),
         ("model.classes=5", "model.classes=5: data.path="),
         ("model.channels=1", "model.channels=1: data.kind=imagenet needs 3"),
         ("data.crop_scale=[0.5,2]", "data.crop_scale=[0.5, 2]: should be two shares of the area"),
@@ -133,9 +132,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not (tmp_path / "runs").exists()
 
 
-def test_other_classes_for_evaluation_are_refused(
-    config_file: Path, tmp_path: Path, translution: Callable, sets: tuple[Path, Path]
-):
+def test_other_classes_for_evaluation_are_refused(config_file: Path, tmp_path: Path, translution: Callable):
     source = class_folders(tmp_path / "in", CLASSES + 1)
     (source / "n00000000" / "0.JPEG").unlink()
     (source / "n00000000").rmdir()
@@ -146,8 +143,8 @@ def test_other_classes_for_evaluation_are_refused(
 
 
 def test_bench_data_prints_both_rates_and_their_ratio(sets: tuple[Path, Path], translution: Callable):
-    words = ["--workers", 1, "--image-size", 32, "--seconds", 0.1]
-    done = translution("bench", "data", sets[0], *words)
+    options = ["--workers", 1, "--image-size", 32, "--seconds", 0.1]
+    done = translution("bench", "data", sets[0], *options)
     assert done.code == 0, done.err
     rows = [line.split() for line in done.out.strip().split("\n")[-3:]]
     assert [row[0] for row in rows] == ["from", "bare", "ratio"]
@@ -169,7 +166,7 @@ MILLIONS = {
 
 
 @pytest.mark.parametrize("size", MILLIONS)
-def test_every_config_is_that_net_on_the_papers_schedule(size: str):
+def test_every_config_is_a_net_of_the_paper_with_its_schedule(size: str):
     assert {path.stem.split("_")[0] for path in CONFIGS.glob("*_*.yaml")} == set(MILLIONS)
     for kind, millions in zip(("attention", "alpha", "full"), MILLIONS[size], strict=True):
         config = load_config(CONFIGS / f"{size}_{kind}.yaml", [])

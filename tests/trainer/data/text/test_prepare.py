@@ -1,4 +1,4 @@
-"""From documents to shards: the right tokens, the same bytes after any stop, and every mistake named."""
+"""`translution prepare openwebtext`: tokens, skipped documents, resuming, and errors."""
 
 import fcntl
 import gzip
@@ -15,7 +15,7 @@ from parallel.errors import UserError
 from trainer.data.text import prepare as text_prepare
 from trainer.data.text.documents import Skip, find_files, read_documents
 from trainer.data.text.encode import in_validation
-from trainer.data.text.manifest import Manifest, check_shards, read_manifest
+from trainer.data.text.manifest import TextManifest, check_shards, read_manifest
 from trainer.data.text.prepare import prepare
 from trainer.data.text.shards import ShardTokens
 from trainer.data.text.tokenizer import build_encoding, describe, load_ranks
@@ -41,7 +41,7 @@ def speeches(tmp_path: Path) -> Path:
     return folder
 
 
-def run(source: Path, out: Path, **options) -> Manifest:
+def run(source: Path, out: Path, **options) -> TextManifest:
     defaults = {"bpe": BPE, "workers": 0, "shard_tokens": 700, "validation_share": SHARE}
     return prepare(source, out, **{**defaults, **options})
 
@@ -68,7 +68,7 @@ def test_the_encoding_is_gpt2s():
     assert describe(ranks).vocabulary == 50257
 
 
-def test_every_document_is_in_the_split_its_hash_says_and_in_order(speeches: Path, tmp_path: Path):
+def test_every_document_is_in_the_split_of_its_hash_and_in_order(speeches: Path, tmp_path: Path):
     manifest = run(speeches, tmp_path / "out")
     for split in ("train", "validation"):
         wanted = [text for text in SPEECHES if in_validation(text, SHARE) == (split == "validation")]
@@ -78,7 +78,7 @@ def test_every_document_is_in_the_split_its_hash_says_and_in_order(speeches: Pat
     assert {shard.tokens for shard in manifest.train.shards[:-1]} == {700}
 
 
-def test_separators_inside_a_json_document_are_plain_text(tmp_path: Path):
+def test_a_separator_inside_a_json_document_is_plain_text(tmp_path: Path):
     (tmp_path / "one.jsonl").write_text(json.dumps({"text": "a<|endoftext|>b"}))
     run(tmp_path / "one.jsonl", tmp_path / "out", validation_share=0.0)
     ids = np.fromfile(tmp_path / "out" / "train-00000.bin", "<u2")
@@ -93,18 +93,18 @@ def test_the_result_does_not_depend_on_the_number_of_processes(speeches: Path, t
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code catches it."""
+    """Stands in for SIGKILL: no code catches it."""
 
 
 @pytest.mark.parametrize("save_seconds", [0, 1e9])
 @pytest.mark.parametrize("chunks", [1, 4, 8])
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_rerun_after_a_kill_resumes_and_gives_the_same_bytes(
     speeches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int, save_seconds: float
 ):
     (speeches / "bad.jsonl").write_text('{"text": ""}\nnonsense\n')
     run(speeches, tmp_path / "whole")
     monkeypatch.setattr(text_prepare, "_CHUNK_DOCUMENTS", 2)
-    real, encoded = text_prepare.encode_all, 0
+    real, encoded = text_prepare.map_in_processes, 0
 
     def killed_after(*arguments):
         for number, result in enumerate(real(*arguments)):
@@ -113,29 +113,29 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
             yield result
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_prepare, "encode_all", killed_after)
+        patch.setattr(text_prepare, "map_in_processes", killed_after)
         with pytest.raises(Killed):
             run(speeches, tmp_path / "out", save_seconds=save_seconds)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
-    def counting(texts, *arguments):
+    def counting(*arguments):
         nonlocal encoded
-        for result in real(texts, *arguments):
+        for result in real(*arguments):
             encoded += result[0].train_documents + result[0].validation_documents
             yield result
 
-    monkeypatch.setattr(text_prepare, "encode_all", counting)
+    monkeypatch.setattr(text_prepare, "map_in_processes", counting)
     run(speeches, tmp_path / "out")
-    assert encoded == (24 if save_seconds else 24 - 2 * chunks)  # what was saved is not done again
+    assert encoded == (24 if save_seconds else 24 - 2 * chunks)  # saved documents are not encoded again
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_full_disk_is_one_line_and_the_rerun_goes_on(speeches: Path, tmp_path: Path):
+def test_a_full_disk_is_one_line_and_the_rerun_resumes(speeches: Path, tmp_path: Path):
     run(speeches, tmp_path / "whole", shard_tokens=4000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))  # bytes of a file, as a disk of that size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))  # limits files instead of the disk
     try:
-        with pytest.raises(UserError, match=r"out.*: cannot be written; run the command again to go on: "):
+        with pytest.raises(UserError, match=r"out.*: cannot be written; run the command again to resume: "):
             run(speeches, tmp_path / "out", shard_tokens=4000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -150,14 +150,14 @@ def test_a_rerun_of_a_finished_preparation_changes_nothing(speeches: Path, tmp_p
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_what_cannot_be_used_is_counted_and_the_rest_is_there(speeches: Path, tmp_path: Path, capsys):
+def test_unusable_documents_are_counted_and_the_others_encoded(speeches: Path, tmp_path: Path, capsys):
     (speeches / "e.txt").write_bytes("naïve".encode("latin-1"))
     (speeches / "f.txt").write_text("  \n")
     lines = [b'{"text": "caf\xe9"}', b"{", b"", b'{"body": "x"}', b'["text"]', b'{"text": "\\ud800"}']
     (speeches / "g.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     torn = gzip.compress(b"".join(json.dumps({"text": f"{n}" * 50}).encode() + b"\n" for n in range(999)))
     (speeches / "h.jsonl.gz").write_bytes(torn[: len(torn) // 2])
-    (speeches / "i.txt.gz").write_bytes(b"this is no gzip")
+    (speeches / "i.txt.gz").write_bytes(b"this is not gzip")
     (speeches / "readme.md").write_text("not a document")
     manifest = run(speeches, tmp_path / "out")
     assert manifest.skipped == {
@@ -176,16 +176,16 @@ def test_what_cannot_be_used_is_counted_and_the_rest_is_there(speeches: Path, tm
     ("options", "message"),
     [
         ({"source": "nowhere"}, "--input .*nowhere: no such file or folder"),
-        ({"source": "empty"}, r"--input .*empty: holds no file of documents: .txt, .txt.gz, .jsonl"),
-        ({"source": "blank"}, r"--input .*blank: holds no usable document: skipped 1 empty"),
+        ({"source": "empty"}, r"--input .*empty: has no files of documents: .txt, .txt.gz, .jsonl"),
+        ({"source": "blank"}, r"--input .*blank: has no usable document: skipped 1 empty"),
         ({"bpe": "nowhere"}, "--bpe .*nowhere: no such file"),
-        ({"bpe": "in/a.txt"}, "--bpe .*a.txt: line 1 is not `BASE64 ID`, as a tiktoken file has"),
+        ({"bpe": "in/a.txt"}, "--bpe .*a.txt: line 1 is not `BASE64 ID` as in a tiktoken file"),
         (
             {"bpe": "few"},
-            "--bpe .*few: is not a whole tiktoken file: 255 of the 256 single bytes are missing",
+            "--bpe .*few: is not a complete tiktoken file: 255 of the 256 single bytes are missing",
         ),
-        ({"out": "in"}, r"--out .*in: is not empty \(holds a.txt\); name another folder"),
-        ({"shard_tokens": 600}, "--out .*done: was begun with shard_tokens=700, now it is 600"),
+        ({"out": "in"}, r"--out .*in: is not empty \(holds a.txt\); choose another folder"),
+        ({"shard_tokens": 600}, "--out .*done: was started with shard_tokens=700, now it is 600"),
         ({"out": "in/a.txt"}, r"a.txt: cannot be written"),
     ],
 )
@@ -204,14 +204,14 @@ def test_a_mistake_is_one_line(speeches: Path, tmp_path: Path, options: dict, me
     assert "\n" not in str(error.value)
 
 
-def test_a_lost_shard_is_noticed_before_anything_is_written(speeches: Path, tmp_path: Path):
+def test_a_missing_shard_is_an_error(speeches: Path, tmp_path: Path):
     run(speeches, tmp_path / "out")
     (tmp_path / "out" / "train-00001.bin").unlink()
     with pytest.raises(UserError, match=r"train-00001.bin: this shard of manifest.json is missing"):
         run(speeches, tmp_path / "out")
 
 
-def test_two_commands_do_not_write_to_one_folder(speeches: Path, tmp_path: Path):
+def test_two_commands_cannot_write_to_the_same_folder(speeches: Path, tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
     with (out / ".lock").open("w") as lock:
@@ -222,7 +222,7 @@ def test_two_commands_do_not_write_to_one_folder(speeches: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("name", "library"), [("a.parquet", "pyarrow"), ("a.arrow", "datasets")])
-def test_a_library_that_is_not_there_is_named(tmp_path: Path, monkeypatch, name: str, library: str):
+def test_a_missing_library_is_an_error_with_its_name(tmp_path: Path, monkeypatch, name: str, library: str):
     (tmp_path / name).touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
     with pytest.raises(UserError, match=f"{name}: reading {name[1:]} files needs {library}: pip install"):
@@ -230,7 +230,7 @@ def test_a_library_that_is_not_there_is_named(tmp_path: Path, monkeypatch, name:
 
 
 @pytest.mark.parametrize(("suffix", "library"), [(".parquet", "pyarrow.parquet"), (".arrow", "datasets")])
-def test_columns_are_read_where_their_library_is_there(tmp_path: Path, suffix: str, library: str):
+def test_text_columns_are_read_if_their_library_is_installed(tmp_path: Path, suffix: str, library: str):
     pytest.importorskip(library)
     arrow = pytest.importorskip("pyarrow")
     path, table = tmp_path / f"x{suffix}", arrow.table({"text": ["one", None, "three"], "id": [1, 2, 3]})
@@ -244,13 +244,13 @@ def test_columns_are_read_where_their_library_is_there(tmp_path: Path, suffix: s
     assert [each.number for each in read_documents(file, 2)] == [2]
 
 
-def test_the_command_says_what_came_of_it(speeches: Path, tmp_path: Path, translution: Callable):
-    words = ["prepare", "openwebtext", "--input", speeches, "--bpe", BPE, "--workers", 0]
-    outcome = translution(*words, "--out", tmp_path / "out", "--validation-share", 0)
+def test_the_command_prints_a_summary(speeches: Path, tmp_path: Path, translution: Callable):
+    arguments = ["prepare", "openwebtext", "--input", speeches, "--bpe", BPE, "--workers", 0]
+    outcome = translution(*arguments, "--out", tmp_path / "out", "--validation-share", 0)
     assert outcome.code == 0, outcome.err
     assert "of 24 documents in 1 shards; validation 0 tokens" in outcome.out
     assert "warning: the validation split is empty" in outcome.out
-    outcome = translution(*words, "--out", speeches)
+    outcome = translution(*arguments, "--out", speeches)
     assert outcome.code == 2
     assert outcome.err.startswith("error: --out ")
     assert outcome.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Shards read as one sequence, and every way in which they can fail to be what the manifest says."""
+"""Shards read as one sequence, resumed writing, and damaged shards."""
 
 from pathlib import Path
 
@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from parallel.errors import UserError
 from trainer.data.prepare.output_folder import write_json
-from trainer.data.text.manifest import Manifest, Split, Tokenizer, check_shards, read_manifest
+from trainer.data.text.manifest import Split, TextManifest, Tokenizer, check_shards, read_manifest
 from trainer.data.text.shards import ShardTokens, ShardWriter
 
 EMPTY = Split(documents=0, tokens=0, shards=[])
 
 
-def write_corpus(folder: Path, train: np.ndarray, validation: np.ndarray, shard_tokens: int = 10) -> Manifest:
-    """A prepared corpus of these tokens; the separator is 0, the vocabulary 100."""
+def write_corpus(
+    folder: Path, train: np.ndarray, validation: np.ndarray, shard_tokens: int = 10
+) -> TextManifest:
+    """Write a prepared corpus of these tokens; the separator is 0, the vocabulary 100."""
     splits = {}
     for name, ids in (("train", train), ("validation", validation)):
         writer = ShardWriter(folder, name, shard_tokens, EMPTY)
@@ -25,7 +27,7 @@ def write_corpus(folder: Path, train: np.ndarray, validation: np.ndarray, shard_
         splits[name] = writer.split
         writer.close()
     tokenizer = Tokenizer(name="gpt2", vocabulary=100, separator=0, sha256="")
-    manifest = Manifest(tokenizer=tokenizer, settings={}, skipped={}, **splits)
+    manifest = TextManifest(tokenizer=tokenizer, settings={}, skipped={}, **splits)
     write_json(folder / "manifest.json", manifest.model_dump())
     return manifest
 
@@ -42,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     shard_tokens=st.integers(1, 12),
     data=st.data(),
 )
-def test_windows_are_what_was_appended_wherever_shards_end(tmp_path_factory, parts, shard_tokens, data):
+def test_windows_are_what_was_appended_for_any_length_of_shards(tmp_path_factory, parts, shard_tokens, data):
     folder = tmp_path_factory.mktemp("shards")
     writer = ShardWriter(folder, "train", shard_tokens, EMPTY)
     for part in parts:
@@ -56,12 +58,12 @@ def test_windows_are_what_was_appended_wherever_shards_end(tmp_path_factory, par
     length = data.draw(st.integers(0, len(whole)))
     starts = data.draw(st.lists(st.integers(0, len(whole) - length), min_size=1, max_size=4))
     if length:
-        tokens.expect(starts, length)
+        tokens.prefetch(starts, length)
     assert tokens.windows(starts, length).tolist() == [whole[s : s + length].tolist() for s in starts]
 
 
-def test_a_writer_goes_on_from_any_earlier_moment(tmp_path: Path):
-    """Whatever was written after the moment that was saved is dropped."""
+def test_a_writer_resumes_from_any_earlier_split(tmp_path: Path):
+    """It deletes what was written after that."""
     ids = np.arange(47, dtype=np.uint16)
     for saved in (0, 7, 10, 13, 40):
         folder = tmp_path / str(saved)
@@ -82,12 +84,12 @@ def test_a_writer_goes_on_from_any_earlier_moment(tmp_path: Path):
         assert (second.split.documents, second.split.tokens) == (2, 47)
 
 
-def test_a_writer_refuses_to_go_on_from_other_bytes(tmp_path: Path):
+def test_a_writer_refuses_to_resume_from_a_changed_shard(tmp_path: Path):
     writer = ShardWriter(tmp_path, "train", 10, EMPTY)
     writer.append(np.arange(5, dtype=np.uint16), 1)
     writer.sync()
     (tmp_path / "train-00000.bin").write_bytes(b"other text")
-    with pytest.raises(UserError, match=r"train-00000.bin: is not what was written before; delete"):
+    with pytest.raises(UserError, match=r"train-00000.bin: has changed since it was written; delete"):
         ShardWriter(tmp_path, "train", 10, writer.split)
 
 
@@ -111,14 +113,14 @@ def damage(folder: Path, what: str) -> None:
     ("what", "message"),
     [
         ("missing", "train-00001.bin: this shard of manifest.json is missing"),
-        ("short", "train-00001.bin: has 19 bytes, manifest.json says 20"),
+        ("short", "train-00001.bin: truncated: has 19 bytes, manifest.json says 20"),
         ("changed", "train-00001.bin: SHA-256 is "),
-        ("unprepared", "holds no manifest.json; it is not prepared"),
+        ("unprepared", "has no manifest.json, so its preparation is not finished"),
         ("other", "manifest.json: not a manifest of text: tokenizer"),
         ("torn", "manifest.json: not a manifest of text: "),
     ],
 )
-def test_a_damaged_corpus_is_one_line(folder: Path, what: str, message: str):
+def test_a_damaged_corpus_is_a_one_line_error(folder: Path, what: str, message: str):
     check_shards(folder, read_manifest(folder).train, "checksum")
     damage(folder, what)
     with pytest.raises(UserError) as error:
@@ -127,13 +129,13 @@ def test_a_damaged_corpus_is_one_line(folder: Path, what: str, message: str):
     assert "\n" not in str(error.value)
 
 
-def test_no_such_folder_says_how_to_make_it(tmp_path: Path):
+def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder; make it with: translution prepare openwebtext"):
         read_manifest(tmp_path / "nowhere")
 
 
-def test_a_token_above_the_vocabulary_names_shard_and_place(folder: Path):
+def test_a_token_outside_the_vocabulary_is_an_error_with_shard_and_position(folder: Path):
     tokens = ShardTokens(folder, read_manifest(folder).train, vocabulary=30)
     assert tokens.windows([20], 10).max() == 29
-    with pytest.raises(UserError, match=r"train-00003.bin: token 30 at 0 is above the vocabulary of 30"):
+    with pytest.raises(UserError, match=r"train-00003.bin: token 30 at 0 is outside the vocabulary of 30"):
         tokens.windows([0, 25], 8)

@@ -1,4 +1,4 @@
-"""Order, resuming and exact perplexity of text, for any number of ranks."""
+"""Order, resuming and exact perplexity of text for any number of ranks."""
 
 import math
 from pathlib import Path
@@ -8,12 +8,11 @@ import pytest
 import torch
 import yaml
 
-from models import GPTConfig, ViTConfig, build_model
+from models import GPTConfig, build_model
 from parallel.errors import UserError
 from tests.trainer.data.text.test_shards import write_corpus
 from trainer.config.errors import ConfigError
 from trainer.config.run import load_config
-from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import ArrayTokens, BookConfig, OpenWebTextConfig
 from trainer.data.text.windows import Corpus, TextSource
 from trainer.metrics import IGNORED
@@ -33,7 +32,7 @@ def numbered(train: int = 104, validation: int = 23, context: int = 5, seed: int
 
 
 def sequence(source: TextSource, start: int, stop: int, batch: int, accumulate: int, world: int) -> list[int]:
-    """The first token of every sample in [start, stop), put together from all ranks."""
+    """The first token of every sample in [start, stop), from all ranks."""
     ranks = [source.train_batches(start, batch, accumulate, rank, world) for rank in range(world)]
     first: list[int] = []
     while start + len(first) < stop:
@@ -51,7 +50,7 @@ def test_a_sample_is_a_window_and_its_successor():
     assert torch.equal(batch.inputs, batch.inputs[:, :1] + torch.arange(5))
 
 
-def test_an_epoch_predicts_no_token_twice_and_leaves_out_less_than_two_windows():
+def test_an_epoch_predicts_no_token_twice_and_omits_less_than_two_windows():
     source = numbered()
     assert source.epoch_samples == 19
     for epoch in range(4):
@@ -59,7 +58,7 @@ def test_an_epoch_predicts_no_token_twice_and_leaves_out_less_than_two_windows()
         targets = next(batches).targets.flatten().tolist()
         assert len(set(targets)) == len(targets) == 95
     shifts = [min(sequence(source, e * 19, (e + 1) * 19, 19, 1, 1)) for e in range(8)]
-    assert len(set(shifts)) > 1  # windows are cut elsewhere in another epoch
+    assert len(set(shifts)) > 1  # windows differ between epochs
     assert set(shifts) <= set(range(5))
 
 
@@ -72,7 +71,7 @@ def test_the_order_does_not_depend_on_world_size_or_accumulation():
 
 @pytest.mark.parametrize("stopped_at", [12, 24, 84])
 @pytest.mark.parametrize("world", [1, 3, 4])
-def test_a_resumed_run_sees_the_samples_that_would_have_come(stopped_at: int, world: int):
+def test_a_resumed_run_gets_the_next_samples(stopped_at: int, world: int):
     wanted = sequence(numbered(), 0, 240, 12, 1, 2)
     assert sequence(numbered(), stopped_at, 240, 12, 1, world) == wanted[stopped_at:]
 
@@ -98,8 +97,8 @@ def test_every_validation_token_is_predicted_once_from_its_predecessors(validati
     assert sorted(predicted) == [(0, 99)] + [(token, token - 1) for token in range(1, validation)]
 
 
-def test_ranks_have_equally_many_batches_of_equal_shapes():
-    """Else a rank would wait for ever in a collective of the net."""
+def test_ranks_have_the_same_number_of_batches_of_the_same_shapes():
+    """Otherwise a rank would wait forever in a collective of the net."""
     source = numbered(validation=23)
     for world in (1, 2, 3, 4, 8):
         shapes = [
@@ -110,7 +109,7 @@ def test_ranks_have_equally_many_batches_of_equal_shapes():
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_perplexity_is_that_of_predicting_token_by_token(world: int):
+def test_perplexity_equals_that_of_predicting_token_by_token(world: int):
     torch.manual_seed(0)
     tokens = torch.randint(100, (23,))
     corpus = Corpus(ArrayTokens(np.arange(20)), ArrayTokens(tokens.numpy()), 99)
@@ -118,7 +117,7 @@ def test_perplexity_is_that_of_predicting_token_by_token(world: int):
     losses = []
     for place in range(23):
         window = place // 5 * 5
-        before = torch.cat((torch.tensor([99]), tokens))[window : place + 1]  # token t stands at t + 1
+        before = torch.cat((torch.tensor([99]), tokens))[window : place + 1]  # token t is at t + 1
         padded = torch.nn.functional.pad(before, (0, 5 - len(before)))
         logits = model(padded[None])[0, place - window]
         losses.append(-logits.log_softmax(-1)[tokens[place]].item())
@@ -146,17 +145,17 @@ def test_a_prepared_corpus_is_read_through_the_config(tmp_path: Path):
     ("changes", "validation", "message"),
     [
         ({"vocabulary": 99}, 12, "model.vocabulary=99: the tokens in .* need 100"),
-        ({"tokens": 31}, 12, "model.tokens=31: .* has 60 training tokens, two windows are needed"),
-        ({}, 0, "holds no validation tokens; prepare it with a larger --validation-share"),
+        ({"tokens": 31}, 12, "model.tokens=31: .* has 60 training tokens; at least 62 are needed"),
+        ({}, 0, "has no validation tokens; prepare it with a larger --validation-share"),
     ],
 )
-def test_a_corpus_that_does_not_fit_the_net_is_one_line(tmp_path: Path, changes, validation, message):
+def test_a_corpus_that_does_not_fit_the_net_is_a_one_line_error(tmp_path: Path, changes, validation, message):
     write_corpus(tmp_path, np.arange(60), np.arange(validation))
     with pytest.raises(UserError, match=message):
         OpenWebTextConfig(path=tmp_path).build(net(**changes), 0)
 
 
-def test_the_book_is_text_in_bytes():
+def test_the_book_is_text_as_bytes():
     source = BookConfig(validation_share=0.02).build(net(vocabulary=256, tokens=40), 0)
     text = bytes(next(source.train_batches(0, 50)).inputs.flatten().tolist()).decode(errors="replace")
     assert sum(character.isalpha() or character == " " for character in text) > 0.85 * len(text)
@@ -173,7 +172,9 @@ def test_the_book_is_text_in_bytes():
         ("model={kind: vit}", "model.kind=vit: data.kind=book is text and needs gpt"),
     ],
 )
-def test_data_that_does_not_fit_the_kind_of_net_is_one_line(tmp_path: Path, override: str, message: str):
+def test_data_that_does_not_fit_the_kind_of_net_is_a_one_line_error(
+    tmp_path: Path, override: str, message: str
+):
     path = tmp_path / "text.yaml"
     model = NET | {"kind": "gpt", "vocabulary": 256}
     data = {"kind": "book", **({} if "mnist" in override else {"validation_share": 0.02})}
@@ -184,25 +185,8 @@ def test_data_that_does_not_fit_the_kind_of_net_is_one_line(tmp_path: Path, over
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("model", [net(), ViTConfig.model_validate({"image_size": 8, "patch_size": 4})])
-def test_synthetic_data_fits_the_net_and_any_world_size(model):
-    source = SyntheticConfig(test_samples=10).build(model, 0)
-    whole = next(source.train_batches(6, 8))
-    halves = [next(source.train_batches(6, 8, 1, rank, 2)) for rank in range(2)]
-    assert torch.equal(whole.inputs, torch.cat([half.inputs for half in halves]))
-    built = build_model(model)
-    loss = built(*source.on_device(whole))
-    assert loss.isfinite()
-    for world in (1, 3):
-        shares = [list(source.evaluation_batches("test", 4, rank, world)) for rank in range(world)]
-        assert len({len(share) for share in shares}) == 1
-        sums = sum(source.task.sums(built, source.on_device(b)) for share in shares for b in share)
-        assert isinstance(sums, torch.Tensor)
-        assert sums[-1] == 10 * (1 if model.kind == "vit" else 5)
-
-
 def test_a_language_net_learns_the_book(tmp_path: Path, translution):
-    """The whole way from a config to a perplexity far below that of guessing."""
+    """From a config to a perplexity far below that of guessing."""
     path = tmp_path / "book.yaml"
     mixers = [
         {"kind": "translution", "heads": 1, "head_dim": 8},

@@ -1,4 +1,4 @@
-"""`translution prepare imagenet`: what comes out, what is left out, and what goes on after a stop."""
+"""`translution prepare imagenet`: shards, skipped images, resuming, and errors."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_image_is_in_a_shard_under_its_class_number(source: Path, tmp_path: Path):
+def test_every_image_is_in_a_shard_with_its_label(source: Path, tmp_path: Path):
     out = tmp_path / "out"
     manifest = prepare(source, out, **SMALL)
     assert manifest.classes == [f"n{label:08d}" for label in range(CLASSES)]
@@ -63,15 +63,15 @@ def test_the_manifest_counts_and_checksums_each_shard(source: Path, tmp_path: Pa
     assert max(counts) - min(counts) <= 1
 
 
-def test_processes_and_repetition_change_no_byte_and_another_seed_the_order(source: Path, tmp_path: Path):
-    for name, changed in {"one": {}, "two": {"workers": 2}, "other": {"seed": 1}}.items():
+def test_a_repetition_gives_the_same_bytes_and_another_seed_another_order(source: Path, tmp_path: Path):
+    for name, changed in {"one": {}, "two": {}, "other": {"seed": 1}}.items():
         prepare(source, tmp_path / name, **{**SMALL, **changed})
     one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
     assert one["shard-000000.tar"] != other["shard-000000.tar"]
 
 
-def test_resized_images_have_that_short_side(source: Path, tmp_path: Path):
+def test_resized_images_have_the_short_side_asked_for(source: Path, tmp_path: Path):
     manifest = prepare(source, tmp_path / "out", resize_short=24, workers=0)
     with tarfile.open(tmp_path / "out" / manifest.shards[0].file) as tar:
         for name in tar.getnames():
@@ -82,68 +82,70 @@ def test_resized_images_have_that_short_side(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
-def test_after_a_kill_a_rerun_goes_on_and_makes_the_same_bytes(
+def test_a_rerun_after_a_kill_resumes_and_gives_the_same_bytes(
     source: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ):
     prepare(source, tmp_path / "whole", **SMALL)
     from trainer.data.images.prepare import prepare as image_prepare
 
-    made = []
+    written = []
 
-    def until_killed(piece):
-        if len(made) == after:
-            (piece.out / f".shard-{piece.number:06d}.tar.99.new").write_bytes(b"half a shard")
+    def until_killed(job):
+        if len(written) == after:
+            (job.out / f".shard-{job.number:06d}.tar.99.new").write_bytes(b"half a shard")
             raise KeyboardInterrupt
-        made.append(piece.number)
-        return write(piece)
+        written.append(job.number)
+        return write(job)
 
     write = image_prepare.write_shard
     with monkeypatch.context() as patch:
         patch.setattr(image_prepare, "write_shard", until_killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "out", **SMALL)
-    with (tmp_path / "out" / PROGRESS).open("a") as record:
-        record.write('{"number": 3, "sh')  # a line that was being written
-    again = []
+    with (tmp_path / "out" / PROGRESS).open("a") as log:
+        log.write('{"number": 3, "sh')  # a line that was cut off
+    rewritten = []
     monkeypatch.setattr(
-        image_prepare, "write_shard", lambda piece: (again.append(piece.number), write(piece))[1]
+        image_prepare, "write_shard", lambda job: (rewritten.append(job.number), write(job))[1]
     )
     prepare(source, tmp_path / "out", **SMALL)
-    assert not set(again) & set(made)
+    assert not set(rewritten) & set(written)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_killed_process_leaves_no_worker_and_a_rerun_finishes(tmp_path: Path):
+def test_a_killed_command_leaves_no_worker_and_a_rerun_without_workers_gives_the_same_bytes(tmp_path: Path):
+    """The first shards are then written by two worker processes, the others by this process."""
     source = class_folders(tmp_path / "in", 3, 60)
     out = tmp_path / "out"
-    words = ["--input", source, "--out", out, "--shard-mb", "0.01", "--workers", "2"]
+    arguments = ["--input", source, "--out", out, "--shard-mb", "0.01", "--workers", "2"]
     command = [
         sys.executable,
         "-c",
         "from launch.cli import main; main()",
         "prepare",
         "imagenet",
-        *map(str, words),
+        *map(str, arguments),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while not list(out.glob("shard-*.tar")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.stdout
-        process.stdout.read()  # ends when the last process that holds the pipe does
+        process.stdout.read()  # ends with the last process that has the pipe open
     manifest = prepare(source, out, shard_mb=0.01, workers=0)
     assert manifest.samples == 180
-    assert manifest == prepare(source, tmp_path / "whole", shard_mb=0.01, workers=0)
+    prepare(source, tmp_path / "whole", shard_mb=0.01, workers=0)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_unreadable_images_are_skipped_counted_and_listed(
     source: Path, tmp_path: Path, translution: Callable
 ):
     folder = source / "n00000001"
-    (folder / "text.JPEG").write_text("no image at all")
+    (folder / "text.JPEG").write_text("no image")
     (folder / "torn.JPEG").write_bytes((folder / "0.JPEG").read_bytes()[:-300])
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "notes.txt").write_text("not taken for an image")
+    (folder / "notes.txt").write_text("ignored")
     done = translution("prepare", "imagenet", "--input", source, "--out", tmp_path / "out", "--workers", 0)
     assert done.code == 0, done.err
     assert "20 images of 5 classes in 1 shards, 0.00 GB; skipped 3, listed in manifest.json" in done.out
@@ -157,14 +159,14 @@ def test_unreadable_images_are_skipped_counted_and_listed(
     assert any("truncated" in skip.why for skip in manifest.skipped)
 
 
-def test_a_rerun_of_what_is_whole_does_nothing(source: Path, tmp_path: Path):
+def test_a_rerun_after_the_end_writes_nothing(source: Path, tmp_path: Path):
     one = prepare(source, tmp_path / "out", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert prepare(source, tmp_path / "out", **SMALL) == one
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_class_list_fixes_the_numbers(source: Path, tmp_path: Path):
+def test_a_class_list_determines_the_labels(source: Path, tmp_path: Path):
     names = [f"n{label:08d}" for label in (7, 4, 3, 2, 1, 0)]
     (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
     manifest = prepare(source, tmp_path / "out", class_list=tmp_path / "classes.txt", workers=0)
@@ -176,33 +178,33 @@ def test_a_class_list_fixes_the_numbers(source: Path, tmp_path: Path):
     assert seen == {1, 2, 3, 4, 5}
 
 
-def emptied(source: Path) -> None:
+def empty_a_class(source: Path) -> None:
     for path in (source / "n00000002").iterdir():
         path.unlink()
 
 
-def unfoldered(source: Path) -> None:
+def remove_all_folders(source: Path) -> None:
     for path in source.glob("*/*"):
         path.unlink()
     for path in source.iterdir():
         path.rmdir()
 
 
-def spoilt(source: Path) -> None:
+def overwrite_all(source: Path) -> None:
     for path in source.glob("*/*"):
         path.write_bytes(b"x")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "options", "message"),
+    ("damage", "options", "message"),
     [
         (None, {"--input": "nowhere"}, "--input nowhere: no such folder"),
-        (emptied, {}, "the class folder n00000002 holds no image; fill or remove it"),
-        (unfoldered, {}, "holds no class folders"),
-        (spoilt, {}, "none of 20 files tried is an image"),
+        (empty_a_class, {}, "the class folder n00000002 has no image; fill or remove it"),
+        (remove_all_folders, {}, "has no class folders"),
+        (overwrite_all, {}, "none of 20 files tried is an image"),
         (None, {"--classes": "nowhere.txt"}, "--classes nowhere.txt: cannot be read: No such file"),
         (lambda source: (source.parent / "out").mkdir() or (source.parent / "out" / "x").touch(), {},
-         "is not empty (holds x); name another folder"),
+         "is not empty (holds x); choose another folder"),
         (None, {"--out": "/proc/none"}, "/proc/none: cannot be written"),
     ],
 )  # fmt: skip
@@ -211,32 +213,32 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     tmp_path: Path,
     translution: Callable,
     monkeypatch: pytest.MonkeyPatch,
-    spoil: Callable[[Path], object] | None,
+    damage: Callable[[Path], object] | None,
     options: dict[str, str],
     message: str,
 ):
     monkeypatch.chdir(tmp_path)
-    if spoil:
-        spoil(source)
-    words = {"--input": source, "--out": tmp_path / "out", "--workers": 0} | options
-    done = translution("prepare", "imagenet", *(word for pair in words.items() for word in pair))
+    if damage:
+        damage(source)
+    arguments = {"--input": source, "--out": tmp_path / "out", "--workers": 0} | options
+    done = translution("prepare", "imagenet", *(part for pair in arguments.items() for part in pair))
     assert done.code == 2
     assert message in done.err
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
 
 
-def test_other_settings_than_those_begun_with_are_refused(source: Path, tmp_path: Path):
+def test_other_settings_than_before_are_refused(source: Path, tmp_path: Path):
     prepare(source, tmp_path / "out", **SMALL)
-    with pytest.raises(UserError, match="was begun with seed=0, now it is 1; name another folder"):
+    with pytest.raises(UserError, match="was started with seed=0, now it is 1; choose another folder"):
         prepare(source, tmp_path / "out", **{**SMALL, "seed": 1})
     (source / "n00000000" / "0.JPEG").rename(source / "n00000000" / "new.JPEG")
-    with pytest.raises(UserError, match="was begun with input_sha256="):
+    with pytest.raises(UserError, match="was started with input_sha256="):
         prepare(source, tmp_path / "out", **SMALL)
 
 
-def test_a_full_disk_is_one_line_and_a_rerun_goes_on(source: Path, tmp_path: Path):
-    """The system's limit on the size of files stands in for a full disk: the same error path."""
+def test_a_full_disk_is_one_line_and_a_rerun_resumes(source: Path, tmp_path: Path):
+    """A limit on the size of files stands in for a full disk; both take the same path in the code."""
     prepare(source, tmp_path / "whole", **SMALL)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
@@ -245,19 +247,19 @@ def test_a_full_disk_is_one_line_and_a_rerun_goes_on(source: Path, tmp_path: Pat
             prepare(source, tmp_path / "out", **SMALL)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "shard-000000.tar: cannot be written; run the command again to go on: " in str(error.value)
+    assert "shard-000000.tar: cannot be written; run the command again to resume: " in str(error.value)
     assert not list((tmp_path / "out").glob("*.tar*"))
     prepare(source, tmp_path / "out", **SMALL)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_too_little_room_is_told_before_the_work(
+def test_too_little_free_space_is_an_error_at_the_start(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from trainer.data.images.prepare import prepare as image_prepare
 
     monkeypatch.setattr(image_prepare.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"about 0\.0 GB are needed, 0\.0 GB are free; free some space"):
+    with pytest.raises(UserError, match=r"needs about 0\.0 GB, but 0\.0 GB are free; free some space"):
         prepare(source, tmp_path / "out", **SMALL)
     assert not list((tmp_path / "out").glob("shard*"))
 
@@ -265,12 +267,14 @@ def test_too_little_room_is_told_before_the_work(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": 3}, "samples is 3, its shards hold 20; prepare it again"),
+        ({"samples": 3}, "samples is 3, but its shards hold 20; prepare the data again"),
         ({"format": "other"}, "not a manifest of images: format"),
         ({"shards": "none"}, "not a manifest of images: shards"),
     ],
 )
-def test_a_damaged_manifest_is_named(source: Path, tmp_path: Path, change: dict, message: str):
+def test_a_damaged_manifest_is_an_error_with_its_path(
+    source: Path, tmp_path: Path, change: dict, message: str
+):
     prepare(source, tmp_path / "out", workers=0)
     path = tmp_path / "out" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -278,5 +282,5 @@ def test_a_damaged_manifest_is_named(source: Path, tmp_path: Path, change: dict,
         read_manifest(tmp_path / "out")
     assert message in str(error.value)
     path.unlink()
-    with pytest.raises(UserError, match=r"holds no manifest\.json; it is not prepared, or not to the end"):
+    with pytest.raises(UserError, match=r"has no manifest\.json, so its preparation is not finished"):
         read_manifest(tmp_path / "out")
