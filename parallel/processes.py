@@ -1,11 +1,8 @@
-"""Processes: joining those that a launcher started, and starting a few on this machine."""
+"""The processes of a job: connecting them, and what all ranks must agree on."""
 
 from __future__ import annotations
 
 import os
-import socket
-import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from parallel.errors import UserError
 
@@ -127,74 +123,3 @@ def all_well(error: UserError | None) -> None:
         raise SystemExit(2)  # the first rank says it
     alone = len(set(failures)) > 1
     raise UserError(f"rank {failed[0]}: {failures[failed[0]]}" if alone else failures[0]) from error
-
-
-def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds: float) -> list[Any]:
-    """work(*arguments) in `world` fresh processes of one thread each that can meet over gloo; returns
-    what each rank returned.
-
-    `work` and its arguments must be importable from a module. Raises RuntimeError with the first
-    failing rank's traceback, or TimeoutError after `seconds`; no process is left either way.
-    """
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    port = _free_port()
-    ranks = [
-        context.Process(target=_work, args=(work, number, world, port, arguments, queue), daemon=True)
-        for number in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        return _collect(queue, ranks, time.monotonic() + seconds)
-    finally:
-        for process in ranks:
-            process.kill()
-        for process in ranks:
-            process.join()
-
-
-def _collect(queue: Any, ranks: list[Any], deadline: float) -> list[Any]:
-    results: dict[int, Any] = {}
-    while len(results) < len(ranks):
-        if not queue.empty():
-            number, result, failure = queue.get()
-            if failure:
-                raise RuntimeError(f"rank {number} of {len(ranks)} failed:\n{failure}")
-            results[number] = result
-            continue
-        dead = [r for r, p in enumerate(ranks) if r not in results and p.exitcode not in (None, 0)]
-        if dead:
-            raise RuntimeError(f"rank {dead[0]} of {len(ranks)} died with code {ranks[dead[0]].exitcode}")
-        if time.monotonic() > deadline:
-            late = sorted(set(range(len(ranks))) - set(results))
-            raise TimeoutError(f"ranks {late} of {len(ranks)} did not end in time")
-        time.sleep(0.02)
-    return [results[number] for number in range(len(ranks))]
-
-
-def _work(
-    work: Callable[..., Any], number: int, world: int, port: int, arguments: tuple[Any, ...], queue: Any
-) -> None:
-    os.environ |= {
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    try:
-        result, failure = work(*arguments), None
-    except BaseException:
-        result, failure = None, traceback.format_exc()
-    queue.put((number, result, failure))
-    queue.close()
-    queue.join_thread()
-    leave_processes()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

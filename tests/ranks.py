@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parallel.mesh import forget_mesh
-from parallel.processes import run_processes
+from parallel.spawn import run_processes
 from trainer.__main__ import main
 from trainer.run_directory.run_directory import RunDirectory
 

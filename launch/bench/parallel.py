@@ -29,8 +29,9 @@ from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.planner.layers import Anatomy
 from parallel.planner.traffic import step_traffic
 from parallel.planner.units import size_text
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
 from parallel.sharding.offset import shard_offsets
+from parallel.spawn import run_processes
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
 from trainer.metrics import Classification

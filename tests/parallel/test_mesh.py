@@ -6,7 +6,8 @@ import torch.distributed as dist
 
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh, mesh_of
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
+from parallel.spawn import run_processes
 
 
 def test_ranks_count_tensor_first_then_offset_then_data():

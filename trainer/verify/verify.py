@@ -14,8 +14,9 @@ from models.gpt import GPTConfig
 from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
 from parallel.sharding.layout import shards
+from parallel.spawn import run_processes
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
 from trainer.metrics import Classification, LanguageModel
