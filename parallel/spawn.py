@@ -1,7 +1,7 @@
 """Starts a few processes on this machine that run one function together.
 
-They are forked from a server process that has imported torch and DeepSpeed once: an import takes each
-new interpreter seconds, and a small run is over before that. Every process starts without groups or CUDA.
+They are forked from a server process that has imported torch and DeepSpeed: in a new interpreter that
+takes seconds, longer than many a run. The server has no process groups and has not touched CUDA.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch.multiprocessing as multiprocessing
 
 from parallel.processes import leave_processes
 
-_IMPORTED_ONCE = ["parallel.sharding.parallelize", "deepspeed"]
-
 
 def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds: float) -> list[Any]:
     """Run work(*arguments) in `world` new processes of one thread each, which can connect over gloo.
@@ -28,7 +26,7 @@ def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds
     first failing rank's traceback, or TimeoutError after `seconds`; no rank is left either way.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_ONCE)
+    context.set_forkserver_preload(["parallel.rank_imports"])
     queue = context.Queue()
     port = _free_port()
     ranks = [
