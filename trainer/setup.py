@@ -9,8 +9,15 @@ import torch
 
 from parallel.errors import UserError
 from parallel.mesh import join_mesh, mesh_of
-from parallel.processes import all_well, join_processes, lead, leave_processes, rank, world_size
-from parallel.rank_failure import failures_named
+from parallel.processes import (
+    join_processes,
+    leave_processes,
+    raise_if_any_failed,
+    rank,
+    run_on_first_rank,
+    world_size,
+)
+from parallel.rank_failure import explain_rank_failures
 from trainer.config.run import RunConfig, load_config
 from trainer.data.build import build_source
 from trainer.data.source import Source
@@ -48,10 +55,10 @@ def train(
     except UserError as error:
         failure = error  # of this rank; the others, which it may not befall, are told
     device = prepared.device if prepared else torch.device("cpu")
-    join_processes(device, alone=bool(prepared and prepared.config.parallel.engine == "deepspeed"))
+    join_processes(device, group_of_one=bool(prepared and prepared.config.parallel.engine == "deepspeed"))
     try:
-        with failures_named():
-            all_well(failure)
+        with explain_rank_failures():
+            raise_if_any_failed(failure)
             assert prepared is not None
             return _train(prepared.config, prepared.source, resume, requeued)
     finally:
@@ -86,7 +93,7 @@ def _train(config: RunConfig, source: Source, resume: Path | None, requeued: boo
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the first rank speaks for all)
     mesh = join_mesh(config.parallel, _settings(config.model_dump(mode="json")))
-    path = lead(lambda: resume or config.run_dir or new_run_path(config.name))
+    path = run_on_first_rank(lambda: resume or config.run_dir or new_run_path(config.name))
     run, members = RunDirectory(path), study_members(config, path)
 
     def prepare() -> bool:
@@ -99,7 +106,7 @@ def _train(config: RunConfig, source: Source, resume: Path | None, requeued: boo
             raise UserError(f"{run.path}: holds no {what}")
         return True
 
-    resumed = lead(prepare)
+    resumed = run_on_first_rank(prepare)
     print(f"run directory: {path}", flush=True)
     with StopRequest() as stop:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.mesh import Mesh
-from parallel.processes import lead
+from parallel.processes import run_on_first_rank
 from trainer.config.errors import ConfigError
 from trainer.config.run import RunConfig, with_values
 from trainer.data.build import build_source
@@ -64,13 +64,13 @@ def train_study(
     sources = [build_source(member.config) for member in members]
     for number, (member, source) in enumerate(zip(members, sources, strict=True), 1):
         heading = f"net {number} of {len(members)}: {member.config.name}"
-        if lead(lambda member=member: member.result()):
+        if run_on_first_rank(lambda member=member: member.result()):
             print(f"{heading}: finished before", flush=True)
             continue
         if stop.number:
             raise Interrupted(stop.number, 0)
         print(heading, flush=True)
-        resume = lead(lambda member=member: _prepared(member))
+        resume = run_on_first_rank(lambda member=member: _prepared(member))
         train_net(member.config, member.run, source, stop, resume, mesh)
 
     def finish() -> Table:
@@ -80,7 +80,7 @@ def train_study(
         write_results(root.path, table, members, results)
         return table
 
-    return lead(finish)
+    return run_on_first_rank(finish)
 
 
 def _prepared(member: Member) -> bool:

@@ -79,7 +79,7 @@ def verify(model: ModelConfig, parallels: list[ParallelConfig], processes: int, 
 
 def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[Row]:
     """What verify does, inside each of its processes."""
-    join_processes(torch.device("cpu"), alone=True)
+    join_processes(torch.device("cpu"), group_of_one=True)
     alone = _train(model, ParallelConfig(), Mesh())
     return [_row(model, parallel, alone) for parallel in parallels]
 
