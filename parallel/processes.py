@@ -21,7 +21,7 @@ _write_group: dist.ProcessGroup | None = None
 
 
 def own_device() -> torch.device:
-    """This process's device: the CUDA device numbered LOCAL_RANK, or the CPU if there is none.
+    """This process's device: the CUDA device numbered LOCAL_RANK or the only one it sees, else the CPU.
 
     Raises UserError if the launcher started more processes than there are devices.
     """

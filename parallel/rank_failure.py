@@ -41,7 +41,7 @@ def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
     if several and (isinstance(error, dist.DistError) or _LOST.search(reason)):
         return RankFailure(
             f"{who} lost another process of this run, which was killed or whose machine failed ({reason}); "
-            "go on from the last checkpoint with --resume RUN_DIR",
+            "resume from the last checkpoint with --resume RUN_DIR",
             reports=_is_first_to_report(),
         )
     return None
