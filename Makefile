@@ -1,4 +1,4 @@
-# `make train` and `make test` are all a person needs; both set up .venv first.
+# `make train` and `make test` are all you need; both set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/debug.yaml
@@ -19,6 +19,7 @@ soak: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 venv: $(STAMP)

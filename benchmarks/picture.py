@@ -1,11 +1,11 @@
-"""Draws the README's picture from a finished run of the main job.
+"""Draws the README's picture from a finished run of configs/debug.yaml: its images and its result table.
 
 python benchmarks/picture.py RUN_DIR docs/moving_digits.png
 """
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,22 +17,32 @@ from torch import Tensor
 
 from trainer.config.run import RunConfig, load_config
 
-COLUMNS = {"Static→Static": ("static", "static"), "Static→Dynamic": ("static", "dynamic")}
-COLUMNS |= {"Dynamic→Dynamic": ("dynamic", "dynamic")}
-ROWS = {"translution": ("Translution", "#1f6f8b"), "attention": ("Self-attention", "#e6a15c")}
+COLOURS = ("#1f6f8b", "#e6a15c")
 
 
-def accuracies(run_dir: Path, mixer: str) -> list[float]:
-    """Test accuracy in per cent of each column."""
-    found = []
-    for trained, tested in COLUMNS.values():
-        result = run_dir / f"kind={mixer},train={trained}" / "result.json"
-        found.append(json.loads(result.read_text())["evaluation"][tested]["accuracy"])
-    return found
+def read_table(path: Path) -> tuple[list[str], dict[str, list[float]]]:
+    """The columns that hold an accuracy in results.md, and by row title its numbers in per cent."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    places = [place for place, title in enumerate(header) if "→" in title]
+    numbers = {row[0]: [_number(row[place]) for place in places] for row in rows}
+    return [header[place] for place in places], numbers
+
+
+def _number(cell: str) -> float:
+    found = re.match(r"[\d.]+", cell)
+    return float(found[0]) if found else float("nan")
+
+
+def load_images(config: RunConfig, name: str) -> Tensor:
+    """Three test images [3, 84, 84] of the static or the dynamic set."""
+    batch = next(config.build_source().evaluation_batches(name, 3))
+    return batch.inputs[:, 0]
 
 
 def main(run_dir: Path, out: Path) -> None:
-    config = load_config(run_dir / "kind=translution,train=dynamic/config.yaml", [])
+    config = load_config(run_dir / "config.yaml", [])
+    columns, accuracies = read_table(run_dir / "results.md")
     figure = plt.figure(figsize=(9, 3.2), dpi=120)
     grid = figure.add_gridspec(2, 5, width_ratios=[1, 1, 1, 0.35, 4])
     for row, name in enumerate(("static", "dynamic")):
@@ -45,11 +55,11 @@ def main(run_dir: Path, out: Path) -> None:
             if column == 1:
                 axis.set_title(f"{name.capitalize()} MNIST", fontsize=9)
     axis = figure.add_subplot(grid[:, 4])
-    for number, (mixer, (title, colour)) in enumerate(ROWS.items()):
-        places = [place + (number - 0.5) * 0.38 for place in range(len(COLUMNS))]
-        bars = axis.bar(places, accuracies(run_dir, mixer), 0.36, label=title, color=colour)
+    for number, (title, values) in enumerate(accuracies.items()):
+        places = [place + (number - 0.5) * 0.38 for place in range(len(columns))]
+        bars = axis.bar(places, values, 0.36, label=title, color=COLOURS[number])
         axis.bar_label(bars, fmt="%.0f", fontsize=9)
-    axis.set_xticks(range(len(COLUMNS)), [name.replace("→", "→\n") for name in COLUMNS], fontsize=9)
+    axis.set_xticks(range(len(columns)), [title.replace("→", "→\n") for title in columns], fontsize=9)
     axis.set_ylabel("test accuracy, %")
     axis.set_ylim(0, 105)
     axis.spines[["top", "right"]].set_visible(False)
@@ -57,13 +67,6 @@ def main(run_dir: Path, out: Path) -> None:
     axis.set_title(f"after {config.train.steps} steps", fontsize=9)
     figure.tight_layout()
     figure.savefig(out)
-
-
-def load_images(config: RunConfig, name: str) -> Tensor:
-    """A few test images [3, 84, 84] of the static or the dynamic set."""
-    source = config.build_source()
-    batch = next(source.evaluation_batches(name, 3))
-    return batch.inputs[:, 0]
 
 
 if __name__ == "__main__":

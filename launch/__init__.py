@@ -1,1 +1,5 @@
 """The command line."""
+
+from parallel.threads import set_spin_count
+
+set_spin_count()

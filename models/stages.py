@@ -6,7 +6,6 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
-from models.by_import_path import by_import_path
 from models.mixers.attention import AttentionConfig
 from models.mixers.interface import MixerConfig
 from models.mixers.translution import TranslutionConfig
@@ -14,6 +13,7 @@ from models.positions.interface import PositionConfig, from_name
 from models.positions.learned import LearnedPosition, NoPosition
 from models.positions.rope import RopePosition
 from models.reducers.interface import ReducerConfig
+from models.section import by_import_path
 from models.tokens import TokenGrid
 
 AnyMixer = Annotated[

@@ -1,1 +1,1 @@
-"""Who holds what, and what is sent: engines now, meshes and sharding beside them."""
+"""Meshes of processes, sharding, training engines and the planner."""

@@ -1,4 +1,4 @@
-"""The kinds of error that are shown to a person as a line instead of a traceback."""
+"""Errors that the user sees as one line instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -6,11 +6,11 @@ class UserError(ValueError):
 
 
 class RankFailure(Exception):
-    """This process cannot go on: it lost another one of its run, or ran out of memory.
+    """This rank cannot continue: it lost another rank of its run, or ran out of memory.
 
-    `speaks`: whether this rank is the one that tells the person.
+    `reports`: whether this rank is the one that prints the message.
     """
 
-    def __init__(self, message: str, speaks: bool = True) -> None:
+    def __init__(self, message: str, reports: bool = True) -> None:
         super().__init__(message)
-        self.speaks = speaks
+        self.reports = reports

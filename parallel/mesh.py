@@ -1,7 +1,7 @@
 """The mesh of processes: world = data × offset × tensor (DESIGN section 4).
 
-The model-parallel group (offset × tensor) is a run of neighbouring ranks, fairscale's; inside it the
-tensor axis runs fastest. All ranks of such a group see the same samples.
+A model-parallel group (offset × tensor; fairscale's) is a block of consecutive ranks, in which the tensor
+axis varies fastest. All ranks of such a group see the same samples.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from parallel.errors import UserError
 from parallel.processes import TIMEOUT
 
-Group = dist.ProcessGroup | None  # None where the axis has one process
+Group = dist.ProcessGroup | None  # None if the axis has one process
 
 
 class ParallelConfig(BaseModel):
-    """The `parallel` section: the mesh, the engine, and what is saved of activations.
+    """The `parallel` section: the mesh, the engine, and which activations are saved.
 
-    offset      ranks over which every bank's residue classes are dealt
-    tensor      ranks over which heads and vocabulary are split
-    data        replicas of the model-parallel group; auto: as many as there are processes for
-    engine      torch, or deepspeed (which alone has zero > 0 and offloading)
+    offset      ranks that share each bank's residue classes
+    tensor      ranks that share heads and vocabulary
+    data        replicas of the model-parallel group; auto: all remaining processes
+    engine      torch, or deepspeed; only deepspeed has zero > 0 and offloading
     zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data
-    activations none: all are saved; block: each layer saves its input and recomputes the rest;
-                block_cpu: the same, kept in host memory; operator: only the mixer recomputes
+    activations none: save all; block: save each layer's input, recompute the rest;
+                block_cpu: the same, saved in host memory; operator: recompute only the mixer
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,14 +45,14 @@ class ParallelConfig(BaseModel):
     activations: Literal["none", "block", "block_cpu", "operator"] = "none"
 
     def check_precision(self, precision: str) -> None:
-        """Raises UserError where the engine cannot train in this precision."""
+        """Raise UserError if the engine cannot train in this precision."""
         if self.engine == "deepspeed" and precision == "bf16" and self.zero == 0:
             raise UserError(
                 "precision=bf16 with parallel.zero=0: DeepSpeed trains that wrongly; use parallel.zero=1"
             )
 
     def check(self, world: int | None) -> None:
-        """Raises UserError where this cannot be run, on `world` processes if that is known."""
+        """Raise UserError if this cannot run, or cannot run on `world` processes."""
         if self.engine == "torch" and self.zero:
             raise UserError(
                 f"parallel.zero={self.zero}: the torch engine has no ZeRO; use parallel.engine=deepspeed"
@@ -80,9 +80,9 @@ class ParallelConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Mesh:
-    """The sizes of the axes, this process's place, and the groups it talks to.
+    """The sizes of the axes, this process's rank, and its process groups.
 
-    Without groups it is a place on a mesh that need not exist: enough to count and to plan.
+    Without groups it describes a mesh that need not exist, which is enough for planning.
     """
 
     data: int = 1
@@ -117,7 +117,7 @@ class Mesh:
         return self.model_rank % self.tensor
 
     def group(self, axis: str) -> Group:
-        """The processes along "data", "offset", "tensor" or "model" through this one."""
+        """This process's group along "data", "offset", "tensor" or "model"."""
         return self.groups.get(axis)
 
     def __str__(self) -> str:
@@ -125,23 +125,23 @@ class Mesh:
 
 
 def mesh_of(config: ParallelConfig, world: int, rank: int = 0) -> Mesh:
-    """The mesh that `world` processes make of the config; raises UserError where it does not factor."""
+    """The config's mesh over `world` processes, without groups; raises UserError if it does not factor."""
     config.check(world)
     return Mesh(world // (config.offset * config.tensor), config.offset, config.tensor, rank)
 
 
 def join_mesh(config: ParallelConfig, settings: Mapping[str, str] | None = None) -> Mesh:
-    """Every process's first collective act: the groups of the mesh, on an initialised torch.distributed.
+    """Collective: create the mesh's process groups on an initialised torch.distributed.
 
-    A process on its own has no groups. Raises UserError if the mesh does not factor or if the ranks
-    differ in a value of their `settings`.
+    A single process has no groups. Raises UserError if the mesh does not factor or if `settings` differ
+    between ranks.
     """
     if not dist.is_initialized():
         return mesh_of(config, 1)
-    _agree(settings or {})
+    _check_same_settings(settings or {})
     mesh = mesh_of(config, dist.get_world_size(), dist.get_rank())
     if not fairscale_groups.model_parallel_is_initialized():
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its groups
             fairscale_groups.initialize_model_parallel(mesh.model)
     groups: dict[str, Group] = {
         "data": fairscale_groups.get_data_parallel_group() if mesh.data > 1 else None,
@@ -153,13 +153,16 @@ def join_mesh(config: ParallelConfig, settings: Mapping[str, str] | None = None)
 
 
 def forget_mesh() -> None:
-    """Ends the groups of a mesh, so that the same processes can form another."""
+    """Destroy the mesh's groups, so that the same processes can form another mesh."""
     if fairscale_groups.model_parallel_is_initialized():
         fairscale_groups.destroy_model_parallel()
 
 
 def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
-    """Groups of `size` ranks, `stride` apart, inside each model-parallel group; all ranks make all."""
+    """Create groups of `size` ranks, `stride` apart, in each model-parallel group; returns this rank's.
+
+    Every rank has to create every group.
+    """
     if size == 1:
         return None
     own: object = None
@@ -173,14 +176,14 @@ def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
     return own
 
 
-def _agree(settings: Mapping[str, str]) -> None:
+def _check_same_settings(settings: Mapping[str, str]) -> None:
     everyone: list[Mapping[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, settings)
     odd = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
     if not odd:
         return
     if dist.get_rank():
-        raise SystemExit(2)  # the first rank says it
+        raise SystemExit(2)  # rank 0 reports it
     theirs, ours = everyone[odd[0]], everyone[0]
     key = next(k for k in [*ours, *theirs] if theirs.get(k) != ours.get(k))
     raise UserError(

@@ -1,11 +1,8 @@
-"""Processes: joining those that a launcher started, and starting a few on this machine."""
+"""The processes of a job: connecting them, and what all ranks must agree on."""
 
 from __future__ import annotations
 
 import os
-import socket
-import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,26 +10,25 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from parallel.errors import UserError
 
 Result = TypeVar("Result")
 CODE_FOLDER = Path(__file__).resolve().parent.parent  # holds models/, parallel/, trainer/ and launch/
-TIMEOUT = timedelta(minutes=10)  # a collective that waits longer means a lost rank
-_PATIENCE = timedelta(hours=6)  # for a rank that writes; one that is lost breaks its connections at once
-_patient: dist.ProcessGroup | None = None
+TIMEOUT = timedelta(minutes=10)  # a collective that takes longer has lost a rank
+_WRITE_TIMEOUT = timedelta(hours=6)  # for a rank that writes files; a lost one closes its connections at once
+_write_group: dist.ProcessGroup | None = None
 
 
 def own_device() -> torch.device:
-    """This process's device: of the CUDA devices that it is shown the one of its number on this machine.
+    """This process's device: the CUDA device numbered LOCAL_RANK or the only one it sees, else the CPU.
 
-    Raises UserError where the launcher started more processes than there are devices.
+    Raises UserError if the launcher started more processes than there are devices.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if count == 1:  # perhaps each process is shown its own
+    if count == 1:  # the launcher may show each process only its own
         return torch.device("cuda", 0)
     if number >= count:
         raise UserError(
@@ -41,19 +37,18 @@ def own_device() -> torch.device:
     return torch.device("cuda", number)
 
 
-def join_processes(device: torch.device, alone: bool = False) -> None:
-    """Meets the processes of this job as torchrun, deepspeed and Slurm describe them (RANK, WORLD_SIZE,
-    MASTER_ADDR, MASTER_PORT).
+def join_processes(device: torch.device, group_of_one: bool = False) -> None:
+    """Initialise torch.distributed from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    A process on its own meets nobody; with `alone` it forms a group of one, which DeepSpeed needs. A
-    CUDA device becomes the process's default. Raises UserError when the others cannot be met.
+    A single process forms no group unless `group_of_one` asks for it; DeepSpeed needs one. A CUDA device
+    becomes the process's default. Raises UserError if the other processes cannot be reached.
     """
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # before NCCL, which takes the default one
+        torch.cuda.set_device(device)  # before NCCL starts, which uses the default device
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if dist.is_initialized() or (world == 1 and not alone):
+    if dist.is_initialized() or (world == 1 and not group_of_one):
         return
-    # With CUDA both, so that ranks that fail before they have a device can still say so.
+    # Both backends with CUDA, so that a rank that fails before it has a device can still report it.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if world == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
@@ -64,35 +59,35 @@ def join_processes(device: torch.device, alone: bool = False) -> None:
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).split("\n")[0]
-        raise UserError(f"cannot meet the {world} processes at {where}: {reason}") from None
-    global _patient
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        raise UserError(f"cannot connect to the {world} processes at {where}: {reason}") from None
+    global _write_group
+    group = dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT)
     assert isinstance(group, dist.ProcessGroup)
-    _patient = group
+    _write_group = group
 
 
 def leave_processes() -> None:
-    """Ends what join_processes began."""
-    global _patient
+    """Shut down torch.distributed."""
+    global _write_group
     if dist.is_initialized():
         dist.destroy_process_group()
-    _patient = None
+    _write_group = None
 
 
 def rank() -> int:
-    """This process's number in its job; 0 on its own."""
+    """This process's rank; 0 for a single process."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """The processes of this job."""
+    """How many processes this job has."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def lead(action: Callable[[], Result]) -> Result:
-    """What `action` returns on the first rank, on every rank; only the first runs it.
+def run_on_first_rank(action: Callable[[], Result]) -> Result:
+    """Run `action` on rank 0 and return its result on every rank.
 
-    A UserError there ends the other ranks silently, so that a person reads it once.
+    A UserError is raised on rank 0; the other ranks exit silently, so that the user reads it once.
     """
     if not dist.is_initialized():
         return action()
@@ -109,92 +104,21 @@ def lead(action: Callable[[], Result]) -> Result:
     return result
 
 
-def all_well(error: UserError | None) -> None:
-    """Every rank says whether its part of a common work failed; all raise if any did.
+def raise_if_any_failed(error: UserError | None) -> None:
+    """Collective: end all ranks if any passes an error. Rank 0 raises it; the others exit silently.
 
-    Those that are done wait for the others, whose part may be the writing of a large file.
+    Waits up to _WRITE_TIMEOUT for ranks that still write a large file.
     """
     if not dist.is_initialized():
         if error is not None:
             raise error
         return
     failures: list[str | None] = [None] * world_size()
-    dist.all_gather_object(failures, str(error) if error else None, _patient)
+    dist.all_gather_object(failures, str(error) if error else None, _write_group)
     failed = [number for number, failure in enumerate(failures) if failure]
     if not failed:
         return
     if rank():
-        raise SystemExit(2)  # the first rank says it
-    alone = len(set(failures)) > 1
-    raise UserError(f"rank {failed[0]}: {failures[failed[0]]}" if alone else failures[0]) from error
-
-
-def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds: float) -> list[Any]:
-    """work(*arguments) in `world` fresh processes of one thread each that can meet over gloo; returns
-    what each rank returned.
-
-    `work` and its arguments must be importable from a module. Raises RuntimeError with the first
-    failing rank's traceback, or TimeoutError after `seconds`; no process is left either way.
-    """
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    port = _free_port()
-    ranks = [
-        context.Process(target=_work, args=(work, number, world, port, arguments, queue), daemon=True)
-        for number in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        return _collect(queue, ranks, time.monotonic() + seconds)
-    finally:
-        for process in ranks:
-            process.kill()
-        for process in ranks:
-            process.join()
-
-
-def _collect(queue: Any, ranks: list[Any], deadline: float) -> list[Any]:
-    results: dict[int, Any] = {}
-    while len(results) < len(ranks):
-        if not queue.empty():
-            number, result, failure = queue.get()
-            if failure:
-                raise RuntimeError(f"rank {number} of {len(ranks)} failed:\n{failure}")
-            results[number] = result
-            continue
-        dead = [r for r, p in enumerate(ranks) if r not in results and p.exitcode not in (None, 0)]
-        if dead:
-            raise RuntimeError(f"rank {dead[0]} of {len(ranks)} died with code {ranks[dead[0]].exitcode}")
-        if time.monotonic() > deadline:
-            late = sorted(set(range(len(ranks))) - set(results))
-            raise TimeoutError(f"ranks {late} of {len(ranks)} did not end in time")
-        time.sleep(0.02)
-    return [results[number] for number in range(len(ranks))]
-
-
-def _work(
-    work: Callable[..., Any], number: int, world: int, port: int, arguments: tuple[Any, ...], queue: Any
-) -> None:
-    os.environ |= {
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    try:
-        result, failure = work(*arguments), None
-    except BaseException:
-        result, failure = None, traceback.format_exc()
-    queue.put((number, result, failure))
-    queue.close()
-    queue.join_thread()
-    leave_processes()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        raise SystemExit(2)  # rank 0 reports it
+    differ = len(set(failures)) > 1
+    raise UserError(f"rank {failed[0]}: {failures[failed[0]]}" if differ else failures[0]) from error

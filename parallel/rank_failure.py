@@ -1,4 +1,4 @@
-"""A rank that fails takes the others with it: what happened, told once and in a line."""
+"""Reports a lost rank or an out-of-memory as one RankFailure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from parallel.errors import RankFailure
 
-# Of gloo, of the store where ranks meet, and of NCCL.
+# Messages of gloo, of the rendezvous store and of NCCL.
 _LOST = re.compile(
     r"Connection (closed|reset) by|Broken pipe|Socket (Timeout|closed)|[Tt]imed out|remote process exited|"
     r"NCCL (error|communicator was aborted)|failed to (recv|send)|recvValue"
@@ -21,8 +21,8 @@ _MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
 
 @contextmanager
-def failures_named() -> Iterator[None]:
-    """Turns the errors that a lost rank, or too little memory, causes in this one into a RankFailure."""
+def explain_rank_failures() -> Iterator[None]:
+    """Raise a RankFailure for errors in this rank that a lost rank or too little memory caused."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -41,14 +41,14 @@ def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
     if several and (isinstance(error, dist.DistError) or _LOST.search(reason)):
         return RankFailure(
             f"{who} lost another process of this run, which was killed or whose machine failed ({reason}); "
-            "go on from the last checkpoint with --resume RUN_DIR",
-            speaks=_first_to_tell(),
+            "resume from the last checkpoint with --resume RUN_DIR",
+            reports=_is_first_to_report(),
         )
     return None
 
 
-def _first_to_tell() -> bool:
-    """Of all ranks the first to ask; where the store died with its rank, one that it was not."""
+def _is_first_to_report() -> bool:
+    """True on one rank: the first to ask the store, or rank 1 if the store was lost with rank 0."""
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timedelta(seconds=5))

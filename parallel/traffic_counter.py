@@ -1,11 +1,10 @@
-"""Bytes that collectives send, by axis of the mesh: the one convention, and counting what is really sent.
+"""Bytes that collectives send, by mesh axis: how they are defined, and counted while training runs.
 
-The *payload* of a collective is the whole tensor that it is about: what every rank holds after an
-all-reduce, broadcast or all-gather, and before a reduce-scatter. Payloads are whole numbers, so that
-predicted and counted ones can be compared exactly. *Sent* are the bytes that leave one rank when the n
-ranks of the axis pass pieces around a ring, which is what large collectives do: 2(n − 1)/n of an
-all-reduce's payload, (n − 1)/n of any other's. Only so an all-reduce of activations compares with the
-gathers of ZeRO-3, and with a bandwidth.
+The *payload* of a collective is its full tensor: what every rank holds after an all-reduce, broadcast or
+all-gather, and before a reduce-scatter. Payloads are integers, so predictions can be compared with counts
+exactly. *Sent* are the bytes that leave one rank when the n ranks of the axis run a ring algorithm, as
+large collectives do: 2(n − 1)/n of the payload for an all-reduce, (n − 1)/n for any other. This makes an
+all-reduce of activations comparable with ZeRO-3's gathers and with a bandwidth.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from parallel.mesh import Mesh
 
 AXES = ("data", "offset", "tensor", "model")
 
-# The methods of a process group that all of torch.distributed ends in, whoever calls it and whenever
-# they took hold of its functions: the operation, and which argument holds the whole tensor.
+# Process-group methods that every torch.distributed call ends in, also calls through functions imported
+# earlier: name → (operation, index of the argument with the full tensor).
 _METHODS = {
     "allreduce": ("all_reduce", 0),
     "allreduce_coalesced": ("all_reduce", 0),
@@ -55,7 +54,7 @@ class Traffic:
     payload: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, axis: str, operation: str, payload: int) -> None:
-        """One more collective; an axis "world" or "other" is none of the mesh's."""
+        """Add a collective; the axis is "world" or "other" for groups that are not the mesh's."""
         if payload:
             self.payload[axis, operation] += payload
 
@@ -66,7 +65,7 @@ class Traffic:
         return Traffic(self.payload + other.payload)
 
     def sent(self, mesh: Mesh) -> dict[str, int]:
-        """Bytes that leave this rank, by axis; every axis of the mesh is there."""
+        """Bytes that leave this rank, by axis; includes axes without traffic."""
         total: dict[str, float] = dict.fromkeys(AXES, 0.0)
         for (axis, operation), payload in self.payload.items():
             ranks = getattr(mesh, axis) if axis in AXES else mesh.world
@@ -77,9 +76,9 @@ class Traffic:
 
 @contextmanager
 def counted_traffic(mesh: Mesh) -> Iterator[Traffic]:
-    """Counts all collectives of this process on the groups of `mesh` while the context lasts.
+    """Count this process's collectives by axis of `mesh` while the context lasts.
 
-    May be entered at any time, and costs a few microseconds a collective.
+    Costs a few microseconds per collective.
     """
     traffic = Traffic()
     originals = {name: method for name, method in vars(dist.ProcessGroup).items() if name in _METHODS}

@@ -1,4 +1,4 @@
-"""What several test files share: one thread, a tiny config, and the real command."""
+"""Shared by all tests: one thread, a tiny config, and the `translution` command."""
 
 import sys
 from collections.abc import Callable
@@ -16,14 +16,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _no_anomaly_mode():
-    """A command with --debug, run in this process, leaves torch's anomaly mode on."""
+    """Switches off torch's anomaly mode, which a command with --debug leaves on in this process."""
     yield
     torch.autograd.set_detect_anomaly(False)
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """The tiny net, with dropout."""
+    """A config file of the tiny net, with dropout."""
     values = TINY | {"model": TINY["model"] | {"dropout": 0.1}}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -40,17 +40,17 @@ class Outcome(NamedTuple):
 def translution(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Outcome]:
-    """The `translution` command with these words, in this process: starting one takes seconds."""
+    """Runs the `translution` command in this process, because starting one takes seconds."""
     from launch.cli import main
 
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["translution", *map(str, words)])
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["translution", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             main()
         code = exit_.value.code
         assert isinstance(code, int | None)
-        written = capsys.readouterr()
-        return Outcome(code or 0, str(written.out), str(written.err))
+        output = capsys.readouterr()
+        return Outcome(code or 0, str(output.out), str(output.err))
 
     return run

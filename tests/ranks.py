@@ -1,4 +1,4 @@
-"""Several runs of `python -m trainer`, one after another, in each of a few processes."""
+"""Training runs on several processes."""
 
 import contextlib
 import io
@@ -11,29 +11,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parallel.mesh import forget_mesh
-from parallel.processes import run_processes
+from parallel.spawn import run_processes
 from trainer.__main__ import main
 from trainer.run_directory.run_directory import RunDirectory
 
 
 class Ended(NamedTuple):
-    """How one run ended on each rank."""
+    """Exit codes and stderr of one run, by rank."""
 
     codes: list[int]
     errors: list[str]
 
 
 def train_on(world: int, runs: Sequence[Sequence[str]], seconds: float) -> list[Ended]:
-    """Each run's words on `world` processes; "{rank}" in a word is the number of the process.
-
-    Starting processes takes longer than a small run, so they are started once for all runs.
-    """
+    """Train each run, given by its arguments, on the same `world` processes; "{rank}" becomes the rank."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in runs]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         ports = [probe.getsockname()[1] for probe in probes]
-    by_rank = run_processes(_train, world, [list(words) for words in runs], ports, seconds=seconds)
+    by_rank = run_processes(_train, world, [list(arguments) for arguments in runs], ports, seconds=seconds)
     return [
         Ended([codes for codes, _ in ends], [text for _, text in ends]) for ends in zip(*by_rank, strict=True)
     ]
@@ -41,12 +38,12 @@ def train_on(world: int, runs: Sequence[Sequence[str]], seconds: float) -> list[
 
 def _train(runs: list[list[str]], ports: list[int]) -> list[tuple[int, str]]:
     ends = []
-    for words, port in zip(runs, ports, strict=True):
+    for arguments, port in zip(runs, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             try:
-                code = main([word.replace("{rank}", os.environ["RANK"]) for word in words])
+                code = main([each.replace("{rank}", os.environ["RANK"]) for each in arguments])
             except SystemExit as end:
                 code = end.code
         forget_mesh()
@@ -55,17 +52,16 @@ def _train(runs: list[list[str]], ports: list[int]) -> list[tuple[int, str]]:
 
 
 @contextlib.contextmanager
-def started(world: int, words: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """`python -m trainer` with these words on `world` processes, as a launcher that ends none would;
-    at the end none is left."""
+def start_ranks(world: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start `python -m trainer ARGUMENTS` on `world` processes; kills those that are left at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    env = os.environ | meeting | {"OMP_NUM_THREADS": "1"}
+    rendezvous = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = os.environ | rendezvous | {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "trainer", *words],
+            [sys.executable, "-m", "trainer", *arguments],
             env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -82,5 +78,5 @@ def started(world: int, words: Sequence[str]) -> Iterator[list[subprocess.Popen[
 
 
 def losses(run: Path) -> list[float]:
-    """Of every step."""
+    """The loss of every logged step."""
     return [row["loss"] for row in RunDirectory(run).read_metrics() if "loss" in row]

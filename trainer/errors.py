@@ -61,7 +61,7 @@ def exit_code(action: Callable[[], None], debug: bool = False) -> int:
     except RankFailure as failure:
         if debug:
             traceback.print_exc()
-        if failure.speaks:
+        if failure.reports:
             print(f"error: {failure}", file=sys.stderr)
         return 1
     except Interrupted as stop:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.mesh import Mesh
-from parallel.processes import lead
+from parallel.processes import run_on_first_rank
 from trainer.atomic_write import atomic_write
 from trainer.config.run import RunConfig
 from trainer.config.study import Member
@@ -34,13 +34,13 @@ def train_study(
     runs = [RunDirectory(member.path(root.path)) for member in setup.members]
     for number, (member, source, run) in enumerate(zip(setup.members, setup.sources, runs, strict=True), 1):
         heading = f"net {number} of {len(runs)}: {member.config.name}"
-        if lead(lambda run=run, config=member.config: _finished(run, config)):
+        if run_on_first_rank(lambda run=run, config=member.config: _finished(run, config)):
             print(f"{heading}: already finished", flush=True)
             continue
         if stop.number:
             raise Interrupted(stop.number, 0)
         print(heading, flush=True)
-        resume = lead(lambda run=run, config=member.config: _open(run, config))
+        resume = run_on_first_rank(lambda run=run, config=member.config: _open(run, config))
         train_net(member.config, source, run, mesh, stop, resume)
 
     def finish() -> Table:
@@ -50,7 +50,7 @@ def train_study(
         _write_results(root.path, table, setup.members, results)
         return table
 
-    return lead(finish)
+    return run_on_first_rank(finish)
 
 
 def result_table(

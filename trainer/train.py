@@ -13,8 +13,8 @@ from torch import Tensor
 from parallel.engine.interface import Engine, StepResult
 from parallel.errors import UserError
 from parallel.mesh import Mesh, join_mesh
-from parallel.processes import all_well, join_processes, lead, leave_processes, rank
-from parallel.rank_failure import failures_named
+from parallel.processes import join_processes, leave_processes, raise_if_any_failed, rank, run_on_first_rank
+from parallel.rank_failure import explain_rank_failures
 from trainer.config.run import RunConfig, flat_values
 from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
@@ -41,14 +41,14 @@ def train(
     try:
         setup = set_up(config_path, overrides, resume)
     except UserError as error:
-        failure = error  # maybe only on this rank; all_well tells the others
+        failure = error  # maybe only on this rank; raise_if_any_failed tells the others
     join_processes(
         setup.device if setup else torch.device("cpu"),
-        alone=setup is not None and setup.uses_deepspeed(),
+        group_of_one=setup is not None and setup.uses_deepspeed(),
     )
     try:
-        with failures_named():
-            all_well(failure)
+        with explain_rank_failures():
+            raise_if_any_failed(failure)
             assert setup is not None
             return _train(setup, resume, requeued)
     finally:
@@ -61,9 +61,9 @@ def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (only rank 0 prints)
     config = setup.config
     mesh = join_mesh(setup.members[0].config.parallel, flat_values(config))
-    path = lead(lambda: resume or config.run_dir or new_run_path(config.name))
+    path = run_on_first_rank(lambda: resume or config.run_dir or new_run_path(config.name))
     run = RunDirectory(path)
-    resumed = lead(lambda: open_run(setup, run, resume is not None, requeued))
+    resumed = run_on_first_rank(lambda: open_run(setup, run, resume is not None, requeued))
     print(f"run directory: {path}", flush=True)
     with StopRequest() as stop:
         try:

@@ -1,8 +1,7 @@
-"""`translution bench op`: the operator's speed and memory, beside the matrix product of this machine.
+"""`translution bench op`: the operator's speed, relative to a matrix product, and its memory.
 
-A machine that others share is never twice the same, so speed is a ratio: a large matrix product is
-timed before, between and after the operator's passes in every repetition, and each repetition has a
-ratio of its own. Reported are the median and the range over the repetitions.
+The speed of a shared machine varies, so each repetition times a large matrix product before, between and
+after the operator's passes and yields one ratio. The table shows the median and range of the ratios.
 """
 
 import json
@@ -25,12 +24,12 @@ from parallel.errors import UserError
 from trainer.reporting.table import Table
 
 SIDE = 1024  # of the matrix product
-PRODUCTS = 3  # a pair and projection takes one forward and two backward; recomputing is not useful
+PRODUCTS = 3  # useful products per pair in a forward pass
 POLICIES = ("recompute", "keep")
 
 
 class Shape(NamedTuple):
-    """Full Translution of width C = D; `speed` are the targets with recompute and with keep."""
+    """Full Translution of width C = D; `speed` holds the targets for recompute and for keep."""
 
     grid: OffsetGrid
     batch: int
@@ -41,7 +40,7 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the useful products of a forward pass."""
+        """Useful FLOPs of a forward pass."""
         return self.batch * self.grid.num_pairs * PRODUCTS * 2 * self.width**2
 
     def __str__(self) -> str:
@@ -65,9 +64,9 @@ def bench_op(
     device: Literal["cpu", "cuda"],
     precision: Literal["fp32", "bf16"],
 ) -> dict[str, Any]:
-    """Measure the named shapes (all: none named) under both memory policies, on one thread.
+    """Measure the named shapes, or all if none is named, under both memory policies on one thread.
 
-    Raises UserError for a shape that there is not, and for CUDA where there is none.
+    Raises UserError for an unknown shape, or if there is no CUDA device.
     """
     for name in names:
         if name not in SHAPES:
@@ -117,7 +116,7 @@ def _measure(
         rates.append(rate)
         fractions.append(3 * shape.flops / sum(passes) / rate)
     gradients = sum(bank.numel() * bank.element_size() for bank in operator.banks)
-    # A peak in the forward pass has no gradients of banks beside it.
+    # A peak in the forward pass includes no gradients of banks.
     peak = max(peak_memory(operator.forward, device), peak_memory(operator.both, device) - gradients)
     x_bytes = operator.x.numel() * operator.x.element_size()
     return {
@@ -165,7 +164,7 @@ class _Operator:
             (self._out,) = streamed(self._recipe, self._schedule, [self.x], self.banks)
 
     def backward(self) -> None:
-        """Of the last forward pass; its gradients are dropped."""
+        """Backward of the last forward pass; the gradients are dropped."""
         assert self._out is not None
         torch.autograd.grad(self._out, [self.x, *self.banks], self._grad.to(self._out.dtype))
         self._out = None
@@ -186,7 +185,7 @@ def _matrix_product(device: torch.device, precision: str) -> Callable[[], object
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    """CPU time, which no other process's turns count in; wall time on CUDA."""
+    """CPU time, which other processes do not affect; wall time on CUDA."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -198,7 +197,7 @@ def _seconds(action: Callable[[], object], device: torch.device) -> float:
 
 
 def _table_seconds(device: torch.device) -> float:
-    """Building the tables of a 32 × 32 grid from nothing; the median of three times."""
+    """Time to build the tables of a 32 × 32 grid; median of three."""
 
     def build() -> None:
         Schedule(OffsetGrid((32, 32))).chunks(1, 1, 1 << 30, device)
@@ -235,10 +234,10 @@ def show(result: dict[str, Any], as_json: bool) -> None:
             table.put(title, column, cell)
     table.show()
     print(
-        f"\nGFLOP: useful ones of forward + backward, 3 + 6 products a pair; recomputing is not useful."
+        f"\nGFLOP: useful ones of forward + backward, 3 + 6 products per pair; recomputation does not count."
         f"\nof matrix rate: median and range over {result['repeat']} repetitions, each against"
         f"\n  {SIDE}³ products timed before, between and after its passes; clock: {result['clock']}."
-        f"\nmemory: peak of forward + backward beyond inputs and ∂banks; output and ∂x are in it."
+        f"\nmemory: peak of forward + backward beyond inputs and ∂banks; includes the output and ∂x."
         f"\n{SIDE}³ product: {result['matrix_gflops']:.1f} GFLOP/s. "
         f"Tables of a 32×32 grid: {result['tables_32x32_seconds']:.3f} s (target < 0.2)."
     )

@@ -1,9 +1,8 @@
-"""`translution bench parallel`: offset parallelism beside one process and beside ZeRO-3 alone.
+"""`translution bench parallel`: offset parallelism against one process and against plain ZeRO-3.
 
-Two processes of one thread each. A machine that others share is never twice the same, so what is
-compared is measured in turns: one process works while the other waits, then both work, and every turn
-has a ratio of its own. CPU time, which no other process's turns count in, shows how evenly the work
-is split; only wall time shows what waiting and sending cost.
+Two processes of one thread each. The speed of a shared machine varies, so each repetition measures both:
+one process works while the other waits, then both work, which yields one ratio. CPU time, which other
+programs do not affect, shows how evenly the work is split; only wall time includes waiting and sending.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.planner.layers import LayerKinds
 from parallel.planner.traffic import step_traffic
 from parallel.planner.units import size_text
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
 from parallel.sharding.offset import shard_offsets
+from parallel.spawn import run_processes
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
 from trainer.reporting.table import Table
@@ -52,8 +52,8 @@ class Size(NamedTuple):
         return f"{self.side}×{self.side}, B={self.batch}, C={self.width}, H={self.heads}"
 
 
-class Turn(NamedTuple):
-    """Seconds of one turn: wall and CPU time of the slowest rank."""
+class Seconds(NamedTuple):
+    """Wall and CPU seconds of the slowest rank."""
 
     wall: float
     cpu: float
@@ -86,19 +86,19 @@ def _operator(repeat: int, size: Size) -> dict[str, Any]:
     """Forward and backward of one operator, on one rank with all classes and on two with half each."""
     mesh = join_mesh(ParallelConfig(offset=2))
     grid = OffsetGrid((size.side, size.side))
-    alone = _Operator(grid, size, size.batch, Mesh()) if mesh.rank == 0 else None
+    single = _Operator(grid, size, size.batch, Mesh()) if mesh.rank == 0 else None
     halves = _Operator(grid, size, size.batch, mesh)
-    turns = _in_turns(alone, halves, repeat)
+    turns = _alternate(single, halves, repeat)
     sent = halves.sent(mesh)
     held = [halves.bank_bytes * 2, halves.bank_bytes]
-    if alone:
-        held[0] = alone.bank_bytes
+    if single:
+        held[0] = single.bank_bytes
     forget_mesh()
     return {"bank_bytes": held, "sent": sent, **turns}
 
 
 def _doubled(size: Size) -> list[dict[str, Any]]:
-    """The operator's bytes where offsets reach twice as far along one side, at the same B·N·C."""
+    """The operator's bytes on a grid twice as long, with the same B·N·C."""
     mesh = join_mesh(ParallelConfig(offset=2))
     rows = []
     for sides, batch in (((size.side, size.side), size.batch), ((size.side, 2 * size.side), size.batch // 2)):
@@ -120,15 +120,15 @@ def _steps(repeat: int, size: Size) -> list[dict[str, Any]]:
     rows = []
     for parallel in (ParallelConfig(offset=2), ParallelConfig(engine="deepspeed", zero=3)):
         mesh = join_mesh(parallel)
-        alone = _Step(size, ParallelConfig(), Mesh()) if mesh.rank == 0 else None
+        single = _Step(size, ParallelConfig(), Mesh()) if mesh.rank == 0 else None
         spread = _Step(size, parallel, mesh)
-        turns = _in_turns(alone, spread, repeat)
+        turns = _alternate(single, spread, repeat)
         with counted_traffic(mesh) as traffic:
             spread()
         row = {"bank_bytes": spread.bank_bytes, "sent": traffic.sent(mesh)}
         planned = step_traffic(LayerKinds(spread.net), mesh, parallel, size.batch, 1, "fp32")
         row["planned"] = planned.sent(mesh)
-        rows.append({"layout": f"offset {mesh.offset}" if mesh.model > 1 else "ZeRO-3 alone", **row, **turns})
+        rows.append({"layout": f"offset {mesh.offset}" if mesh.model > 1 else "plain ZeRO-3", **row, **turns})
         forget_mesh()
     return rows
 
@@ -142,7 +142,7 @@ class _Operator:
         if mesh.offset > 1:
             shard_offsets(self._layer, mesh)
         torch.manual_seed(0)
-        shape = (self._layer.plan.num_entries, size.width, size.width)
+        shape = (self._layer.schedule.num_entries, size.width, size.width)
         self._banks = [torch.randn(shape).mul_(size.width**-0.5).requires_grad_() for _ in "qkv"]
         self._x = torch.randn(grid.num_tokens, batch, size.width, requires_grad=True)
         self._grad = torch.randn_like(self._x)
@@ -153,7 +153,7 @@ class _Operator:
 
     def __call__(self) -> None:
         layer = self._layer
-        (out,) = streamed(layer.recipe, layer.plan, [self._x], self._banks, layer.combine)
+        (out,) = streamed(layer.recipe, layer.schedule, [self._x], self._banks, layer.combine)
         torch.autograd.grad(out, [self._x, *self._banks], self._grad)
 
     def sent(self, mesh: Mesh) -> dict[str, int]:
@@ -182,8 +182,7 @@ class _Step:
         )
         self._engine = build_engine(self.net, OptimizerConfig(), parallel, mesh, CPU, batch=size.batch)
         generator = torch.Generator().manual_seed(0)
-        side = self.net.image_size
-        images = torch.randn((size.batch, 3, side, side), generator=generator)
+        images = torch.randn((size.batch, 3, *self.net.image_shape), generator=generator)
         labels = torch.randint(10, (size.batch,), generator=generator)
         self._batch = Batch(*(part.chunk(mesh.data)[mesh.data_rank] for part in (images, labels)))
 
@@ -195,31 +194,31 @@ class _Step:
         train_step(self._engine, [self._batch])
 
 
-def _in_turns(
-    alone: Callable[[], None] | None, together: Callable[[], None], repeat: int
+def _alternate(
+    single: Callable[[], None] | None, both: Callable[[], None], repeat: int
 ) -> dict[str, list[float]]:
-    """Wall seconds of both, turn by turn, and what the second gained in wall and in CPU time."""
+    """Wall seconds of one process and of two by repetition, and the ratios of wall and CPU time."""
     ones, twos = [], []
-    for turn in range(repeat + 1):
-        one, two = _turn(alone or (lambda: None)), _turn(together)
-        if turn:  # the first builds tables and buffers
+    for repetition in range(repeat + 1):
+        one, two = _time(single or (lambda: None)), _time(both)
+        if repetition:  # the first builds tables and buffers
             ones.append(one)
             twos.append(two)
     return {
-        "one": [turn.wall for turn in ones],
-        "two": [turn.wall for turn in twos],
+        "one": [seconds.wall for seconds in ones],
+        "two": [seconds.wall for seconds in twos],
         "gain": [a.wall / b.wall for a, b in zip(ones, twos, strict=True)],
         "cpu_gain": [a.cpu / b.cpu for a, b in zip(ones, twos, strict=True)],
     }
 
 
-def _turn(action: Callable[[], None]) -> Turn:
+def _time(action: Callable[[], None]) -> Seconds:
     dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     action()
     taken = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu], dtype=torch.float64)
     dist.all_reduce(taken, dist.ReduceOp.MAX)
-    return Turn(*taken.tolist())
+    return Seconds(*taken.tolist())
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
@@ -242,9 +241,9 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table.show()
     best = min(operator["one"]) / min(operator["two"])
     print(
-        f"\ntimes: median of {result['repeat']} turns, forward and backward. gain: over one process in the"
-        f"\n  same turn, median and range. CPU gain: the same in CPU time, whatever else the machine does."
-        f"\nsent: bytes that leave one rank. The same global batch everywhere; ZeRO-3 halves it by rank."
+        f"\nms: median of {result['repeat']} repetitions, forward and backward. gain: over one process in the"
+        f"\n  same repetition, median and range. CPU gain: in CPU time, which other programs do not affect."
+        f"\nsent: bytes that leave one rank. The global batch is the same in all rows; ZeRO-3 splits it."
         f"\noperator, offset 2: best over best {best:.2f}; target on a quiet machine ≥ {result['target']}."
     )
 

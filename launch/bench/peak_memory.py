@@ -1,4 +1,4 @@
-"""The most memory that was allocated at once while something ran."""
+"""Measures the peak of allocated memory."""
 
 import os
 from collections.abc import Callable
@@ -9,11 +9,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_memory(action: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `action` had allocated at its peak, beyond what was there before.
+    """Peak bytes that `action` has allocated, beyond what was allocated before.
 
-    Exact: on CUDA the allocator's own maximum, on the CPU the running sum over every allocation and
-    release, those inside operators too (so a few times slower than the action alone). Bytes as asked
-    for: pages that were never touched count.
+    Exact: on CUDA the allocator's maximum; on the CPU the running sum of all allocations and releases,
+    also inside operators, which makes the action a few times slower. Untouched pages count.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -22,7 +21,7 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> int:
         action()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "10")  # else it writes lines to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "10")  # otherwise it prints to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         action()
     results = recorded.profiler.kineto_results if recorded.profiler else None

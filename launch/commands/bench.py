@@ -1,4 +1,4 @@
-"""`translution bench`: how fast the parts are on this machine."""
+"""`translution bench`: measures the parts on this machine. `benchmarks/README.md` lists them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,14 +8,9 @@ import typer
 from launch.commands.prepare import CORES
 from trainer.errors import exit_code
 
-app = typer.Typer(help="Measure how fast the parts are on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure speed, memory and traffic on this machine.", no_args_is_help=True)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps the subcommand's name in the command line while there is only one."""
 
 
 @app.command("data")
@@ -23,13 +18,13 @@ def data_command(
     path: Annotated[Path, typer.Argument(help="A folder made by translution prepare.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode images.")] = CORES,
     image_size: Annotated[int, typer.Option(min=1, help="Pixels of an image's side.")] = 224,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each of the measurements.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each measurement.")] = 5,
     debug: Debug = False,
 ) -> None:
     """Speed of loading prepared data.
 
-    Images per second from shards, beside bare Pillow on the same files and as many processes; or
-    tokens per second, and what share of a training step loading them takes.
+    Images: per second from shards, next to plain Pillow on the same files with as many processes.
+    Text: tokens per second, and the share of a training step that loading takes.
     """
 
     def action() -> None:
@@ -49,7 +44,7 @@ def data_command(
 def op_command(
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="7x7, 14x14, 4x4, causal or narrow, as often as you like; else all."),
+        typer.Option(help="7x7, 14x14, 4x4, causal or narrow, repeatable; default: all."),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
     compiled: Annotated[bool, typer.Option("--compile", help="Fuse the element-wise stage.")] = False,
@@ -70,15 +65,51 @@ def op_command(
 
 @app.command("parallel")
 def parallel_command(
-    repeat: Annotated[int, typer.Option(min=1, help="Turns; the median is shown.")] = 5,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Banks, bytes sent and times of offset 1, offset 2 and ZeRO-3 alone, in two processes."""
+    """Bank sizes, bytes sent and times of offset 1, offset 2 and plain ZeRO-3, in two processes."""
 
     def action() -> None:
         from launch.bench.parallel import bench_parallel, show
 
         show(bench_parallel(repeat), as_json)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("gathered")
+def gathered_command(
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; the median is shown.")] = 2,
+    debug: Debug = False,
+) -> None:
+    """Speed of the streamed layer against the paper's equations over gathered weights."""
+
+    def action() -> None:
+        from launch.bench.gathered import bench_gathered
+
+        bench_gathered(repeat).show()
+
+    raise typer.Exit(exit_code(action, debug))
+
+
+@app.command("busy")
+def busy_command(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run to time.")] = Path(
+        "configs/debug.yaml"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 20,
+    loops: Annotated[int, typer.Option(min=1, help="Busy loops to run next to it.")] = CORES,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each kind; the median is shown.")] = 3,
+    debug: Debug = False,
+) -> None:
+    """Time of a short run on a quiet machine and beside busy loops, with both waiting policies."""
+
+    def action() -> None:
+        from launch.bench.busy import bench_busy
+
+        overrides = ["study=null", "device=cpu", f"train.steps={steps}"]
+        bench_busy(config, overrides, loops, repeat).show()
 
     raise typer.Exit(exit_code(action, debug))

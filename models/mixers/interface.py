@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import nn
 
 from models.initial import Draw
@@ -17,6 +17,7 @@ from models.mixers.measured_cost import measured_cost
 from models.ops.recipe import Combine
 from models.ops.schedule import Schedule
 from models.positions.interface import PositionConfig
+from models.section import Section
 from models.tokens import TokenGrid
 
 Axis = Literal["head", "entry"]
@@ -59,16 +60,13 @@ class Mixer(nn.Module):
         return measured_cost(self, load)
 
 
-class MixerConfig(BaseModel):
+class MixerConfig(Section):
     """The `mixer` section of a net; each mixer has a subclass, with the mixer's options as fields.
 
     `title` is the mixer's name in tables.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     title: ClassVar[str] = ""
-    kind: str
 
     @model_validator(mode="before")
     @classmethod

@@ -72,7 +72,7 @@ class Translution(Mixer):
             raise ValueError(f"init {init!r}: linear or reference is needed")
         if memory not in ("recompute", "keep"):
             raise ValueError(f"memory {memory!r}: recompute or keep is needed")
-        self.grid, self.head_dim = grid, head_dim
+        self.grid, self.heads, self.head_dim = grid, heads, head_dim
         self.relative, self.rank, self.init = relative, rank, init
         self.rotation = position.rotation(grid, head_dim) if position.inside_mixer else None
         inner, narrow = heads * head_dim, heads * (rank or 0)
@@ -87,17 +87,14 @@ class Translution(Mixer):
         if rank is not None and "v" in relative:
             self.v_up = nn.Linear(narrow, inner, bias=False)
         self.out = nn.Linear(inner, dim)
-        self.recipe = self._recipe(heads, memory == "keep", workspace, compiled)
+        self._recipe = self._build_recipe(heads, memory == "keep", workspace, compiled)
         self.schedule: Schedule = whole_schedule(grid)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_banks()
 
     @property
-    def heads(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.recipe.heads
-
-    @heads.setter
-    def heads(self, heads: int) -> None:
-        self.recipe = replace(self.recipe, heads=heads)
+    def recipe(self) -> Recipe:
+        """What the operator computes, for the heads that are here."""
+        return replace(self._recipe, heads=self.heads)
 
     @property
     def _narrow(self) -> str:
@@ -105,7 +102,7 @@ class Translution(Mixer):
         logits = "qk" if "q" in self.relative or "k" in self.relative else ""
         return logits + ("v" if "v" in self.relative else "")
 
-    def _recipe(self, heads: int, keep: bool, workspace: int, compiled: bool) -> Recipe:
+    def _build_recipe(self, heads: int, keep: bool, workspace: int, compiled: bool) -> Recipe:
         """The operator's recipe; numbers sources in the order of `_sources`."""
         bank = {name: index for index, name in enumerate(self.relative)}
         if self.rank is None:

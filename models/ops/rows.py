@@ -56,18 +56,18 @@ class Gather(Protocol):
     """Some tokens in some order."""
 
     @property
-    def count(self) -> int: ...
+    def num_tokens(self) -> int: ...
 
     def view(self, tokens: Tokens) -> Tensor | None:
-        """The tokens as a view [count·B, …], if they are contiguous in this order; else None."""
+        """The tokens as a view [n·B, …], if they are contiguous in this order; else None."""
         ...
 
     def copy(self, tokens: Tokens, out: Tensor) -> None:
-        """Copies the tokens into out [count, B, …]."""
+        """Copies the tokens into out [n, B, …]."""
         ...
 
     def add(self, tokens: Tokens, rows: Tensor) -> None:
-        """Adds rows [count, B, …] to the tokens they were read from."""
+        """Adds rows [n, B, …] to the tokens they were read from."""
         ...
 
 
@@ -84,7 +84,7 @@ class Strip(NamedTuple):
         return Strip(tuple(start for start, _ in sides), tuple(stop - start for start, stop in sides))
 
     @property
-    def count(self) -> int:
+    def num_tokens(self) -> int:
         return math.prod(self.extent)
 
     def view(self, tokens: Tokens) -> Tensor | None:
@@ -104,10 +104,10 @@ class Strip(NamedTuple):
 
 
 class Index:
-    """Tokens by index, `rows` [count]."""
+    """Tokens by index, `rows` [n]."""
 
     def __init__(self, rows: Tensor) -> None:
-        self.rows, self.count = rows, len(rows)
+        self.rows, self.num_tokens = rows, len(rows)
 
     def view(self, tokens: Tokens) -> Tensor | None:
         return None
@@ -120,15 +120,15 @@ class Index:
 
 
 class Part(NamedTuple):
-    """The tokens [start, start + count) of what `gather` reads."""
+    """The tokens [start, stop) of those that `gather` reads."""
 
     gather: Gather
     start: int
-    count: int
+    stop: int
 
     def of(self, rows: Tensor, batch: int) -> Tensor:
-        """The rows of these tokens among [gather.count·B, …]."""
-        return rows.narrow(0, self.start * batch, self.count * batch)
+        """The rows of these tokens among [gather.num_tokens·B, …]."""
+        return rows.narrow(0, self.start * batch, (self.stop - self.start) * batch)
 
 
 class Rows:
@@ -147,7 +147,7 @@ class Rows:
         if rows is None or gather != part.gather:
             rows = part.gather.view(tokens)
             if rows is None:
-                copy = self._scratch(("rows", source, side), (part.gather.count, *tokens.tail))
+                copy = self._scratch(("rows", source, side), (part.gather.num_tokens, *tokens.tail))
                 part.gather.copy(tokens, copy)
                 rows = copy.flatten(0, 1)
             self._held[source, side] = part.gather, rows
@@ -173,7 +173,7 @@ class RowGradients:
             self._add_back(source, side)
             rows, buffer = part.gather.view(tokens), None
             if rows is None:
-                shape = (part.gather.count, *tokens.tail)
+                shape = (part.gather.num_tokens, *tokens.tail)
                 buffer = self._scratch(("∂rows", source, side), shape, tokens.flat.dtype).zero_()
                 rows = buffer.flatten(0, 1)
             held = self._held[source, side] = _Held(part.gather, rows, buffer)
@@ -191,5 +191,5 @@ class RowGradients:
 
 class _Held(NamedTuple):
     gather: Gather
-    rows: Tensor  # [count·B, C]
-    buffer: Tensor | None  # [count, B, C], the same memory, unless it is the sources' gradient itself
+    rows: Tensor  # [n·B, C]
+    buffer: Tensor | None  # [n, B, C], the same memory, unless it is the sources' gradient itself

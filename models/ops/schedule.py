@@ -107,7 +107,7 @@ class BlockChunk:
             self.shape[side] = tuple(stop - start for start, stop in rectangle or ((0, 1),) * self._rank)
             strip = Strip.around(rectangle, grid.shape)
             start = rectangle[0][0] * math.prod(self.shape[side][1:]) if rectangle else 0
-            self.parts[side] = Part(strip, start, rows)
+            self.parts[side] = Part(strip, start, start + rows)
             self.runs[side] = Runs([Span(block.entry, 0, rows)])
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:

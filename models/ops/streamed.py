@@ -85,7 +85,7 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outs: Tensor):
+    def backward(ctx, *grad_outs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         recipe, schedule = ctx.recipe, ctx.schedule
         saved = iter(ctx.saved_tensors)
         (lse,), outs, sources, banks, kept = (list(islice(saved, count)) for count in ctx.counts)

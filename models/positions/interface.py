@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from models.offsets import OffsetGrid
+from models.section import Section
 from models.tokens import TokenGrid
 
 
-class PositionConfig(BaseModel):
+class PositionConfig(Section):
     """The `position` section of a net, or of one of its stages."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: str
 
     @property
     def inside_mixer(self) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.measured_cost import measured_cost
+from models.section import Section
 from models.tokens import TokenGrid
 
 
@@ -27,12 +27,8 @@ class Reducer(nn.Module):
         return measured_cost(self, load)
 
 
-class ReducerConfig(BaseModel):
+class ReducerConfig(Section):
     """The `reduce` section of a stage."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: str
 
     def after(self, tokens: TokenGrid) -> TokenGrid:
         """The tokens that are left; raises ValueError, in one line, for tokens that cannot be reduced so."""

@@ -45,6 +45,6 @@ def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> Flops
             training += 3 * cost.forward + cost.recomputed
         layer = mixer + 4 * kind.tokens * config.width * config.mlp // mesh.model
         again += {"none": 0, "operator": mixer}.get(parallel.activations, layer)
-        forward += kind.count * layer
-        training += kind.count * (3 * layer + again)
+        forward += kind.repeats * layer
+        training += kind.repeats * (3 * layer + again)
     return Flops(forward, 3 * forward, training)

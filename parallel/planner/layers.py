@@ -24,12 +24,12 @@ PARTS = ("banks", "projections", "feed-forward", "embeddings", "head", "norms")
 
 
 class LayerKind(NamedTuple):
-    """`count` equal layers over N `tokens`: one of them, whole and on the meta device, whose parameters
+    """`repeats` equal layers over N `tokens`: one of them, whole and on the meta device, whose parameters
     begin with `prefix`."""
 
     layer: Layer
     prefix: str
-    count: int
+    repeats: int
     tokens: int
 
     @property
@@ -38,12 +38,12 @@ class LayerKind(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A parameter's part that one rank holds, in `count` equal layers."""
+    """A parameter's part that one rank holds, in each of `repeats` equal layers."""
 
     name: str
     part: str
     shard: Shard
-    count: int
+    repeats: int
 
 
 class LayerKinds:
@@ -72,7 +72,6 @@ class LayerKinds:
         }
         self.kinds = list(by_key.values())
         self.order = [by_key[spec.key] for spec in specs]
-        self.tokens_in = specs[0].tokens.num_tokens
         self.tokens_out = specs[-1].tokens_after.num_tokens
 
     def cost(self, module: nn.Module, load: Load) -> Cost | None:
@@ -110,7 +109,7 @@ class LayerKinds:
             if "entry" in dims.values()
         }
         for name, shard in shards(self.net, mesh).items():
-            counts = [kind.count for kind in self.kinds if name.startswith(kind.prefix)]
+            counts = [kind.repeats for kind in self.kinds if name.startswith(kind.prefix)]
             part = "banks" if name in banks else _part(name)
             yield Piece(name, part, shard, counts[0] if counts else 1)
 
@@ -118,7 +117,7 @@ class LayerKinds:
         """The parameters that the mesh's place holds, by part; exact. Mesh() holds the whole net."""
         total: dict[str, int] = dict.fromkeys(PARTS, 0)
         for piece in self.pieces(mesh):
-            total[piece.part] += piece.shard.numel * piece.count
+            total[piece.part] += piece.shard.numel * piece.repeats
         return total
 
 

@@ -66,7 +66,7 @@ def step_memory(
     layers = [
         (kind, layer_bytes(net, kind, mesh, samples, size, cpu))
         for kind in net.kinds
-        for _ in range(kind.count)
+        for _ in range(kind.repeats)
     ]
     kept = [_kept(each, parallel.activations) for _, each in layers]
     saved = ends.embedding + sum(kept) + ends.head

@@ -53,7 +53,7 @@ def micro_batch_traffic(
         elif parallel.activations != "none":
             layer += mixer + mlp
         layer += _backward(net, kind, cost, mesh, tokens, size)
-        total += layer.times(kind.count)
+        total += layer.times(kind.repeats)
     if isinstance(net.config, GPTConfig) and mesh.model > 1:
         tokens = samples * net.tokens_out
         total.add("model", "all_reduce", tokens * width * size.weight)  # embedding, forward
@@ -119,7 +119,7 @@ def _gradients_and_weights(
 ) -> None:
     """Over the data axis, `number` bytes each: gradients once a step (ZeRO 2, 3: once a micro-batch);
     updated weights once a step (ZeRO 1, 2), or before every use (ZeRO 3)."""
-    pieces = [(piece.shard.numel, piece.count) for piece in net.pieces(mesh)]
+    pieces = [(piece.shard.numel, piece.repeats) for piece in net.pieces(mesh)]
     held = sum(numel * count for numel, count in pieces) * number
     if parallel.zero < 3:
         traffic.add("data", "all_reduce", held * (accumulate if parallel.zero == 2 else 1))
@@ -133,7 +133,7 @@ def _gradients_and_weights(
         again = [p for p in net.pieces(mesh) if p.name.startswith("layers.")]
         if parallel.activations == "operator":  # banks are gathered around the mixer, not inside it
             again = [p for p in again if ".mixer." in p.name and p.part != "banks"]
-        padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.count for p in again) * number
+        padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.repeats for p in again) * number
         traffic.add("data", "all_gather", padded * accumulate)
 
 
@@ -142,7 +142,7 @@ def _flat(net: LayerKinds, mesh: Mesh) -> int:
     to twice the data ranks."""
     sizes = {True: 0, False: 0}
     for piece in net.pieces(mesh):
-        sizes[_decays(net, piece)] += piece.shard.numel * piece.count
+        sizes[_decays(net, piece)] += piece.shard.numel * piece.repeats
     step = 2 * mesh.data
     return sum(-(-size // step) * step for size in sizes.values())
 

@@ -1,4 +1,4 @@
-"""Which device a process computes on, with a CUDA that is only said to be there."""
+"""Which device a process uses, with a simulated CUDA."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from parallel.processes import join_processes, own_device
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch):
-    """Call it with a number of devices and this process's number on the machine."""
+    """Simulates CUDA: call it with the number of devices and this process's LOCAL_RANK."""
 
     def pretend(devices: int, local_rank: int | None) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -25,7 +25,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("devices", "local_rank", "own"), [(4, 0, 0), (4, 3, 3), (4, None, 0), (1, 0, 0), (1, 3, 0)]
 )
-def test_each_process_takes_the_device_of_its_number_or_the_only_one_it_is_shown(
+def test_each_process_takes_the_device_of_its_local_rank_or_the_only_one_it_sees(
     cuda, devices, local_rank, own
 ):
     cuda(devices, local_rank)
@@ -38,20 +38,20 @@ def test_more_processes_than_devices_are_refused(cuda):
         own_device()
 
 
-def test_without_cuda_it_is_the_cpu():
+def test_without_cuda_the_device_is_the_cpu():
     assert own_device() == torch.device("cpu")
 
 
-def test_the_device_is_the_default_before_processes_meet(monkeypatch: pytest.MonkeyPatch):
-    taken = []
+def test_the_default_device_is_set_before_processes_connect(monkeypatch: pytest.MonkeyPatch):
+    calls = []
 
-    def meet(*arguments: object, **options: object) -> None:
-        taken.append("met")
+    def connect(*arguments: object, **options: object) -> None:
+        calls.append("connected")
         raise RuntimeError("nobody came")
 
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", connect)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"cannot meet the 2 processes .*: nobody came"):
+    with pytest.raises(UserError, match=r"cannot connect to the 2 processes .*: nobody came"):
         join_processes(torch.device("cuda", 1))
-    assert taken == [torch.device("cuda", 1), "met"]
+    assert calls == [torch.device("cuda", 1), "connected"]

@@ -1,4 +1,4 @@
-"""The mesh: which process stands where, who talks to whom, and what does not factor."""
+"""The mesh: coordinates of ranks, process groups, and meshes that do not factor."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.distributed as dist
 
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh, mesh_of
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
+from parallel.spawn import run_processes
 
 
 def test_ranks_count_tensor_first_then_offset_then_data():
@@ -29,7 +30,7 @@ def test_ranks_count_tensor_first_then_offset_then_data():
         ({"offload_optimizer": True}, 1, "only parallel.engine=deepspeed offloads"),
     ],
 )
-def test_what_does_not_factor_is_refused_with_its_values(values, world, message):
+def test_a_mesh_that_cannot_run_is_refused_with_its_values(values, world, message):
     with pytest.raises(UserError, match=message):
         mesh_of(ParallelConfig(**values), world)
 
@@ -62,6 +63,6 @@ def sum_over(mesh: Mesh, axis: str) -> int | None:
     return int(number)
 
 
-def test_a_process_on_its_own_has_no_groups():
+def test_a_single_process_has_no_groups():
     assert join_mesh(ParallelConfig()) == Mesh()
     assert Mesh().group("model") is None

@@ -1,12 +1,12 @@
-"""A rank is killed in the middle of a run: the others end within seconds, and one line tells why."""
+"""A lost rank ends the others within seconds with one line; so does an out-of-memory."""
 
 import time
 from pathlib import Path
 
 import pytest
 
-from parallel.rank_failure import failures_named
-from tests.ranks import losses, started
+from parallel.rank_failure import explain_rank_failures
+from tests.ranks import losses, start_ranks
 from trainer.errors import exit_code
 
 DEEPSPEED = ["parallel.engine=deepspeed", "parallel.zero=3"]
@@ -14,13 +14,13 @@ DEEPSPEED = ["parallel.engine=deepspeed", "parallel.zero=3"]
 
 @pytest.mark.parametrize(("victim", "engine"), [(0, []), (1, DEEPSPEED)])
 def test_a_killed_rank_ends_the_others_with_one_line(tmp_path, victim, engine):
-    """Rank 0 also keeps the store where the ranks met."""
+    """Rank 0 also holds the rendezvous store."""
     run = tmp_path / "run"
-    words = ["configs/debug.yaml", "study=null", "device=cpu", f"run_dir={run}", *engine]
-    few = ["train.batch=6", "train.steps=100000", "train.log_every=1"]
-    with started(3, [*words, *few]) as ranks:
+    overrides = ["study=null", "device=cpu", f"run_dir={run}", *engine]
+    overrides += ["train.batch=6", "train.steps=100000", "train.log_every=1"]
+    with start_ranks(3, ["configs/debug.yaml", *overrides]) as ranks:
         deadline = time.monotonic() + 80
-        while not trains(run):
+        while not is_training(run):
             assert time.monotonic() < deadline, "training did not begin"
             assert all(process.poll() is None for process in ranks)
             time.sleep(0.1)
@@ -33,18 +33,18 @@ def test_a_killed_rank_ends_the_others_with_one_line(tmp_path, victim, engine):
     assert "--resume" in errors
 
 
-def trains(run: Path) -> bool:
-    """Past the start, in which a rank that waits for others to form a group notices nothing until its
-    timeout: there a launcher ends the job."""
+def is_training(run: Path) -> bool:
+    """Whether training is under way. Before that, a rank that waits for a group to form notices a lost one
+    only at its timeout, and it is the launcher that ends the job."""
     return (run / "metrics.jsonl").is_file() and len(losses(run)) >= 3
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")]
 )
-def test_too_little_memory_is_one_line(error, capsys):
+def test_out_of_memory_is_one_line(error, capsys):
     def action():
-        with failures_named():
+        with explain_rank_failures():
             raise error
 
     assert exit_code(action) == 1
@@ -57,7 +57,7 @@ def test_too_little_memory_is_one_line(error, capsys):
 
 def test_other_errors_keep_their_traceback():
     def action():
-        with failures_named():
+        with explain_rank_failures():
             raise RuntimeError("shape '[2]' is invalid")
 
     with pytest.raises(RuntimeError, match="invalid"):

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from models import ModelConfig, ViTConfig, build_model
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.plan import plan
-from parallel.processes import run_processes
+from parallel.spawn import run_processes
 from tests.parallel.planner.planned_steps import Case, peaks
 from tests.ranks import losses, train_on
 from tests.tiny import TINY

@@ -14,7 +14,7 @@ from models import ModelConfig, build_model
 from parallel.engine.interface import Engine
 from parallel.errors import UserError
 from parallel.mesh import Mesh
-from parallel.processes import all_well
+from parallel.processes import raise_if_any_failed
 from parallel.sharding.reshard import moved_state
 from trainer.atomic_write import atomic_write
 from trainer.errors import machine_error
@@ -64,7 +64,7 @@ def _on_all_ranks(work: Callable[[], None]) -> None:
         if not dist.is_initialized():
             raise
         failure = error
-    all_well(failure)
+    raise_if_any_failed(failure)
 
 
 def _part(path: Path, model_rank: int) -> Path:
@@ -119,7 +119,7 @@ def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
     except (KeyError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         failure = UserError(f"{path}: does not fit this config's net: {why}")
-    all_well(failure)  # loading may be collective
+    raise_if_any_failed(failure)  # loading may be collective
     engine.load_state(state)
     return int(saved["samples"])
 

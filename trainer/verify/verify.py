@@ -14,8 +14,9 @@ from models.transformer import GPTConfig
 from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
 from parallel.sharding.layout import shards
+from parallel.spawn import run_processes
 from parallel.traffic_counter import counted_traffic
 from trainer.data.source import Batch
 from trainer.train import train_step
@@ -80,7 +81,7 @@ def verify(
 
 def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[LayoutResult]:
     """What each of verify's processes does."""
-    join_processes(torch.device("cpu"), alone=True)
+    join_processes(torch.device("cpu"), group_of_one=True)
     reference = _train(model, ParallelConfig(), Mesh())
     return [_compare_layout(model, parallel, reference) for parallel in parallels]
 

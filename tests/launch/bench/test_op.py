@@ -1,4 +1,4 @@
-"""`translution bench op` measures what it says."""
+"""`translution bench op`: its formulas, its memory measurement and its output."""
 
 import json
 
@@ -13,7 +13,7 @@ from models.offsets import OffsetGrid
 NUMBERS = torch.zeros(250_000)  # 1 MB
 
 
-def test_peak_memory_counts_what_lives_at_the_same_time():
+def test_peak_memory_counts_what_is_allocated_at_the_same_time():
     def action():
         first = NUMBERS.clone()
         second = NUMBERS.clone()  # 2 MB live
@@ -32,7 +32,7 @@ def test_peak_memory_sees_temporaries_inside_operators():
 @pytest.mark.parametrize(
     ("name", "gflop"), [("7x7", 16.99), ("14x14", 67.98), ("4x4", 1.81), ("causal", 22.79), ("narrow", 2.12)]
 )
-def test_useful_flops_are_three_products_a_pair(name, gflop):
+def test_useful_flops_are_three_products_per_pair(name, gflop):
     assert SHAPES[name].flops / 1e9 == pytest.approx(gflop, abs=0.005)
 
 
@@ -56,7 +56,7 @@ def test_json_has_a_row_for_each_policy_and_nothing_else_is_printed(tiny, transl
         assert row["peak_bytes"] == pytest.approx(row["peak_in_x"] * row["x_bytes"])
 
 
-def test_the_table_shows_targets_beside_figures(tiny, translution):
+def test_the_table_shows_targets_next_to_measurements(tiny, translution):
     outcome = translution("bench", "op", "--shape", "4x4", "--repeat", "1")
     assert outcome.code == 0
     assert "2×2, B=2, C=8, H=2, recompute" in outcome.out
@@ -65,12 +65,12 @@ def test_the_table_shows_targets_beside_figures(tiny, translution):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [(["--shape", "5x5"], "--shape 5x5: one of 7x7, 14x14"), (["--device", "cuda"], "no CUDA device")],
 )
-def test_what_cannot_be_measured_is_one_line(words, message, translution):
-    if torch.cuda.is_available() and "cuda" in words:
+def test_what_cannot_be_measured_is_one_line(options, message, translution):
+    if torch.cuda.is_available() and "cuda" in options:
         pytest.skip("there is a CUDA device")
-    outcome = translution("bench", "op", *words)
+    outcome = translution("bench", "op", *options)
     assert outcome.code == 2
     assert message in outcome.err

@@ -1,4 +1,4 @@
-"""`translution bench parallel`: what is sent and held at a small size; times are the machine's affair."""
+"""`translution bench parallel` at a small size: what is held and sent; times are not tested."""
 
 import json
 
@@ -15,7 +15,7 @@ def result():
     return bench_parallel(1, SIZE, seconds=100)
 
 
-def test_half_the_bank_is_held_and_its_size_changes_nothing_that_is_sent(result):
+def test_each_rank_holds_half_the_bank_and_sends_bytes_that_do_not_depend_on_its_size(result):
     whole, half = result["operator"]["bank_bytes"]
     one_class = 4 * 3 * SIZE.width**2 * 4
     assert abs(half - whole / 2) <= one_class / 2
@@ -30,17 +30,17 @@ def test_bytes_sent_equal_the_formula(result):
     assert result["operator"]["sent"]["offset"] == 4 * tokens * (heads + (width + heads) + width)
 
 
-def test_a_step_sends_what_the_planner_says(result):
+def test_a_step_sends_the_bytes_that_the_planner_predicts(result):
     offset, zero = result["step"]
     assert offset["sent"] == offset["planned"]
     assert zero["sent"] == zero["planned"]
     assert zero["sent"]["data"] > 3 * zero["bank_bytes"]
 
 
-def test_table_and_json(result, capsys):
+def test_the_same_result_is_shown_as_table_and_json(result, capsys):
     show(result, as_json=False)
     table = capsys.readouterr().out
     assert "operator, offset 2, 6×12, B=2" in table
-    assert "ZeRO-3 alone" in table
+    assert "plain ZeRO-3" in table
     show(result, as_json=True)
     assert json.loads(capsys.readouterr().out)["operator"]["gain"] == result["operator"]["gain"]

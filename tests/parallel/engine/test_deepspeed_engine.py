@@ -11,7 +11,8 @@ from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, join_mesh
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
+from parallel.spawn import run_processes
 
 SHAPE = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 5, "width": 8, "depth": 1, "mlp": 16}
 NET = ViTConfig.model_validate(SHAPE | {"mixer": {"kind": "translution", "heads": 2, "head_dim": 4}})
@@ -28,7 +29,7 @@ def losses_of_mixed_images() -> tuple[float, float, float]:
     """The engine's loss, and that of its logits with targets in float32 and in bfloat16; in a process
     that no launcher gave a LOCAL_RANK."""
     del os.environ["LOCAL_RANK"]
-    join_processes(CPU, alone=True)
+    join_processes(CPU, group_of_one=True)
     parallel = ParallelConfig(engine="deepspeed", zero=1)
     mesh = join_mesh(parallel)
     engine = build_engine(NET, OptimizerConfig(), parallel, mesh, CPU, precision="bf16", batch=4)

@@ -19,7 +19,7 @@ from parallel.planner.layers import LayerKinds
 from parallel.planner.plan import plan
 from parallel.planner.recommend import Cluster, recommend
 from parallel.planner.units import parse_size, size_text
-from parallel.processes import run_processes
+from parallel.spawn import run_processes
 from tests.parallel.planner.planned_steps import Case, peaks
 
 BASE = {"width": 768, "depth": 12, "mlp": 3072, "mixer": {"kind": "translution", "heads": 12}}

@@ -8,7 +8,7 @@ import pytest
 from models import GPTConfig, ModelConfig, ViTConfig
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.plan import plan
-from parallel.processes import run_processes
+from parallel.spawn import run_processes
 from parallel.traffic_counter import Traffic
 from tests.parallel.planner.planned_steps import Case, payloads
 

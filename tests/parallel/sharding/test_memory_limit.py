@@ -10,7 +10,8 @@ from models import ViTConfig
 from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.mesh import ParallelConfig, join_mesh
-from parallel.processes import join_processes, run_processes
+from parallel.processes import join_processes
+from parallel.spawn import run_processes
 from trainer.data.source import Batch
 from trainer.train import train_step
 

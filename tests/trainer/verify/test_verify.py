@@ -5,7 +5,7 @@ import pytest
 import parallel.engine.gradients
 from models import GPTConfig, ViTConfig
 from parallel.mesh import ParallelConfig
-from parallel.processes import run_processes
+from parallel.spawn import run_processes
 from trainer.verify.verify import compare, layouts, verify
 
 FULL = {"kind": "translution", "heads": 2, "head_dim": 4}
