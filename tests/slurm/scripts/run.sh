@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command inside the box, as on its login node: SLURMBOX=DIR ./run.sh squeue
+# Runs a command on the login node: CLUSTER=DIR ./run.sh squeue
 set -eu
-. "${SLURMBOX:?}/env.sh"
-exec nsenter -t "$(cat "$SLURMBOX/run/ctl.pid")" --net --uts --mount --pid --ipc --wd="$PWD" -- "$@"
+. "${CLUSTER:?}/env.sh"
+exec nsenter -t "$(cat "$CLUSTER/run/ctl.pid")" --net --uts --mount --pid --ipc --wd="$PWD" -- "$@"
