@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.slurm.cluster import Cluster, missing_requirement
-from tests.slurm.workspace import LONG, Losses, Workspace, losses
+from tests.slurm.workspace import CONCURRENT, LONG, Losses, Workspace, losses
 from tests.tiny import TINY
 
 
@@ -79,9 +79,9 @@ def concurrent_results(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Callable, Future]:
     """Runs all selected tests that are marked @concurrent; returns the result of each."""
-    functions = [getattr(item, "function", None) for item in request.session.items]
-    bodies = [function.concurrent_body for function in functions if hasattr(function, "concurrent_body")]
-    with ThreadPoolExecutor(len(bodies)) as pool:
+    selected = [getattr(item, "function", None) for item in request.session.items]
+    bodies = [CONCURRENT[function] for function in selected if function in CONCURRENT]
+    with ThreadPoolExecutor(8) as pool:  # more would only slow each other down
         results = {}
         for body in bodies:
             work = tmp_path_factory.mktemp("workspace")

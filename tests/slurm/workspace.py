@@ -25,6 +25,10 @@ WHOLE_NODE = ("--cpus-per-task", "8")
 _HALT = Path(__file__).parent / "halt"
 
 
+CONCURRENT: dict[Callable, Callable[["Workspace"], None]] = {}
+"""The bodies of tests marked @concurrent."""
+
+
 def concurrent(body: Callable[["Workspace"], None]) -> Callable[..., None]:
     """Run this test at the same time as all others marked so: jobs wait more than they compute."""
 
@@ -33,7 +37,7 @@ def concurrent(body: Callable[["Workspace"], None]) -> Callable[..., None]:
         concurrent_results[body].result()
 
     test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
-    test.concurrent_body = body
+    CONCURRENT[test] = body
     return test
 
 

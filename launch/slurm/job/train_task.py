@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from launch.rendezvous import check_port, slurm_rendezvous
 from launch.slurm.runs.job_record import SUBMITTED_CONFIG, job_id, log_event, read_record, restart_count
@@ -66,7 +67,7 @@ class TrainTask:
     def _is_first_rank(self) -> bool:
         return os.environ.get("SLURM_PROCID") == "0"
 
-    def _fail_permanently(self, message: str | None = None) -> None:
+    def _fail_permanently(self, message: str | None = None) -> NoReturn:
         """Exit; do not retry."""
         if message:
             print(message, file=sys.stderr, flush=True)
