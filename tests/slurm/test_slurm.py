@@ -153,17 +153,26 @@ def test_a_dependent_run_starts_after_a_finished_run_and_never_after_a_failed_on
 
 @concurrent
 def test_a_separate_job_evaluates_the_checkpoints(workspace: Workspace) -> None:
-    run = workspace.submit("train.steps=40", options=(*OPTIONS, "--evaluate-every", "20"))
+    options = (*OPTIONS, "--evaluate-every", "100", *halt_after(120))
+    run = workspace.submit(f"train.steps={STEPS}", options=options)
     (evaluation,) = read_record(run).evaluation_jobs
-    workspace.cluster.until((run / "evaluations.jsonl").exists, 100, "the first checkpoint is evaluated")
-    workspace.cluster.run("scancel", "--signal=USR2", evaluation, check=False)  # as before a time limit
+    pid = workspace.wait_until_halted(run, 120)
+    records = run / "evaluations.jsonl"
+    workspace.cluster.until(
+        lambda: records.exists() and records.read_text(), 100, "the first checkpoint is evaluated"
+    )
+    workspace.cluster.run("scancel", "--signal=USR2", evaluation)  # as before a time limit
+    workspace.cluster.until(
+        lambda: workspace.cluster.job_fields(evaluation).get("Restarts") == "1", 30, "the job is requeued"
+    )
+    os.kill(pid, signal.SIGCONT)
     state = workspace.cluster.final_state(evaluation)
     assert state == "COMPLETED", (run / "slurm" / f"{evaluation}_0_log.out").read_text()
-    records = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [20, 40]
+    evaluations = [json.loads(line) for line in records.read_text().splitlines()]
+    assert [each["step"] for each in evaluations] == [100, 200]
     result = RunDirectory(run).read_result()
     assert result
-    assert records[-1]["evaluation"] == result["evaluation"]
+    assert evaluations[-1]["evaluation"] == result["evaluation"]
 
 
 @concurrent

@@ -126,12 +126,13 @@ class Workspace:
 
 def task_pid(run: Path) -> int | None:
     """The pid, on this machine, of a training process of the run; None if there is none."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    own_job = f"SLURM_JOB_ID={job(run)}".encode()  # not that of its evaluation
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            arguments = path.read_bytes().split(b"\0")
-            folder = str(run / "slurm").encode()
-            if b"submitit.core._submit" in arguments and folder in arguments and b"srun" not in arguments[0]:
-                return int(path.parent.name)
+            arguments = (path / "cmdline").read_bytes().split(b"\0")
+            is_task = b"submitit.core._submit" in arguments and b"srun" not in arguments[0]
+            if is_task and own_job in (path / "environ").read_bytes().split(b"\0"):
+                return int(path.name)
     return None
 
 
