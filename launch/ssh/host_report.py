@@ -23,7 +23,7 @@ def describe_host(directory: Path, token: str, peer: str) -> dict[str, Any]:
     """Versions, clock, free memory and disk of this host, and whether it shares `directory`.
 
     token   name of a file in `directory` that the asking host has created
-    peer    address of another host; tells which network interface leads to the others
+    peer    address of another host, to find the network interface that leads to it
     """
     shared = (directory / token).exists()
     return {

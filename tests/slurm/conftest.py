@@ -79,7 +79,7 @@ def concurrent_results(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Callable, Future]:
     """Runs all selected tests that are marked @concurrent; returns the result of each."""
-    selected = [getattr(item, "function", None) for item in request.session.items]
+    selected = [item.function for item in request.session.items if isinstance(item, pytest.Function)]
     bodies = [CONCURRENT[function] for function in selected if function in CONCURRENT]
     with ThreadPoolExecutor(8) as pool:  # more would only slow each other down
         results = {}
