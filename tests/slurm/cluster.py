@@ -79,14 +79,17 @@ class Cluster:
         self._server.communicate(timeout=30)
 
     def reset(self) -> None:
-        """Cancel all jobs and wait until every node is idle."""
+        """Cancel all jobs and wait until every node is idle again."""
         self.run("scancel", "--user=root", check=False)
         self.until(lambda: not self.run("squeue", "--noheader"), 60, "all jobs end")
-        self.until(
-            lambda: set(self.run("sinfo", "--noheader", "-N", "--format=%T").split()) == {"idle"},
-            60,
-            "all nodes are idle",
-        )
+        self.until(self._all_nodes_idle, 60, "all nodes are idle")
+
+    def _all_nodes_idle(self) -> bool:
+        nodes = dict(line.split() for line in self.run("sinfo", "-h", "-N", "--format=%N %T").splitlines())
+        for node, state in nodes.items():
+            if state.startswith(("down", "drain")):  # Slurm drains a node whose processes die too slowly
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+        return set(nodes.values()) == {"idle"}
 
     def popen(self, *command: object, cwd: Path | None = None) -> subprocess.Popen[str]:
         """Start a command on the login node."""
