@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from parallel.processes import CODE_FOLDER
+from parallel.code_folder import CODE_FOLDER
 from trainer.run_directory.ownership import START_TOKEN
 
 _GRACE_SECONDS = 10.0

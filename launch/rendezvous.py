@@ -1,45 +1,54 @@
-"""Where the ranks of a Slurm job meet, from what Slurm tells each of its tasks.
+"""The address and port where the ranks of a job meet.
 
-Standard library only.
+`python -m launch.rendezvous PORT` on the first host prints its address, if the port is free. That must
+answer quickly on any host, so nothing heavy is imported at the top.
 """
 
 import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+import sys
 
 from parallel.errors import UserError
 
 
-def rendezvous(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of torch.distributed for this task; raises UserError outside a Slurm task."""
+def slurm_rendezvous() -> dict[str, str]:
+    """The environment variables of torch.distributed for this Slurm task, from those that srun sets.
+
+    Raises UserError outside a Slurm task.
+    """
     try:
-        job, nodes = int(env["SLURM_JOB_ID"]), env["SLURM_JOB_NODELIST"]
+        job, nodes = int(os.environ["SLURM_JOB_ID"]), os.environ["SLURM_JOB_NODELIST"]
+        tasks = os.environ["SLURM_NTASKS"]
         ranks = {
-            "RANK": env["SLURM_PROCID"],
-            "WORLD_SIZE": env["SLURM_NTASKS"],
-            "LOCAL_RANK": env["SLURM_LOCALID"],
-            "LOCAL_WORLD_SIZE": str(int(env["SLURM_NTASKS"]) // int(env["SLURM_JOB_NUM_NODES"])),
+            "RANK": os.environ["SLURM_PROCID"],
+            "WORLD_SIZE": tasks,
+            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(int(tasks) // int(os.environ["SLURM_JOB_NUM_NODES"])),
         }
     except KeyError as error:
         raise UserError(f"{error.args[0]} is not set: this process was not started by srun") from None
-    # A restart takes another port, for its predecessor's may linger.
-    port = 20000 + (job + 101 * int(env.get("SLURM_RESTART_COUNT") or 0)) % 12000
-    place = {"MASTER_ADDR": node_address(first_node(nodes)), "MASTER_PORT": str(port)}
-    return place | ranks
+    # Each restart takes another port: the old one may still be in use.
+    port = 20000 + (job + 101 * int(os.environ.get("SLURM_RESTART_COUNT") or 0)) % 12000
+    return {"MASTER_ADDR": node_address(_first_node(nodes)), "MASTER_PORT": str(port)} | ranks
 
 
-def first_node(nodes: str) -> str:
-    """The first name of Slurm's list: a[003-5,9],b → a003."""
-    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\](?P<rest>[^,]*))?", nodes)
-    if not match:
-        raise UserError(f"SLURM_JOB_NODELIST={nodes}: no list of nodes")
-    return match[1] + (match[2] or "") + (match["rest"] or "")
+def _first_node(nodes: str) -> str:
+    from submitit.slurm.slurm import SlurmJobEnvironment, SlurmParseException
+
+    try:
+        # Not JobEnvironment(): that needs submitit's own variables, which plain srun does not set.
+        # It reads SLURM_JOB_NODELIST; without one it would name every host itself.
+        if nodes:
+            return SlurmJobEnvironment().hostnames[0]
+    except SlurmParseException:
+        pass
+    raise UserError(f"SLURM_JOB_NODELIST={nodes}: expected a list of nodes as in a[1-2],b")
 
 
 def node_address(node: str) -> str:
-    """`node` where its name resolves, else the address that Slurm has for it."""
+    """`node` if its name resolves, else the address that Slurm has for it."""
     try:
         socket.gethostbyname(node)
         return node
@@ -57,12 +66,37 @@ def node_address(node: str) -> str:
 
 
 def check_port(address: str, port: int) -> None:
-    """On the first rank: raise UserError when its meeting port is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Raise UserError if `port` of this host, whose address is `address`, is in use."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            listener.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"{address}:{port}: the ranks cannot meet there: {error.strerror}; end what listens there"
+                f"{address}:{port}: the ranks cannot meet there: {error.strerror}; "
+                "stop the process that uses the port"
             ) from None
+
+
+def own_address() -> str:
+    """This host's address as other hosts see it: what its name resolves to, unless that is a loopback."""
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        address = "127."
+    if not address.startswith("127."):
+        return address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("198.51.100.1", 9))  # sends nothing: asks which interface leads outside
+            return outward.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+
+
+if __name__ == "__main__":
+    try:
+        check_port(socket.gethostname(), int(sys.argv[1]))
+    except UserError as error:
+        sys.exit(str(error))
+    print(own_address())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +13,6 @@ import torch.distributed as dist
 from parallel.errors import UserError
 
 Result = TypeVar("Result")
-CODE_FOLDER = Path(__file__).resolve().parent.parent  # holds models/, parallel/, trainer/ and launch/
 TIMEOUT = timedelta(minutes=10)  # a collective that takes longer has lost a rank
 _WRITE_TIMEOUT = timedelta(hours=6)  # for a rank that writes files; a lost one closes its connections at once
 _write_group: dist.ProcessGroup | None = None

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
-from parallel.processes import CODE_FOLDER
 from parallel.threads import LIBGOMP_SPIN_COUNT, SPIN_COUNT
 from trainer.reporting.table import Table
 

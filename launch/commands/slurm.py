@@ -1,7 +1,7 @@
-"""The commands for a Slurm cluster: submit, jobs, logs, cancel, resume."""
+"""Commands for a Slurm cluster: submit, jobs, logs, cancel, resume."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,40 +9,44 @@ from trainer.errors import exit_code
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: train.steps=600"),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, for example train.steps=600"),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A submitted run's directory.")]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where the run directories are.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a submitted run.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run directories.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 Nodes = Annotated[int | None, typer.Option(help="Number of nodes.")]
-Time = Annotated[str | None, typer.Option(help="Time limit: minutes, or [days-]hours:minutes:seconds.")]
+Time = Annotated[str | None, typer.Option(help="Time limit in Slurm's notation: 90, 12:00:00, 2-00:00:00.")]
 Partition = Annotated[str | None, typer.Option(help="Slurm partition.")]
-SignalDelay = Annotated[int | None, typer.Option(help="Seconds between the warning and the end of the time.")]
-MaxRequeues = Annotated[int | None, typer.Option(help="How often the job may start again.")]
+SignalDelay = Annotated[
+    int | None, typer.Option(help="Seconds between the signal to save and the end of the time limit.")
+]
+MaxRequeues = Annotated[int | None, typer.Option(help="How often the job may restart.")]
 
 
 def submit(
+    context: typer.Context,
     config: Annotated[str, typer.Argument(help="YAML file.")],
     overrides: Overrides = None,
     cluster: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Defaults of the options below: configs/cluster/….yaml"),
+        typer.Option(metavar="FILE", help="Defaults for the options below: configs/cluster/….yaml"),
     ] = None,
     nodes: Nodes = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs per node, one process each.")] = None,
-    tasks_per_node: Annotated[int | None, typer.Option(help="Processes per node without GPUs.")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(help="Processes per node, without GPUs.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(help="Cores per process.")] = None,
     mem_gb: Annotated[float | None, typer.Option(help="Memory per node, in GB.")] = None,
     partition: Partition = None,
     time: Time = None,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     qos: Annotated[str | None, typer.Option(help="Slurm quality of service.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features that the nodes must have.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features the nodes must have.")] = None,
     container: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Image for pyxis, or a .sif file for apptainer.")
     ] = None,
     setup: Annotated[
-        list[str] | None, typer.Option(metavar="CMD", help="Shell line before the start; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="CMD", help="Shell command to run before training; may be repeated."),
     ] = None,
     signal_delay: SignalDelay = None,
     max_requeues: MaxRequeues = None,
@@ -50,36 +54,20 @@ def submit(
         list[str] | None, typer.Option(metavar="KEY=A,B", help="One run per value; may be repeated.")
     ] = None,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="How many runs of a sweep run at a time.")
+        int | None, typer.Option(min=1, help="How many runs of a sweep run at the same time.")
     ] = None,
     after: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Start when this run has finished well.")
+        Path | None, typer.Option(metavar="RUN", help="Start after this run has finished successfully.")
     ] = None,
     evaluate_every: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Evaluate every N steps, in a job of its own.")
+        int | None, typer.Option(min=1, metavar="N", help="Evaluate every N steps, in a separate job.")
     ] = None,
     runs: Runs = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script only.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Submit what does not fit into memory.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the batch script.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Submit a job too large for its memory.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train what CONFIG describes as a Slurm job that survives its time limit and lost nodes."""
-    options = {
-        "nodes": nodes,
-        "gpus_per_node": gpus_per_node,
-        "tasks_per_node": tasks_per_node,
-        "cpus_per_task": cpus_per_task,
-        "mem_gb": mem_gb,
-        "partition": partition,
-        "time": time,
-        "account": account,
-        "qos": qos,
-        "constraint": constraint,
-        "container": container,
-        "setup": setup,
-        "signal_delay": signal_delay,
-        "max_requeues": max_requeues,
-    }
+    """Train CONFIG as a Slurm job that restarts by itself after its time limit or the loss of a node."""
 
     def action() -> None:
         from launch.slurm.allocation import read_allocation
@@ -88,7 +76,7 @@ def submit(
         submit(
             config,
             overrides or [],
-            read_allocation(cluster, options),
+            read_allocation(cluster, _allocation_options(context)),
             runs,
             sweep or [],
             parallel,
@@ -102,11 +90,11 @@ def submit(
 
 
 def jobs(
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until every run has ended.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until all runs have ended.")] = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Show the submitted runs: state, nodes, step, loss, restarts, time left, directory."""
+    """List the submitted runs: job, state, nodes, step, loss, restarts, time left, directory."""
 
     def action() -> None:
         from launch.slurm.runs.jobs import show_jobs
@@ -118,11 +106,11 @@ def jobs(
 
 def logs(
     run: Run,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    rank: Annotated[int, typer.Option(min=0, help="Which process's output.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="The rank whose output to print.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Print what a run's jobs have printed."""
+    """Print the output of a run's jobs."""
 
     def action() -> None:
         from launch.slurm.runs.logs import show_logs
@@ -133,10 +121,10 @@ def logs(
 
 
 def cancel(run: Run, debug: Debug = False) -> None:
-    """End a run's job; it saves first when its cluster leaves it the time."""
+    """Cancel a run's job; it saves a checkpoint first if the cluster's settings leave it time to."""
 
     def action() -> None:
-        from launch.slurm.runs.cancel import cancel
+        from launch.slurm.runs.jobs import cancel
 
         print(cancel(run))
 
@@ -144,6 +132,7 @@ def cancel(run: Run, debug: Debug = False) -> None:
 
 
 def resume(
+    context: typer.Context,
     run: Run,
     overrides: Overrides = None,
     nodes: Nodes = None,
@@ -153,21 +142,22 @@ def resume(
     max_requeues: MaxRequeues = None,
     debug: Debug = False,
 ) -> None:
-    """Submit a run again that ended before its last step."""
-    options = {
-        "nodes": nodes,
-        "time": time,
-        "partition": partition,
-        "signal_delay": signal_delay,
-        "max_requeues": max_requeues,
-    }
+    """Submit again a run that ended before its last step."""
 
     def action() -> None:
         from launch.slurm.submit import resume
 
-        resume(run, options, overrides or [])
+        resume(run, _allocation_options(context), overrides or [])
 
     raise typer.Exit(exit_code(action, debug))
+
+
+def _allocation_options(context: typer.Context) -> dict[str, Any]:
+    """Those options given on the command line that are fields of an Allocation."""
+    from launch.slurm.allocation import Allocation
+
+    given = {key: value for key, value in context.params.items() if value not in (None, [], ())}
+    return {key: value for key, value in given.items() if key in Allocation.model_fields}
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""The commands for hosts reached over ssh, and for a look at a cluster's health: launch, doctor."""
+"""Commands for clusters without a scheduler: launch over ssh, doctor (which also checks Slurm nodes)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,37 +14,40 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all err
 def launch(
     config: Annotated[str, typer.Argument(help="YAML file.")],
     hostfile: Annotated[Path, typer.Option(metavar="FILE", help="Lines like `node1 slots=8`.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, for example train.steps=600"),
+    ] = None,
     port: Port = 29500,
-    launcher: Annotated[str, typer.Option(help="DeepSpeed's: pdsh, slurm, openmpi, …")] = "pdsh",
-    force: Annotated[bool, typer.Option("--force", help="Start although hosts differ.")] = False,
+    launcher: Annotated[str, typer.Option(help="DeepSpeed's launcher: pdsh, slurm, openmpi, …")] = "pdsh",
+    force: Annotated[bool, typer.Option("--force", help="Start even if the hosts differ.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train on the hosts of a hostfile by DeepSpeed's launcher, after a look at them."""
+    """Train on the hosts of a hostfile with DeepSpeed's launcher, after checking the hosts."""
     code = 0
 
     def action() -> None:
         from launch.ssh.deepspeed_launcher import launch
 
         nonlocal code
-        words = [config, *(overrides or []), *(["--debug"] if debug else [])]
-        code = launch(hostfile, words, port, launcher, force)
+        arguments = [config, *(overrides or []), *(["--debug"] if debug else [])]
+        code = launch(hostfile, arguments, port, launcher, force)
 
     raise typer.Exit(exit_code(action, debug) or code)
 
 
 def doctor(
     hostfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Check these hosts over ssh.")] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Check nodes that Slurm gives.")] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="With --slurm: how many nodes.")] = 2,
-    partition: Annotated[str | None, typer.Option(help="With --slurm: from which partition.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Check nodes allocated by Slurm.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="With --slurm: number of nodes.")] = 2,
+    partition: Annotated[str | None, typer.Option(help="With --slurm: the partition.")] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=1, help="With --slurm: devices of each node to measure.")
+        int | None, typer.Option(min=1, help="With --slurm: GPUs to measure on each node.")
     ] = None,
     port: Port = 29511,
     debug: Debug = False,
 ) -> None:
-    """Check versions, clocks, directory, memory, network and speed, and name the host that differs."""
+    """Check the hosts' versions, clocks, directory, memory, network and speed, and name hosts that differ."""
     code = 0
 
     def action() -> None:

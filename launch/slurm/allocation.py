@@ -1,4 +1,4 @@
-"""What is asked of a cluster: a YAML file of defaults, options of the command line on top."""
+"""The resources to request from a cluster: defaults from a YAML file, overridden on the command line."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from parallel.errors import UserError
 
-_DAYS = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
+_DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 
 def minutes(text: str | int) -> int:
-    """Slurm's way of writing a duration, as minutes, rounded up: 90, 12:00:00, 2-00:00:00, 1-12."""
-    match = _DAYS.fullmatch(str(text).strip())
+    """Parse a duration in Slurm's notation (90, 12:00:00, 2-00:00:00, 1-12) to minutes, rounded up."""
+    match = _DURATION.fullmatch(str(text).strip())
     if not match:
         raise ValueError("expected minutes or [days-]hours:minutes:seconds, as in 90 or 12:00:00")
     parts = [int(part) for part in match["parts"].split(":")]
@@ -30,34 +30,34 @@ def minutes(text: str | int) -> int:
     return total
 
 
-def _one_word(text: str) -> str:
+def _one_line(text: str) -> str:
     if not text or text != text.strip() or any(c in text for c in "\n\r"):
-        raise ValueError("must be one line without spaces around it")
+        raise ValueError("must be one line without leading or trailing spaces")
     return text
 
 
 Minutes = Annotated[int, BeforeValidator(minutes)]
-Word = Annotated[str, AfterValidator(_one_word)]
+OneLine = Annotated[str, AfterValidator(_one_line)]
 
 
 class Allocation(BaseModel):
-    """Nodes, processes, time and place of a job."""
+    """Nodes, processes, time limit and partition of a job."""
 
     model_config = ConfigDict(extra="forbid")
 
     nodes: int = Field(1, ge=1)
     gpus_per_node: int | None = Field(None, ge=1, description="one process per GPU")
-    tasks_per_node: int | None = Field(None, ge=1, description="processes per node without GPUs")
+    tasks_per_node: int | None = Field(None, ge=1, description="processes per node, without GPUs")
     cpus_per_task: int | None = Field(None, ge=1)
     mem_gb: float | None = Field(None, gt=0, description="memory per node")
-    partition: Word | None = None
+    partition: OneLine | None = None
     time: Minutes = 60
-    account: Word | None = None
-    qos: Word | None = None
-    constraint: Word | None = None
-    container: Word | None = None
+    account: OneLine | None = None
+    qos: OneLine | None = None
+    constraint: OneLine | None = None
+    container: OneLine | None = None
     setup: list[str] = Field(default_factory=list)
-    signal_delay: int = Field(120, ge=10, description="seconds between warning and end")
+    signal_delay: int = Field(120, ge=10, description="seconds between signal and time limit")
     max_requeues: int = Field(10, ge=0)
     device_memory_gb: float | None = Field(None, gt=0)
 
@@ -71,18 +71,17 @@ class Allocation(BaseModel):
 
 
 def read_allocation(cluster: Path | None, options: dict[str, Any]) -> Allocation:
-    """The file's values, replaced by those `options` that are not None.
+    """The values of the YAML file `cluster`, replaced by `options`.
 
-    Raises UserError, one line that names the key and the value.
+    Raises UserError with one line that names the key and the value.
     """
     values = _read(cluster) if cluster else {}
-    given = {key: value for key, value in options.items() if value not in (None, [])}
-    # One process per device or a number of processes: what is typed replaces either.
+    # One process per GPU and a number of processes exclude each other: an option replaces the file's choice.
     for key, other in (("gpus_per_node", "tasks_per_node"), ("tasks_per_node", "gpus_per_node")):
-        if key in given and other not in given:
+        if key in options and other not in options:
             values.pop(other, None)
     try:
-        allocation = Allocation.model_validate(values | given)
+        allocation = Allocation.model_validate(values | options)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -96,11 +95,11 @@ def read_allocation(cluster: Path | None, options: dict[str, Any]) -> Allocation
     if allocation.gpus_per_node and allocation.tasks_per_node:
         raise UserError(
             f"gpus_per_node={allocation.gpus_per_node} and tasks_per_node={allocation.tasks_per_node}: "
-            "give one of them; with GPUs there is one process for each"
+            "give only one; with GPUs there is one process per GPU"
         )
     if allocation.time * 60 <= allocation.signal_delay:
         raise UserError(
-            f"time={allocation.time} min is too short to save: the warning comes "
+            f"time={allocation.time} min is too short: the signal to save comes "
             f"signal_delay={allocation.signal_delay} s before the end; raise --time or lower --signal-delay"
         )
     return allocation
@@ -108,7 +107,7 @@ def read_allocation(cluster: Path | None, options: dict[str, Any]) -> Allocation
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # Every scalar as written: YAML 1.1 would read 24:00:00 as a number to the base of 60.
+        # Keep scalars as text: YAML 1.1 reads 24:00:00 as a base-60 number.
         values = yaml.load(path.read_text(), yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""From an allocation to submitit's executor: the batch script around a run's tasks."""
+"""Builds a job's batch script, with submitit's executor, from an allocation."""
 
 import contextlib
 import io
@@ -13,30 +13,31 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.slurm.allocation import Allocation
-from launch.slurm.runs.job_record import SlurmFacts
+from launch.slurm.runs.job_record import RECORD_FILE, JobRecord
 from parallel.errors import UserError
 
-_TIMEOUTS = 1_000_000  # how often submitit starts an evaluation again; requeue.py counts trainings
+_MAX_TIMEOUTS = 1_000_000  # how often submitit requeues an evaluation; requeue.py counts for training
 
 
-def executor(
+def make_executor(
     runs: list[Path],
     allocation: Allocation,
     folder: Path,
     name: str,
-    facts: SlurmFacts,
+    record: JobRecord,
     parallel: int | None = None,
-    **more: Any,
+    **sbatch_options: Any,
 ) -> submitit.SlurmExecutor:
-    """An executor whose job, or array of jobs, runs with the code of each run's directory.
+    """An executor for one job, or for an array of jobs that each run the code in their run's directory.
 
-    `folder` takes submitit's pickles and the output. `facts` are those of one of the runs; `more` are
-    sbatch options.
+    folder     for submitit's pickles and the jobs' output
+    record     of any of the runs
+    parallel   how many jobs of an array run at a time
     """
-    mounts = list(dict.fromkeys([facts.folder, str(folder), *map(str, runs), *facts.data]))
-    made = _Executor(folder, python=_python(allocation, mounts), max_num_timeout=_TIMEOUTS)
+    mounts = list(dict.fromkeys([record.folder, str(folder), *map(str, runs), *record.data]))
+    executor = _Executor(folder, python=_python(allocation, mounts), max_num_timeout=_MAX_TIMEOUTS)
     limits = {"array_parallelism": parallel} if parallel else {}
-    made.update_parameters(
+    executor.update_parameters(
         job_name=name,
         time=allocation.time,
         nodes=allocation.nodes,
@@ -45,8 +46,8 @@ def executor(
         stderr_to_stdout=True,
         setup=setup_lines(runs, allocation),
         teardown=teardown_lines(),
-        srun_args=_srun_args(allocation, mounts, facts.folder),
-        additional_parameters={"requeue": True, "chdir": facts.folder} | more,
+        srun_args=_srun_args(allocation, mounts, record.folder),
+        additional_parameters={"requeue": True, "chdir": record.folder} | sbatch_options,
         **limits,
         **{
             key: value
@@ -55,11 +56,11 @@ def executor(
         },
         **({"mem": f"{round(allocation.mem_gb * 1024)}MB"} if allocation.mem_gb else {}),
     )
-    return made
+    return executor
 
 
 class _Executor(submitit.SlurmExecutor):
-    """Also makes scripts where there is no Slurm."""
+    """Works on machines without Slurm too, to print scripts."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -67,30 +68,31 @@ class _Executor(submitit.SlurmExecutor):
 
 
 def setup_lines(runs: list[Path], allocation: Allocation) -> list[str]:
-    """Shell lines ahead of srun: the run of this element of the array, its code, and a look at the nodes."""
+    """Shell lines before srun: choose the run of this array element and its code, set the environment,
+    and check that every node sees the run directory."""
     lines = [
         f"RUNS=({' '.join(shlex.quote(str(run)) for run in runs)})",
         "export RUN=${RUNS[${SLURM_ARRAY_TASK_ID:-0}]}",
-        # The copy goes before everything else, also before the directory the job was submitted from.
+        # The run's copy of the code comes first, also before the directory the job was submitted from.
         "export PYTHONPATH=$RUN/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         'test -z "$SLURM_CPUS_PER_TASK" || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         *allocation.setup,
     ]
     if allocation.nodes > 1:
-        look = (
-            'test -r "$RUN/slurm.json" || { echo "error: $SLURMD_NODENAME: there is no run directory $RUN; '
-            'it must be on a file system that all nodes share"; exit 2; }'
+        check = (
+            f'test -r "$RUN/{RECORD_FILE}" || {{ echo "error: $SLURMD_NODENAME: there is no run directory '
+            '$RUN; it must be on a file system that all nodes share"; exit 2; }'
         )
         lines.append(
-            f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 sh -c {shlex.quote(look)} || {{ "
+            f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 sh -c {shlex.quote(check)} || {{ "
             f"code=$?; test $code = 2 || {_requeue_command()}; exit $code; }}"
         )
     return lines
 
 
 def teardown_lines() -> list[str]:
-    """Shell lines after srun: whether the job is to start again."""
+    """Shell lines after srun: requeue the job if there is a reason to."""
     return ["code=$?", _requeue_command(), "exit $?"]
 
 
@@ -98,25 +100,25 @@ def _requeue_command() -> str:
     return f'{shlex.quote(sys.executable)} -m launch.slurm.job.requeue "$RUN" $code'
 
 
-def submit_tasks(made: submitit.SlurmExecutor, tasks: list[Callable[[], Any]]) -> list[str]:
+def submit_tasks(executor: submitit.SlurmExecutor, tasks: list[Callable[[], Any]]) -> list[str]:
     """Submit one job, or an array for several; returns the ids. Raises UserError with sbatch's reason."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's errors there
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's errors too
             if len(tasks) == 1:
-                return [made.submit(tasks[0]).job_id]
-            with made.batch():
-                jobs = [made.submit(task) for task in tasks]
+                return [executor.submit(tasks[0]).job_id]
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
         return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch: {_reason(str(error))}") from None
+        raise UserError(f"sbatch: {_sbatch_reason(str(error))}") from None
 
 
-def script(made: submitit.SlurmExecutor) -> str:
+def batch_script(executor: submitit.SlurmExecutor) -> str:
     """The batch script as it would be submitted."""
-    return made._make_submission_file_text(made._submitit_command_str, "dry-run")
+    return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
-def _reason(text: str) -> str:
+def _sbatch_reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if "error:" in line] or text.strip().splitlines()
     return re.sub(r"^(sbatch: |error: |Batch job submission failed: )+", "", lines[-1])
 
@@ -133,7 +135,7 @@ def _python(allocation: Allocation, mounts: list[str]) -> str | None:
 
 
 def _srun_args(allocation: Allocation, mounts: list[str], folder: str) -> list[str]:
-    args = ["--kill-on-bad-exit=1"]  # one rank that fails ends the others, which would wait for it
+    args = ["--kill-on-bad-exit=1"]  # when a rank fails, end the others, which would wait for it
     if allocation.container and not allocation.container.endswith(".sif"):
         pairs = ",".join(f"{path}:{path}" for path in mounts)
         args += [f"--container-image={allocation.container}", f"--container-mounts={pairs}"]

@@ -1,17 +1,18 @@
-"""The code that runs is the code that was submitted: a copy of it in the run directory."""
+"""Copies the code into the run directory, so that a job runs the code that was submitted."""
 
 import shutil
 from pathlib import Path
+
+from parallel.code_folder import CODE_FOLDER
 
 PACKAGES = ("models", "parallel", "trainer", "launch")
 
 
 def snapshot(run: Path) -> Path:
-    """Copy the packages, as they are now, and the configs to RUN/code; returns that directory.
+    """Copy the packages and the configs to RUN/code and return that folder; an existing copy is kept.
 
-    A copy that is already there stays: it is what the run was begun with.
+    Bytecode is copied too: compiling takes each new process a second.
     """
-    root = Path(__file__).resolve().parents[2]
     code = run / "code"
     if code.exists():
         return code
@@ -19,8 +20,8 @@ def snapshot(run: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     for name in (*PACKAGES, "configs"):
-        if (root / name).is_dir():
-            shutil.copytree(root / name, part / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        if (CODE_FOLDER / name).is_dir():
+            shutil.copytree(CODE_FOLDER / name, part / name, ignore=shutil.ignore_patterns(".*"))
     from trainer.run_directory.run_directory import code_version
 
     (part / "version.txt").write_text(code_version() + "\n")

@@ -1,5 +1,9 @@
-"""What the planner says, before a job runs, of the memory its net needs and of the bytes of a save."""
+"""Checks before a job runs: does the model fit into memory, is there time to save before the job ends."""
 
+import json
+import os
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 from launch.slurm.allocation import Allocation
@@ -10,11 +14,13 @@ from trainer.config.run import RunConfig
 from trainer.config.study import run_members
 
 _SAVED_BYTES = 12
-"""Per parameter: the weight and Adam's two moments in float32."""
+"""Per parameter: the weight and Adam's two moments, in float32."""
+
+_TEST_BYTES = 16 * 2**20
 
 
 class MemoryNeed(NamedTuple):
-    """A line for the person, whether the job fits (None: not known), and a checkpoint's bytes."""
+    """A line to print, whether the job fits (None: not known), and the bytes of a checkpoint."""
 
     line: str
     fits: bool | None
@@ -22,7 +28,7 @@ class MemoryNeed(NamedTuple):
 
 
 def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
-    """The peak of the fullest process, of the net of `config` that needs most, against what there is."""
+    """Planned peak memory of the fullest process, for the largest net of `config`, and whether it fits."""
     plans = [
         plan(
             net.model,
@@ -37,16 +43,52 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
     ]
     largest = max(plans, key=lambda each: each.memory.peak)
     saved = _SAVED_BYTES * max(each.total for each in plans)
-    have = _bytes_per_process(allocation)
+    available = _bytes_per_process(allocation)
     line = f"memory: {largest.summary()}"
-    if have is None:
+    if available is None:
         return MemoryNeed(line, None, saved)
-    fits = largest.fits(have)
+    fits = largest.fits(available)
     verdict = "fits into" if fits else "does not fit into"
-    return MemoryNeed(f"{line}; {verdict} the {size_text(have)} of a process", fits, saved)
+    return MemoryNeed(f"{line}; {verdict} the {size_text(available)} of a process", fits, saved)
 
 
 def _bytes_per_process(allocation: Allocation) -> float | None:
     if allocation.gpus_per_node:
         return allocation.device_memory_gb and allocation.device_memory_gb * 1e9
     return allocation.mem_gb and allocation.mem_gb * 1e9 / allocation.processes_per_node
+
+
+def last_save_seconds(run: Path) -> float | None:
+    """Seconds of the slowest of the last few saves of a run, or of a study's nets; None if none was made."""
+    newest: list[float] = []
+    for path in (run / "saves.jsonl", *run.glob("*/saves.jsonl")):
+        if path.exists():
+            newest += [json.loads(line)["seconds"] for line in path.read_text().splitlines()[-5:] if line]
+    return max(newest, default=None)
+
+
+def estimated_save_seconds(size: int, folder: Path) -> float:
+    """Seconds to write a checkpoint of `size` bytes into `folder`, judged by how long a small file takes."""
+    test_file = folder / f".speed-{os.getpid()}"
+    start = time.perf_counter()
+    try:
+        with test_file.open("wb") as file:
+            file.write(bytes(_TEST_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        test_file.unlink(missing_ok=True)
+    return size * (time.perf_counter() - start) / _TEST_BYTES
+
+
+def save_warning(seconds: float, source: str, delay: int) -> str | None:
+    """A warning if a save takes more than half of the `delay` seconds between Slurm's signal and the end.
+
+    The other half is for the step in progress. `source` says where `seconds` comes from.
+    """
+    if 2 * seconds <= delay:
+        return None
+    return (
+        f"warning: a save takes about {seconds:.0f} s ({source}), too long for signal_delay={delay} s; "
+        f"give --signal-delay {max(round(3 * seconds), 30)}"
+    )

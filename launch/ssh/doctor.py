@@ -1,4 +1,4 @@
-"""`translution doctor`: are the hosts alike, do they share the directory, do they meet, is one slow?"""
+"""`translution doctor`: check that hosts are alike, share the directory and meet, and that none is slow."""
 
 import json
 import os
@@ -16,35 +16,36 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.ssh.hostfile import Report, differences, read_hostfile, remote_python, ssh, survey
+from launch.ssh.hostfile import Report, ask_hosts, differences, read_hostfile, remote_python, ssh
+from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 
 _SLOW = 0.6
-"""A host is called slow below this part of the others' median."""
+"""A host is slow below this fraction of the others' median speed."""
 _MEASURE_SECONDS = 55.0
 
 
 def check_hosts(hostfile: Path, port: int) -> int:
-    """Ask and measure the hosts of a hostfile over ssh; prints a table, returns 1 for any finding."""
+    """Check the hosts of a hostfile over ssh and print a table; returns 1 if anything is wrong, else 0."""
     hosts = list(read_hostfile(hostfile))
-    reports = survey(hosts)
-    well = [report.host for report in reports if not report.problem]
+    reports = ask_hosts(hosts)
+    answering = [report.host for report in reports if not report.problem]
     measured: dict[str, dict[str, Any]] = {}
     findings = differences(reports)
-    if well:
+    if answering:
         try:
-            address = ssh(well[0], remote_python("launch.meeting", str(port)), 30).strip()
-            measured, unmeasured = _measure_over_ssh(well, address, port, reports)
-            findings += unmeasured
+            address = ssh(answering[0], remote_python("launch.rendezvous", str(port)), 30).strip()
+            measured, failures = _measure_over_ssh(answering, address, port, reports)
+            findings += failures
         except UserError as error:
             findings.append(str(error))
-    reports = [r._replace(facts=r.facts | measured.get(r.host, {})) for r in reports]
-    return _tell(reports, findings)
+    reports = [r._replace(values=r.values | measured.get(r.host, {})) for r in reports]
+    return _print_findings(reports, findings)
 
 
 def check_slurm(nodes: int, partition: str | None, gpus: int | None = None) -> int:
-    """The same on nodes that Slurm gives, one process and `gpus` devices each."""
-    token = f".probe-{uuid.uuid4().hex}"
+    """The same for nodes allocated by Slurm, with one process and `gpus` devices each."""
+    token = f".doctor-{uuid.uuid4().hex}"
     path = Path.cwd() / token
     path.touch()
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--time=5"]
@@ -52,7 +53,7 @@ def check_slurm(nodes: int, partition: str | None, gpus: int | None = None) -> i
     command += [f"--partition={partition}"] if partition else []
     command += [f"--gpus-per-node={gpus}"] if gpus else []
     command += [sys.executable, "-m", "launch.ssh.host_speed", str(path.parent), token, "198.51.100.1"]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    env = os.environ | {"PYTHONPATH": str(CODE_FOLDER)}
     start = time.time()
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=180)
@@ -71,31 +72,31 @@ def check_slurm(nodes: int, partition: str | None, gpus: int | None = None) -> i
         findings.append(
             f"{nodes - len(reports)} of {nodes} nodes gave no report: {done.stderr.strip()[-200:]}"
         )
-    return _tell(sorted(reports), findings)
+    return _print_findings(sorted(reports), findings)
 
 
 def check_here() -> int:
-    """This machine alone."""
-    from launch.ssh.host_report import probe
+    """The same for this machine."""
+    from launch.ssh.host_report import describe_host
     from launch.ssh.host_speed import matrix_speeds
 
-    token = f".probe-{uuid.uuid4().hex}"
+    token = f".doctor-{uuid.uuid4().hex}"
     path = Path.cwd() / token
     path.touch()
     try:
-        facts = probe(path.parent, token, "198.51.100.1")
+        values = describe_host(path.parent, token, "198.51.100.1")
     finally:
         path.unlink()
-    facts["matrix"] = matrix_speeds()
-    report = Report(facts["host"], facts, None, 0.0)
-    return _tell([report], differences([report]))
+    values["matrix"] = matrix_speeds()
+    report = Report(values["host"], values, None, 0.0)
+    return _print_findings([report], differences([report]))
 
 
-def slow_ones(reports: list[Report]) -> list[str]:
-    """A line for each device or link that is much slower than its likes on the other hosts."""
+def slow_hosts(reports: list[Report]) -> list[str]:
+    """A line for each device or link that is much slower than those of the other hosts."""
     lines = []
-    for key, what, verb in (("matrix", "its matrix products", "run"), ("link", "its network", "runs")):
-        speeds = {r.host: r.facts[key] for r in reports if r.facts.get(key)}
+    for key, subject, verb in (("matrix", "its matrix products", "run"), ("link", "its network", "runs")):
+        speeds = {r.host: r.values[key] for r in reports if r.values.get(key)}
         flat = [s for speed in speeds.values() for s in (speed if isinstance(speed, list) else [speed])]
         if len(flat) < 2:
             continue
@@ -103,82 +104,84 @@ def slow_ones(reports: list[Report]) -> list[str]:
             for number, each in enumerate(speed if isinstance(speed, list) else [speed]):
                 others = list(flat)
                 others.remove(each)
-                usual = statistics.median(others)
-                if each < _SLOW * usual:
+                median = statistics.median(others)
+                if each < _SLOW * median:
                     device = f" on device {number}" if isinstance(speed, list) and len(speed) > 1 else ""
-                    lines.append(f"{host}: {what}{device} {verb} at {each / usual:.0%} of the others' speed")
+                    lines.append(
+                        f"{host}: {subject}{device} {verb} at {each / median:.0%} of the others' speed"
+                    )
     return lines
 
 
 def _measure_over_ssh(
     hosts: list[str], address: str, port: int, reports: list[Report]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    interfaces = {r.facts.get("interface") for r in reports if r.facts.get("interface")}
-    token = f".probe-{uuid.uuid4().hex}"
+    interfaces = {r.values.get("interface") for r in reports if r.values.get("interface")}
+    token = f".doctor-{uuid.uuid4().hex}"
 
-    def one(number: int) -> dict[str, Any] | str:
-        env = {"RANK": number, "WORLD_SIZE": len(hosts), "MASTER_ADDR": address, "MASTER_PORT": port}
+    def measure(rank: int) -> dict[str, Any] | str:
+        env = {"RANK": rank, "WORLD_SIZE": len(hosts), "MASTER_ADDR": address, "MASTER_PORT": port}
         if len(interfaces) == 1:
             env["GLOO_SOCKET_IFNAME"] = next(iter(interfaces))
         if threads := os.environ.get("OMP_NUM_THREADS"):
             env["OMP_NUM_THREADS"] = threads
-        words = " ".join(f"{key}={shlex.quote(str(value))}" for key, value in env.items())
+        variables = " ".join(f"{key}={shlex.quote(str(value))}" for key, value in env.items())
         command = remote_python("launch.ssh.host_speed", str(Path.cwd()), token, address)
         try:
-            text = ssh(hosts[number], f"export {words}; {command}", _MEASURE_SECONDS)
+            text = ssh(hosts[rank], f"export {variables}; {command}", _MEASURE_SECONDS)
         except UserError as error:
             return str(error)
         lines = [line for line in text.splitlines() if line.startswith("report ")]
-        return json.loads(lines[-1].removeprefix("report ")) if lines else f"{hosts[number]}: gave no report"
+        return json.loads(lines[-1].removeprefix("report ")) if lines else f"{hosts[rank]}: gave no report"
 
     path = Path.cwd() / token
     path.touch()
     try:
         with ThreadPoolExecutor(len(hosts)) as pool:
-            answers = dict(zip(hosts, pool.map(one, range(len(hosts))), strict=True))
+            answers = dict(zip(hosts, pool.map(measure, range(len(hosts))), strict=True))
     finally:
         path.unlink()
     findings = [answer for answer in answers.values() if isinstance(answer, str)]
-    facts = {host: answer for host, answer in answers.items() if isinstance(answer, dict)}
-    findings += [answer["problem"] for answer in facts.values() if "problem" in answer]
-    return facts, findings
+    values = {host: answer for host, answer in answers.items() if isinstance(answer, dict)}
+    findings += [answer["problem"] for answer in values.values() if "problem" in answer]
+    return values, findings
 
 
 def _report(line: str, start: float) -> Report:
-    facts = json.loads(line.removeprefix("report "))
-    # srun's start lies in between, so that only a clock far off can be told.
-    off = min(facts["time"] - start, 0) or max(facts["time"] - time.time(), 0)
-    return Report(facts["host"], facts, facts.get("problem"), off)
+    values = json.loads(line.removeprefix("report "))
+    # srun took unknown time to start the process, so only a clock that is far off can be detected.
+    off = min(values["time"] - start, 0) or max(values["time"] - time.time(), 0)
+    return Report(values["host"], values, values.get("problem"), off)
 
 
-def _tell(reports: list[Report], findings: list[str]) -> int:
+def _print_findings(reports: list[Report], findings: list[str]) -> int:
     table = Table(box=None, pad_edge=False)
     titles = ("host", "python", "torch", "deepspeed", "clock", "memory", "disk", "directory", "matrix")
-    for title in (*titles, "link", "all-reduce", "met in"):
+    for title in (*titles, "link", "all-reduce", "rendezvous"):
         table.add_column(title, no_wrap=True)
     for report in reports:
-        facts = report.facts
-        versions = facts.get("versions", {})
-        shared = "shared" if facts.get("writable") else "missing" if facts else ""
+        values = report.values
+        versions = values.get("versions", {})
+        shared = "shared" if values.get("writable") else "missing" if values else ""
         table.add_row(
             report.host,
             *(versions.get(name, "") for name in ("python", "torch", "deepspeed")),
-            f"{report.clock:+.1f} s" if facts else "",
-            _giga(facts.get("memory"), "GB free"),
-            _giga(facts.get("disk"), "GB free"),
+            f"{report.clock:+.1f} s" if values else "",
+            _giga(values.get("memory"), "GB free"),
+            _giga(values.get("disk"), "GB free"),
             shared,
-            ", ".join(f"{speed / 1e9:,.0f} GFLOP/s" for speed in facts.get("matrix", [])),
-            _giga(facts.get("link"), "GB/s"),
-            _giga(facts.get("all_reduce"), "GB/s"),
-            f"{facts['meeting_seconds']:.1f} s" if "meeting_seconds" in facts else "",
+            ", ".join(f"{speed / 1e9:,.0f} GFLOP/s" for speed in values.get("matrix", [])),
+            _giga(values.get("link"), "GB/s"),
+            _giga(values.get("all_reduce"), "GB/s"),
+            f"{values['rendezvous_seconds']:.1f} s" if "rendezvous_seconds" in values else "",
         )
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-    Console(width=max(wide, 160)).print(table)
-    findings = list(dict.fromkeys([*findings, *slow_ones(reports)]))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    Console(width=max(width, 160)).print(table)
+    findings = list(dict.fromkeys([*findings, *slow_hosts(reports)]))
     for line in findings:
         print(f"✗ {line}", flush=True)
     if not findings:
-        print("all well" if len(reports) == 1 else f"all {len(reports)} hosts are well and alike")
+        print("no problems found" if len(reports) == 1 else f"no problems found on {len(reports)} hosts")
     return 1 if findings else 0
 
 

@@ -1,6 +1,6 @@
-"""`python -m launch.ssh.host_report DIRECTORY TOKEN PEER`: what one host says of itself, as a line of JSON.
+"""`python -m launch.ssh.host_report DIRECTORY TOKEN PEER`: describe this host in a line of JSON.
 
-Standard library and package metadata only, so that it answers at once on every host.
+Uses the standard library and package metadata only, so that every host answers quickly.
 """
 
 import hashlib
@@ -15,16 +15,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from parallel.code_folder import CODE_FOLDER
+
 PACKAGES = ("torch", "deepspeed", "fairscale", "numpy")
 
 
-def probe(directory: Path, token: str, peer: str) -> dict[str, Any]:
-    """Versions, clock, memory and disk of this host, whether it sees and may write what `token` names.
+def describe_host(directory: Path, token: str, peer: str) -> dict[str, Any]:
+    """Versions, clock, free memory and disk of this host, and whether it shares `directory`.
 
-    `directory` holds a file called `token` written by the asker; `peer` is an address the host is to
-    reach the others by.
+    token   name of a file in `directory` that the asking host has created
+    peer    address of another host, to find the network interface that leads to it
     """
-    seen = (directory / token).exists()
+    shared = (directory / token).exists()
     return {
         "host": socket.gethostname(),
         "versions": {"python": platform.python_version(), "code": code_digest()}
@@ -32,19 +34,18 @@ def probe(directory: Path, token: str, peer: str) -> dict[str, Any]:
         "time": time.time(),
         "memory": _free_memory(),
         "disk": shutil.disk_usage(directory).free if directory.is_dir() else None,
-        "shared": seen,
-        "writable": seen and _writes(directory),
+        "shared": shared,
+        "writable": shared and _is_writable(directory),
         "interface": _interface(peer),
     }
 
 
 def code_digest() -> str:
-    """The first letters of a hash over this project's Python files."""
-    root = Path(__file__).resolve().parents[2]
+    """The first ten digits of a hash of this project's Python files."""
     digest = hashlib.sha256()
     for package in ("launch", "models", "parallel", "trainer"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        for path in sorted((CODE_FOLDER / package).rglob("*.py")):
+            digest.update(str(path.relative_to(CODE_FOLDER)).encode() + path.read_bytes())
     return digest.hexdigest()[:10]
 
 
@@ -55,11 +56,11 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def _writes(directory: Path) -> bool:
-    probe = directory / f".probe-{socket.gethostname()}-{os.getpid()}"
+def _is_writable(directory: Path) -> bool:
+    test_file = directory / f".doctor-{socket.gethostname()}-{os.getpid()}"
     try:
-        probe.write_text("x")
-        probe.unlink()
+        test_file.write_text("x")
+        test_file.unlink()
     except OSError:
         return False
     return True
@@ -74,11 +75,11 @@ def _free_memory() -> int | None:
 
 
 def _interface(peer: str) -> str | None:
-    """The network interface over which this host reaches `peer`; None for itself or when not known."""
+    """The network interface that leads to `peer`; None if that is this host, or if unknown."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((peer, 9))
-            own = probe.getsockname()[0]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+            outward.connect((peer, 9))  # sends nothing
+            own = outward.getsockname()[0]
         import fcntl
         import struct
 
@@ -96,4 +97,4 @@ def _interface(peer: str) -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3])))
+    print(json.dumps(describe_host(Path(sys.argv[1]), sys.argv[2], sys.argv[3])))

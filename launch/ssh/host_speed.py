@@ -1,4 +1,4 @@
-"""`python -m launch.ssh.host_speed DIRECTORY TOKEN PEER`: the report of host_report.py, with speeds measured.
+"""`python -m launch.ssh.host_speed DIRECTORY TOKEN PEER`: describe this host, and measure its speed.
 
 One process per host, started by ssh (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set) or by srun.
 """
@@ -15,41 +15,42 @@ from typing import Any
 import torch
 from torch import distributed
 
-from launch.rendezvous import rendezvous
-from launch.ssh.host_report import probe
+from launch.rendezvous import slurm_rendezvous
+from launch.ssh.host_report import describe_host
 from parallel.errors import UserError
 
 _MATRIX = {"cpu": 1024, "cuda": 8192}
 _REDUCED_FLOATS = 4 * 2**20
 _SENT_FLOATS = 2 * 2**20
-_MEETING = timedelta(seconds=40)
+_RENDEZVOUS_TIMEOUT = timedelta(seconds=40)
 
 
 def matrix_speeds() -> list[float]:
-    """FLOP/s of a large float32 matrix product on each device of this host, the best of three."""
+    """FLOP/s of a large float32 matrix product on each device of this host, best of four."""
     devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] or [torch.device("cpu")]
     return [_matrix_speed(device) for device in devices]
 
 
-def network(facts: dict[str, Any]) -> None:
-    """Add to `facts`: seconds until all hosts had met, bytes/s of an all-reduce, and of rank 0's sending.
+def measure_network(values: dict[str, Any]) -> None:
+    """Add to `values` the seconds the ranks took to meet, and bytes/s of an all-reduce and of the link
+    to rank 0.
 
-    Raises UserError when they do not meet.
+    Raises UserError if the ranks do not meet.
     """
     start = time.perf_counter()
     try:
-        distributed.init_process_group("gloo", timeout=_MEETING)
+        distributed.init_process_group("gloo", timeout=_RENDEZVOUS_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"{socket.gethostname()}: cannot meet the others at {where}: {str(error).splitlines()[0]}"
+            f"{socket.gethostname()}: cannot meet the other hosts at {where}: {str(error).splitlines()[0]}"
         ) from None
-    facts["meeting_seconds"] = time.perf_counter() - start
+    values["rendezvous_seconds"] = time.perf_counter() - start
     numbers = torch.ones(_REDUCED_FLOATS)
     distributed.all_reduce(numbers)
     start = time.perf_counter()
     distributed.all_reduce(numbers)
-    facts["all_reduce"] = 4 * _REDUCED_FLOATS / (time.perf_counter() - start)
+    values["all_reduce"] = 4 * _REDUCED_FLOATS / (time.perf_counter() - start)
     rank, sent = distributed.get_rank(), torch.ones(_SENT_FLOATS)
     for other in range(1, distributed.get_world_size()):
         distributed.barrier()
@@ -60,7 +61,7 @@ def network(facts: dict[str, Any]) -> None:
         elif rank == other:
             distributed.recv(sent, 0)
             distributed.send(sent, 0)
-            facts["link"] = 8 * _SENT_FLOATS / (time.perf_counter() - start)
+            values["link"] = 8 * _SENT_FLOATS / (time.perf_counter() - start)
     distributed.destroy_process_group()
 
 
@@ -78,15 +79,15 @@ def _matrix_speed(device: torch.device) -> float:
 def main() -> None:
     """Print the report as one line of JSON."""
     if "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
-        os.environ |= rendezvous()
-    facts = probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+        os.environ |= slurm_rendezvous()
+    values = describe_host(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            network(facts)
+            measure_network(values)
     except UserError as error:
-        facts["problem"] = str(error)
-    facts["matrix"] = matrix_speeds()
-    print("report " + json.dumps(facts), flush=True)
+        values["problem"] = str(error)
+    values["matrix"] = matrix_speeds()
+    print("report " + json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The hosts of a hostfile: reading it, asking each over ssh, and what differs between them."""
+"""Reads a hostfile, asks its hosts over ssh for reports, and finds how they differ."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 
 CONNECT_SECONDS = 10
@@ -20,43 +21,44 @@ CLOCK_SECONDS = 5.0
 
 
 class Report(NamedTuple):
-    """What a host said of itself (see launch/ssh/host_report.py), or why it said nothing."""
+    """A host's answer: the values of launch/ssh/host_report.py, or the problem if it gave none."""
 
     host: str
-    facts: dict[str, Any]
+    values: dict[str, Any]
     problem: str | None
     clock: float
-    """Seconds by which its clock is ahead of this one's."""
+    """Seconds by which its clock is ahead of this host's."""
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Host → processes, in the file's order. Raises UserError naming the line."""
+    """Host → slots (processes), in the file's order. Raises UserError that names the line."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        words = line.split("#")[0].strip()
-        if not words:
+        entry = line.split("#")[0].strip()
+        if not entry:
             continue
-        match = re.fullmatch(r"(\S+)\s+slots=(\d+)", words)
+        match = re.fullmatch(r"(\S+)\s+slots=(\d+)", entry)
         if not match or int(match[2]) < 1:
-            raise UserError(f"{path}:{number}: {words!r}: expected `host slots=N`")
+            raise UserError(f"{path}:{number}: {entry!r}: expected `host slots=N`")
         if match[1] in hosts:
-            raise UserError(f"{path}:{number}: {match[1]} is there twice")
+            raise UserError(f"{path}:{number}: {match[1]} is listed twice")
         hosts[match[1]] = int(match[2])
     if not hosts:
-        raise UserError(f"{path}: names no host; expected lines like `node1 slots=8`")
+        raise UserError(f"{path}: lists no host; expected lines like `node1 slots=8`")
     return hosts
 
 
 def ssh(host: str, command: str, seconds: float) -> str:
-    """Run a shell command on a host; raises UserError, within `seconds`, when that cannot be."""
-    words = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", host, command]
+    """Run a shell command on a host and return its output; raises UserError if it fails or takes longer
+    than `seconds`."""
+    arguments = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", host, command]
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+            arguments, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
         raise UserError("ssh: not found; install an ssh client") from None
@@ -70,16 +72,15 @@ def ssh(host: str, command: str, seconds: float) -> str:
     return done.stdout
 
 
-def remote_python(module: str, *words: str) -> str:
-    """The shell command that runs a module of this very code, with this very Python, on another host."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["env", f"PYTHONPATH={root}", sys.executable, "-m", module, *words]
+def remote_python(module: str, *arguments: str) -> str:
+    """The shell command that runs a module of this checkout, with this Python, on another host."""
+    command = ["env", f"PYTHONPATH={CODE_FOLDER}", sys.executable, "-m", module, *arguments]
     return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
 
 
-def survey(hosts: list[str]) -> list[Report]:
-    """Ask all hosts at once; takes at most about ANSWER_SECONDS."""
-    token = f".probe-{uuid.uuid4().hex}"
+def ask_hosts(hosts: list[str]) -> list[Report]:
+    """Ask all hosts at the same time; takes about ANSWER_SECONDS at most."""
+    token = f".doctor-{uuid.uuid4().hex}"
     path = Path.cwd() / token
     path.touch()
     try:
@@ -90,22 +91,22 @@ def survey(hosts: list[str]) -> list[Report]:
 
 
 def differences(reports: list[Report]) -> list[str]:
-    """One line for each host that does not answer, differs from most others, or lacks the directory."""
+    """One line for each host that gave no report, differs from most, or does not share the directory."""
     lines = [report.problem for report in reports if report.problem]
     answered = [report for report in reports if not report.problem]
-    versions = {name for report in answered for name in report.facts["versions"]}
+    versions = {name for report in answered for name in report.values["versions"]}
     for name in sorted(versions):
-        usual, _ = Counter(report.facts["versions"].get(name) for report in answered).most_common(1)[0]
-        usual_host = next(r.host for r in answered if r.facts["versions"].get(name) == usual)
+        common, _ = Counter(report.values["versions"].get(name) for report in answered).most_common(1)[0]
+        common_host = next(r.host for r in answered if r.values["versions"].get(name) == common)
         for report in answered:
-            own = report.facts["versions"].get(name)
-            if own != usual:
-                lines.append(f"{report.host}: has {name} {own}, {usual_host} has {usual}")
+            own = report.values["versions"].get(name)
+            if own != common:
+                lines.append(f"{report.host}: has {name} {own}, {common_host} has {common}")
     for report in answered:
-        if not report.facts["shared"]:
+        if not report.values["shared"]:
             lines.append(f"{report.host}: does not share the directory {Path.cwd()}")
-        elif not report.facts["writable"]:
-            lines.append(f"{report.host}: may not write into {Path.cwd()}")
+        elif not report.values["writable"]:
+            lines.append(f"{report.host}: cannot write into {Path.cwd()}")
         if abs(report.clock) > CLOCK_SECONDS:
             ahead = "ahead" if report.clock > 0 else "behind"
             lines.append(f"{report.host}: its clock is {abs(report.clock):.0f} s {ahead}")
@@ -116,9 +117,9 @@ def _ask(host: str, token: str, peer: str) -> Report:
     start = time.time()
     command = remote_python("launch.ssh.host_report", str(Path.cwd()), token, peer)
     try:
-        facts = json.loads(ssh(host, command, ANSWER_SECONDS).splitlines()[-1])
+        values = json.loads(ssh(host, command, ANSWER_SECONDS).splitlines()[-1])
     except (json.JSONDecodeError, IndexError):
         return Report(host, {}, f"{host}: gave no report", 0.0)
     except UserError as error:
         return Report(host, {}, str(error), 0.0)
-    return Report(host, facts, None, facts["time"] - (start + time.time()) / 2)
+    return Report(host, values, None, values["time"] - (start + time.time()) / 2)

@@ -1,10 +1,12 @@
-"""Where the ranks of a Slurm job meet."""
+"""The address and port where the ranks of a job meet."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
-from launch import rendezvous
+from launch.rendezvous import check_port, slurm_rendezvous
 from parallel.errors import UserError
 
 TASK = {
@@ -17,40 +19,79 @@ TASK = {
 }
 
 
-def test_a_tasks_place_comes_from_slurms_environment():
-    env = rendezvous.rendezvous(TASK)
-    assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) == (
-        "3",
-        "1",
-        "4",
-        "2",
-    )
-    assert env["MASTER_ADDR"] == "localhost"
-    again = rendezvous.rendezvous(TASK | {"SLURM_RESTART_COUNT": "1"})
-    other = rendezvous.rendezvous(TASK | {"SLURM_JOB_ID": "31008"})
-    assert len({each["MASTER_PORT"] for each in (env, again, other)}) == 3
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch):
+    """A Slurm task's environment, with these variables changed."""
+
+    def set_environment(**changed: str) -> None:
+        for key, value in (TASK | changed).items():
+            monkeypatch.setenv(key, value)
+
+    return set_environment
+
+
+def test_rank_and_address_come_from_slurms_environment(task):
+    task()
+    first = slurm_rendezvous()
+    assert [first[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == list("3142")
+    assert first["MASTER_ADDR"] == "localhost"
+    task(SLURM_RESTART_COUNT="1")
+    restarted = slurm_rendezvous()
+    task(SLURM_JOB_ID="31008", SLURM_RESTART_COUNT="0")
+    other = slurm_rendezvous()
+    assert len({each["MASTER_PORT"] for each in (first, restarted, other)}) == 3
 
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("a", "a"), ("a,b", "a"), ("a[3-5]", "a3"), ("gpu[007,9],x", "gpu007"), ("a[1-2]-ib,b", "a1-ib")],
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("a[3-5]", "a3"),
+        ("gpu[007,9],x", "gpu007"),
+        ("a[1-2]-ib,b", "a1-ib"),
+        ("rack[2-3]node[04-05]", "rack2node04"),
+    ],
 )
-def test_the_first_node_of_a_list(nodes: str, first: str):
-    assert rendezvous.first_node(nodes) == first
+def test_ranks_meet_on_the_first_node_of_the_list(
+    task, monkeypatch: pytest.MonkeyPatch, nodes: str, first: str
+):
+    task(SLURM_JOB_NODELIST=nodes)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.1")
+    assert slurm_rendezvous()["MASTER_ADDR"] == first
 
 
-def test_a_process_that_srun_did_not_start_is_told_so():
+@pytest.mark.parametrize("nodes", ["", "a[1-"])
+def test_a_damaged_node_list_is_an_error_of_one_line(task, nodes: str):
+    task(SLURM_JOB_NODELIST=nodes)
+    with pytest.raises(UserError, match="expected a list of nodes"):
+        slurm_rendezvous()
+
+
+def test_a_process_that_srun_did_not_start_gets_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UserError, match="SLURM_JOB_ID is not set"):
-        rendezvous.rendezvous({})
+        slurm_rendezvous()
 
 
-def test_a_port_that_is_taken_is_named():
-    with socket.socket() as held:
-        held.bind(("", 0))
-        held.listen()
-        port = held.getsockname()[1]
-        with pytest.raises(
-            UserError, match=f"here:{port}: the ranks cannot meet there: Address already in use"
-        ):
-            rendezvous.check_port("here", port)
-    rendezvous.check_port("here", port)
+@pytest.fixture
+def used_port():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_named(used_port: int):
+    message = f"here:{used_port}: the ranks cannot meet there: Address already in use"
+    with pytest.raises(UserError, match=message):
+        check_port("here", used_port)
+
+
+def test_the_command_prints_an_address_or_names_the_port_in_use(used_port: int):
+    command = [sys.executable, "-m", "launch.rendezvous"]
+    refused = subprocess.run([*command, str(used_port)], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert f":{used_port}: the ranks cannot meet there" in refused.stderr
+    free = subprocess.run([*command, "0"], capture_output=True, text=True)
+    assert socket.inet_aton(free.stdout.strip())

@@ -1,250 +1,203 @@
-"""Runs on a real Slurm: losses of an undisturbed run, whatever befalls the job.
+"""Runs on a real Slurm: the losses of an uninterrupted run, whatever happens to the job."""
 
-Jobs wait more than they compute, so the stories of this file run side by side; each test reports one.
-"""
-
-import functools
 import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-import yaml
 
-from launch.slurm.runs.job_record import read_facts, read_notes
-from tests.slurm.conftest import Box
-from tests.slurm.slurm_stage import (
+from launch.slurm.runs.job_record import read_events, read_record
+from tests.slurm.workspace import (
     LONG,
-    QUICK,
+    OPTIONS,
     STEPS,
     WHOLE_NODE,
-    Stage,
+    Workspace,
+    concurrent,
     events,
-    hold,
+    halt_after,
+    has_signal,
     job,
     losses,
-    signalled,
-    starts,
-    step,
     task_pid,
 )
 from trainer.run_directory.run_directory import RunDirectory
 
-_STORIES: dict[str, Callable] = {}
 
+@concurrent
+def test_a_run_resumes_after_its_time_limit(workspace: Workspace) -> None:
+    run = workspace.submit(*LONG, options=("--time", "1", "--signal-delay", "30", *halt_after(50)))
 
-def story(play: Callable[..., None]) -> Callable[..., None]:
-    """Turn a story into a test: all stories selected begin together, each test waits for its own."""
-    _STORIES[play.__name__] = play
-
-    @pytest.mark.timeout(600)
-    def test(together: dict[str, Future]) -> None:
-        together[play.__name__].result()
-
-    test.__name__, test.__doc__ = play.__name__, play.__doc__
-    return test
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: dict) -> list[tuple[int, float]]:
-    """The losses of the same config trained here, in one go."""
-    from trainer.__main__ import main
-
-    work = tmp_path_factory.mktemp("undisturbed")
-    (work / "tiny.yaml").write_text(yaml.safe_dump(tiny))
-    words = [f"train.steps={STEPS}", "train.log_every=50", f"run_dir={work / 'run'}"]
-    assert main([str(work / "tiny.yaml"), *words]) == 0
-    return losses(work / "run")
-
-
-@pytest.fixture(scope="session")
-def together(
-    request: pytest.FixtureRequest,
-    box: Box,
-    undisturbed: list,
-    tiny: dict,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Future]]:
-    names = [item.name for item in request.session.items if item.name in _STORIES]
-    with ThreadPoolExecutor(len(names)) as pool:
-        futures = {}
-        for name in names:
-            stage = Stage(box, tmp_path_factory.mktemp("story"), tiny)
-            play = functools.partial(_STORIES[name], stage)
-            takes_losses = "undisturbed" in _STORIES[name].__code__.co_varnames
-            futures[name] = pool.submit(play, undisturbed) if takes_losses else pool.submit(play)
-        yield futures
-        box.run("scancel", "--user=root", check=False)
-
-
-@story
-def test_a_run_that_meets_its_time_limit_goes_on_by_itself(stage: Stage, undisturbed: list) -> None:
-    run = stage.submit(*LONG, options=("--time", "1", "--signal-delay", "30", *hold(50)))
-
-    def warned() -> bool:  # and requeued; the process halts at step 50 to wait for the warning
-        with suppress(AssertionError, ProcessLookupError):
-            if starts(run) == 1 and signalled(pid := task_pid(run)):
+    def is_requeued() -> bool:  # the process halts at step 50, unless the signal comes earlier
+        if (pid := task_pid(run)) and has_signal(pid):
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        return starts(run) > 1
+        return "requeued" in events(run)
 
-    stage.box.until(warned, 200, "Slurm warns of the time limit")
-    assert stage.box.ended(job(run)) == "COMPLETED"
-    # Slurm may warn a short job's next starts as soon as they begin: then it is requeued again.
-    assert events(run) == [*("start", "stopped", "requeued") * (starts(run) - 1), "start", "finished"]
-    assert starts(run) > 1
-    assert losses(run) == undisturbed
+    workspace.cluster.until(is_requeued, 200, "Slurm signals the time limit")
+    workspace.assert_completes(run)
+    # Slurm may signal a short job's next starts at once, even before they train; they are requeued again.
+    assert re.fullmatch("((start )?(stopped )?requeued )+start finished", " ".join(events(run)))
+    assert losses(run) == workspace.long_losses
 
 
-@story
-def test_a_run_goes_on_elsewhere_when_its_node_is_lost_and_the_old_process_writes_nothing(
-    stage: Stage, undisturbed: list
+@concurrent
+def test_a_run_resumes_elsewhere_after_a_lost_node_and_its_old_process_writes_nothing(
+    workspace: Workspace,
 ) -> None:
-    box, run = stage.box, stage.submit(*LONG, options=(*QUICK, *WHOLE_NODE, *hold(50)))
-    old = stage.held(run, 50)  # or it would finish before Slurm misses the node
-    lost = read_notes(run)[-1]["nodes"]
-    box.node(lost, "unplug")
-    try:
-        box.until(lambda: starts(run) == 2, 100, "it starts elsewhere")
-        assert read_notes(run)[-1]["nodes"] != lost
-        box.until(lambda: step(run) > 60, 60, "it trains elsewhere")
+    run = workspace.submit(*LONG, options=(*OPTIONS, *WHOLE_NODE, *halt_after(50)))
+    old = workspace.wait_until_halted(run, 50)  # or it would finish before Slurm misses the node
+    lost = read_events(run)[-1]["nodes"]
+    with workspace.cluster.broken(lost, "unplug"):
+        workspace.wait_for_starts(run, 2, seconds=100)
+        assert read_events(run)[-1]["nodes"] != lost
+        workspace.wait_for_step(run, 61)
         os.kill(old, signal.SIGCONT)
-        assert box.ended(job(run)) == "COMPLETED"
-        assert losses(run) == undisturbed
+        workspace.assert_completes(run)
+        assert losses(run) == workspace.long_losses
         log = run / "slurm" / f"{job(run)}_0_log.out"
-        box.until(lambda: "a newer start of this run" in log.read_text(), 20, "the old one is kept out")
-    finally:
-        box.node(lost, "plug")
+        workspace.cluster.until(
+            lambda: "a newer start of this run" in log.read_text(), 20, "the old process is kept out"
+        )
 
 
-@story
-def test_a_run_preempted_twice_goes_on_by_itself(stage: Stage, undisturbed: list) -> None:
-    run = stage.submit(*LONG, options=(*QUICK, *WHOLE_NODE, *hold(50, 100)))
-    for times, number in ((1, 50), (2, 100)):
-        pid = stage.held(run, number)
-        node = read_notes(run)[-1]["nodes"]
-        words = ("-p", "urgent", "-w", node, "-n1", "-c8", "-t1", "-o/dev/null", "--wrap", "sleep 1")
-        stage.box.run("sbatch", *words)
-        stage.let_go(pid, 30)
-        stage.box.until(lambda times=times: starts(run) > times, 60, "it starts again")
-    assert stage.box.ended(job(run)) == "COMPLETED"
+@concurrent
+def test_a_run_preempted_twice_resumes_each_time(workspace: Workspace) -> None:
+    run = workspace.submit(*LONG, options=(*OPTIONS, *WHOLE_NODE, *halt_after(50, 100)))
+    for start, step in ((1, 50), (2, 100)):
+        pid = workspace.wait_until_halted(run, step)
+        node = read_events(run)[-1]["nodes"]
+        urgent = ("-p", "urgent", "-w", node, "-n1", "-c8", "-t1", "-o/dev/null", "--wrap", "sleep 0.1")
+        workspace.cluster.run("sbatch", *urgent)
+        workspace.continue_at_signal(pid, 30)
+        workspace.wait_for_starts(run, start + 1)
+    workspace.assert_completes(run)
     assert events(run) == [*("start", "stopped", "requeued") * 2, "start", "finished"]
-    assert losses(run) == undisturbed
+    assert losses(run) == workspace.long_losses
     assert "saved in" in (run / "slurm" / f"{job(run)}_0_log.out").read_text()
 
 
-@story
-def test_cancel_saves_and_resume_goes_on(stage: Stage, undisturbed: list) -> None:
-    run = stage.submit(*LONG, "train.checkpoint_every=null", options=(*QUICK, *hold(50)))
-    pid = stage.held(run, 50)
-    assert "RUNNING" in stage.translution("jobs")
-    assert "cancelled job" in stage.translution("cancel", run)
-    stage.let_go(pid, 10)
-    assert stage.box.ended(job(run)) == "CANCELLED"
+@concurrent
+def test_cancel_saves_and_resume_continues(workspace: Workspace) -> None:
+    run = workspace.submit(*LONG, "train.checkpoint_every=null", options=(*OPTIONS, *halt_after(50)))
+    pid = workspace.wait_until_halted(run, 50)
+    assert "RUNNING" in workspace.translution("jobs")
+    assert "cancelled job" in workspace.translution("cancel", run)
+    workspace.continue_at_signal(pid, 10)
+    assert workspace.final_state(run) == "CANCELLED"
     assert events(run) == ["start", "stopped"]
     first = job(run)
-    assert "nothing to cancel" in stage.translution("cancel", run, code=2)
-    stage.translution("resume", run)
+    assert "nothing to cancel" in workspace.translution("cancel", run, code=2)
+    workspace.translution("resume", run)
     assert job(run) != first
-    os.kill(stage.held(run, 50), signal.SIGCONT)  # for Slurm it is a first start again
-    assert stage.box.ended(job(run)) == "COMPLETED"
-    assert losses(run) == undisturbed
-    assert stage.translution("logs", run).count("run directory") == 2, "both jobs' output"
+    os.kill(workspace.wait_until_halted(run, 50), signal.SIGCONT)  # the new job's first start halts too
+    workspace.assert_completes(run)
+    assert losses(run) == workspace.long_losses
+    assert workspace.translution("logs", run).count("run directory") == 2, "both jobs' output"
 
 
-@story
-def test_a_submitted_run_has_the_losses_of_a_local_one(stage: Stage, undisturbed: list) -> None:
-    run = stage.submit(*LONG)
-    shown = stage.translution("logs", run, "--follow")
+@concurrent
+def test_a_submitted_run_has_the_losses_of_a_local_one(workspace: Workspace) -> None:
+    run = workspace.submit(*LONG)
+    shown = workspace.translution("logs", run, "--follow")
     assert f"step {STEPS}/{STEPS}" in shown
-    assert stage.box.ended(job(run)) == "COMPLETED"
-    assert losses(run) == undisturbed
+    workspace.assert_completes(run)
+    assert losses(run) == workspace.long_losses
     assert events(run) == ["start", "finished"]
     row = rf"{job(run)}\s+COMPLETED\s.*{STEPS}/{STEPS}\s+\d\.\d+\s+0\s.*runs/{run.name}"
-    assert re.search(row, stage.translution("jobs"))
-    assert "no output of rank 1" in stage.translution("logs", run, "--rank", "1", code=2)
-    assert "submitted before" in stage.translution("submit", "tiny.yaml", *LONG, *QUICK, code=2)
-    assert "has finished" in stage.translution("resume", run, code=2)
+    assert re.search(row, workspace.translution("jobs"))
+    assert "rank 1 has no output" in workspace.translution("logs", run, "--rank", "1", code=2)
+    again = workspace.translution("submit", "tiny.yaml", *LONG, *OPTIONS, code=2)
+    assert "already submitted" in again
+    assert "finished at step" in workspace.translution("resume", run, code=2)
 
 
-@story
-def test_a_sweep_runs_as_many_at_a_time_as_asked_and_none_twice(stage: Stage) -> None:
-    words = ("--sweep", "train.lr=1e-3,2e-3", "--sweep", "seed=1,2", "--parallel", "2")
-    out = stage.translution("submit", "tiny.yaml", *words, *QUICK)
-    runs = sorted((stage.work / "runs").glob("tiny-lr*"))
+@concurrent
+def test_a_sweep_runs_as_many_at_the_same_time_as_allowed_and_none_twice(workspace: Workspace) -> None:
+    sweep = ("--sweep", "train.lr=1e-3,2e-3", "--sweep", "seed=1,2", "--parallel", "2")
+    out = workspace.translution("submit", "tiny.yaml", *sweep, *OPTIONS)
+    runs = sorted((workspace.folder / "runs").glob("tiny-lr*"))
     assert len(runs) == 4 == out.count("run directory")
     assert len({job(run).split("_")[0] for run in runs}) == 1
-    again = stage.translution("submit", "tiny.yaml", "seed=2", "train.lr=0.002", *QUICK, code=2)
-    assert "submitted before" in again
-    more = stage.translution("submit", "tiny.yaml", "--sweep", "train.lr=1e-3,2e-3", "seed=1", *QUICK)
-    assert len(re.findall("^submitted before", more, re.MULTILINE)) == 2
+    again = workspace.translution("submit", "tiny.yaml", "seed=2", "train.lr=0.002", *OPTIONS, code=2)
+    assert "already submitted" in again
+    sweep = ("--sweep", "train.lr=1e-3,2e-3", "seed=1")
+    again = workspace.translution("submit", "tiny.yaml", *sweep, *OPTIONS)
+    assert len(re.findall("^already submitted", again, re.MULTILINE)) == 2
     for run in runs:
-        assert stage.box.ended(job(run)) == "COMPLETED"
-    spans = [[note["time"] for note in read_notes(run)] for run in runs]
-    for begun, _ in spans:
-        assert sum(first <= begun < last for first, last in spans) <= 2
+        workspace.assert_completes(run)
+    spans = [[event["time"] for event in read_events(run)] for run in runs]
+    for started, _ in spans:
+        assert sum(first <= started < last for first, last in spans) <= 2
 
 
-@story
-def test_a_dependent_run_starts_after_its_own_and_never_after_a_failed_one(stage: Stage) -> None:
-    first = stage.submit("seed=1", options=(*QUICK, *hold(2)))
-    second = stage.submit("seed=2", options=(*QUICK, "--after", str(first)))
-    waits = (*QUICK, "--after", str(first))
-    bad = stage.submit("train.lr=1e38", "train.clip=null", "train.steps=20", options=waits)
-    never = stage.submit("seed=3", options=(*QUICK, "--after", str(bad)))
-    os.kill(stage.held(first, 2), signal.SIGCONT)
-    assert stage.box.ended(job(second)) == "COMPLETED"
-    assert read_notes(first)[-1]["time"] <= read_notes(second)[0]["time"]
-    assert stage.box.ended(job(bad)) == "FAILED"
+@concurrent
+def test_a_dependent_run_starts_after_a_finished_run_and_never_after_a_failed_one(
+    workspace: Workspace,
+) -> None:
+    first = workspace.submit("seed=1", options=(*OPTIONS, *halt_after(2)))
+    after_first = (*OPTIONS, "--after", str(first))
+    second = workspace.submit("seed=2", options=after_first)
+    bad = workspace.submit("train.lr=1e38", "train.clip=null", "train.steps=20", options=after_first)
+    never = workspace.submit("seed=3", options=(*OPTIONS, "--after", str(bad)))
+    os.kill(workspace.wait_until_halted(first, 2), signal.SIGCONT)
+    workspace.assert_completes(second)
+    assert read_events(first)[-1]["time"] <= read_events(second)[0]["time"]
+    assert workspace.final_state(bad) == "FAILED"
     assert events(bad) == ["start", "refused"]
-    assert "not finite since step" in stage.translution("logs", bad)
-    assert stage.box.ended(job(never), 30) == "CANCELLED"
+    assert "not finite since step" in workspace.translution("logs", bad)
+    assert workspace.final_state(never) == "CANCELLED"
 
 
-@story
-def test_checkpoints_are_evaluated_by_a_job_of_their_own(stage: Stage) -> None:
-    run = stage.submit("train.steps=40", options=(*QUICK, "--evaluate-every", "20"))
-    (evaluation,) = read_facts(run).evaluation_jobs
-    stage.box.until((run / "evaluations.jsonl").exists, 60, "the first is evaluated")
-    stage.box.run("scancel", "--signal=USR2", evaluation, check=False)  # as ahead of its time limit
-    assert stage.box.ended(evaluation) == "COMPLETED"
-    records = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [20, 40]
+@concurrent
+def test_a_separate_job_evaluates_the_checkpoints(workspace: Workspace) -> None:
+    options = (*OPTIONS, "--evaluate-every", "100", *halt_after(120))
+    run = workspace.submit(f"train.steps={STEPS}", options=options)
+    (evaluation,) = read_record(run).evaluation_jobs
+    pid = workspace.wait_until_halted(run, 120)
+    records = run / "evaluations.jsonl"
+    workspace.cluster.until(
+        lambda: records.exists() and records.read_text(), 100, "the first checkpoint is evaluated"
+    )
+    workspace.cluster.run("scancel", "--signal=USR2", evaluation)  # as before a time limit
+    workspace.cluster.until(
+        lambda: workspace.cluster.job_fields(evaluation).get("Restarts") == "1", 30, "the job is requeued"
+    )
+    os.kill(pid, signal.SIGCONT)
+    state = workspace.cluster.final_state(evaluation)
+    assert state == "COMPLETED", (run / "slurm" / f"{evaluation}_0_log.out").read_text()
+    evaluations = [json.loads(line) for line in records.read_text().splitlines()]
+    assert [each["step"] for each in evaluations] == [100, 200]
     result = RunDirectory(run).read_result()
     assert result
-    assert records[-1]["evaluation"] == result["evaluation"]
+    assert evaluations[-1]["evaluation"] == result["evaluation"]
 
 
-@story
-def test_a_job_is_requeued_no_more_often_than_allowed(stage: Stage) -> None:
-    run = stage.submit(*LONG, options=(*QUICK, "--max-requeues", "0", *hold(20)))
-    pid = stage.held(run, 20)
-    stage.box.run("scancel", "--signal=USR2", job(run))
-    stage.let_go(pid, 10)
-    assert stage.box.ended(job(run)) == "FAILED", "a job that ends before its run must not look complete"
+@concurrent
+def test_a_job_is_requeued_no_more_often_than_allowed(workspace: Workspace) -> None:
+    run = workspace.submit(*LONG, options=(*OPTIONS, "--max-requeues", "0", *halt_after(20)))
+    pid = workspace.wait_until_halted(run, 20)
+    workspace.cluster.run("scancel", "--signal=USR2", job(run))
+    workspace.continue_at_signal(pid, 10)
+    assert workspace.final_state(run) == "FAILED", "a job that ends before its run must not look complete"
     assert events(run) == ["start", "stopped", "exhausted"]
-    assert "max_requeues=0 are used up; translution resume" in stage.translution("logs", run)
+    assert "max_requeues=0 reached; to resume: translution resume" in workspace.translution("logs", run)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--partition", "gpu"), "partition=gpu: there is none; this cluster has main, urgent"),
-        (("--nodes", "8"), "nodes=8: partition main has 4"),
-        (("--time", "2", "--signal-delay", "120"), "time=2 min is too short to save"),
+        (("--partition", "gpu"), "partition=gpu: does not exist; this cluster has main, urgent"),
+        (("--nodes", "8"), "nodes=8: partition main has 6"),
+        (("--time", "2", "--signal-delay", "120"), "time=2 min is too short: "),
         (("--after", "runs/none"), "runs/none: was not submitted to Slurm"),
         (("--cpus-per-task", "9"), "sbatch: Requested node configuration is not available"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line(
-    box: Box, tmp_path: Path, tiny: dict, options: tuple, message: str
-):
-    stage = Stage(box, tmp_path, tiny)
-    out = stage.translution("submit", "tiny.yaml", *options, code=2)
+def test_a_job_that_cannot_run_is_refused_in_one_line(workspace: Workspace, options: tuple, message: str):
+    out = workspace.translution("submit", "tiny.yaml", *options, code=2)
     assert out.startswith(f"error: {message}")
     assert len(out.splitlines()) == 1
-    assert not list(stage.work.glob("runs/*/slurm.json"))
+    assert not list(workspace.folder.glob("runs/*/slurm.json"))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import yaml
 
+from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
-from parallel.processes import CODE_FOLDER, rank
+from parallel.processes import rank
 from trainer.atomic_write import atomic_write
 from trainer.config.run import RunConfig
 from trainer.errors import machine_error

@@ -1,4 +1,4 @@
-"""`--evaluate-every N`: a job of its own that evaluates a run's checkpoints while the run goes on."""
+"""`--evaluate-every N`: a separate job that evaluates a run's checkpoints while the run trains."""
 
 import time
 from pathlib import Path
@@ -6,31 +6,32 @@ from pathlib import Path
 from submitit.helpers import DelayedSubmission
 
 from launch.slurm.allocation import Allocation
-from launch.slurm.batch_script import executor, submit_tasks
+from launch.slurm.batch_script import make_executor, submit_tasks
 from launch.slurm.queries import OVER, last_state
-from launch.slurm.runs.job_record import read_facts, read_notes, write_facts
+from launch.slurm.runs.job_record import read_events, read_record, write_record
 
-_POLL_SECONDS = 5.0
-_LOOK_SECONDS = 60.0  # between questions to Slurm's controller
+_CHECKPOINT_SECONDS = 5.0  # between looks for a new checkpoint
+_CONTROLLER_SECONDS = 60.0  # between questions to Slurm's controller
 
 
 def submit_evaluation(run: Path, allocation: Allocation, every: int) -> str:
-    """Submit the evaluation of `run` at every `every`-th step, to start once its training has begun."""
-    facts = read_facts(run)
-    one = allocation.model_copy(
+    """Submit the evaluation of `run` at every `every`-th step, to start once training has; returns the id."""
+    record = read_record(run)
+    one_process = allocation.model_copy(
         update={
             "nodes": 1,
             "gpus_per_node": 1 if allocation.gpus_per_node else None,
             "tasks_per_node": None if allocation.gpus_per_node else 1,
         }
     )
-    made = executor(
-        [run], one, run / "slurm", f"{run.name[:40]}-evaluation", facts, dependency=f"after:{facts.job}"
+    name = f"{run.name[:40]}-evaluation"
+    executor = make_executor(
+        [run], one_process, run / "slurm", name, record, dependency=f"after:{record.job}"
     )
-    made.parameters["teardown"] = None  # it is no training: submitit requeues it when it is warned
-    (job,) = submit_tasks(made, [EvaluateTask(run, every)])
-    facts.evaluation_jobs.append(job)
-    write_facts(run, facts)
+    executor.parameters["teardown"] = None  # submitit requeues this job, launch.slurm.job.requeue does not
+    (job,) = submit_tasks(executor, [EvaluateTask(run, every)])
+    record.evaluation_jobs.append(job)
+    write_record(run, record)
     print(f"  evaluation every {every} steps: job {job}, results in {run / 'evaluations.jsonl'}")
     return job
 
@@ -47,27 +48,27 @@ class EvaluateTask:
         return Path(self._run)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit starts again at the time limit; what is evaluated has its record."""
+        """The task that submitit restarts at the time limit: this one, which skips recorded evaluations."""
         return DelayedSubmission(self)
 
     def __call__(self) -> int:
         from trainer.evaluation import evaluate_new_checkpoints
 
-        self._next_look = 0.0
+        self._next_question = 0.0
         while True:
-            over = self._over()  # before the look, so that the last checkpoint is not missed
+            over = self._run_is_over()  # asked first, so that the last checkpoint is not missed
             evaluate_new_checkpoints(self.run, self.every)
             if over:
                 return 0
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_CHECKPOINT_SECONDS)
 
-    def _over(self) -> bool:
+    def _run_is_over(self) -> bool:
         if (self.run / "result.json").exists():
             return True
-        notes = read_notes(self.run)
-        if notes and notes[-1]["event"] in ("finished", "refused", "exhausted"):
+        events = read_events(self.run)
+        if events and events[-1]["event"] in ("finished", "refused", "exhausted"):
             return True
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_question:
             return False
-        self._next_look = time.monotonic() + _LOOK_SECONDS
-        return not self.run.exists() or last_state(read_facts(self.run).job or "") in OVER
+        self._next_question = time.monotonic() + _CONTROLLER_SECONDS
+        return not self.run.exists() or last_state(read_record(self.run).job or "") in OVER

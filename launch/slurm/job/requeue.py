@@ -1,8 +1,8 @@
-"""`python -m launch.slurm.job.requeue RUN CODE`: what the batch script asks when its ranks have ended.
+"""`python -m launch.slurm.job.requeue RUN CODE`: the batch script's last step, after all ranks have ended.
 
-Requeues the job when the run stopped for a signal or for the loss of a node, or crashed after it had
-got on; leaves it when it has finished, was cancelled, met a user's mistake, or crashed where it began.
-Standard library only, for it runs on the node itself in the seconds before a job's end.
+Requeues the job if the run was stopped by a signal, lost a node, or crashed after saving a checkpoint.
+Does not if it finished, was cancelled, failed for a user's mistake, or crashed before its first checkpoint.
+Imports nothing heavy: it runs on the node in the seconds before the job ends.
 """
 
 import signal
@@ -11,21 +11,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.queries import job_facts, node_timeout, slurm, unresponsive
-from launch.slurm.runs.job_record import job_id, note, read_facts, read_notes, restart_count
+from launch.slurm.queries import job_fields, node_timeout, slurm, unresponsive
+from launch.slurm.runs.job_record import job_id, log_event, read_events, read_record, restart_count
 from parallel.errors import UserError
 
 _NODE_LOSS_SECONDS = 45.0
-"""How long to wait, after an end that nobody explains, for Slurm to see that a node is gone."""
+"""How long to wait after an unexplained end for Slurm to notice that a node is lost."""
 
 _UNFINISHED = 75  # sysexits.h: a temporary failure
 
 
-def why_again(run: Path, code: int, wait: float | None = None) -> str | None:
-    """The reason to start the job again, None when there is none. `code` is srun's exit code."""
-    if read_facts(run).cancelled:
+def requeue_reason(run: Path, code: int, wait: float | None = None) -> str | None:
+    """Why to requeue the job, None to leave it. `code` is srun's exit code."""
+    if read_record(run).cancelled:
         return None
-    events = _events(run)
+    events = _events_of_this_start(run)
     if "refused" in events:
         return None
     if "stopped" in events:
@@ -33,14 +33,14 @@ def why_again(run: Path, code: int, wait: float | None = None) -> str | None:
     if code == 0:
         return None
     if "start" not in events and code == 128 + signal.SIGUSR2:
-        return "warned before it had begun"
-    begun = events["start"]["time"] if "start" in events else time.time()
-    if _newest_checkpoint(run) > begun:
-        return f"ended with code {code} after it had saved"
+        return "stopped by a signal before training started"
+    started = events["start"]["time"] if "start" in events else time.time()
+    if _newest_checkpoint_time(run) > started:
+        return f"ended with code {code} after saving a checkpoint"
     if wait is None:
         wait = node_timeout() + 15 if "lost" in events else _NODE_LOSS_SECONDS
     end = time.monotonic() + wait
-    nodes = job_facts(job_id()).get("NodeList", "")
+    nodes = job_fields(job_id()).get("NodeList", "")
     while True:
         if lost := unresponsive(nodes):
             return f"lost {', '.join(lost)}"
@@ -50,41 +50,42 @@ def why_again(run: Path, code: int, wait: float | None = None) -> str | None:
 
 
 def requeue(run: Path, code: int) -> int:
-    """Requeue the running job if there is reason to, at most `max_requeues` times.
+    """Requeue the running job if there is a reason to, at most `max_requeues` times.
 
-    Returns the job's exit code: 0 only for a run that has finished, for others may depend on it.
+    Returns the job's exit code: 0 only if the run has finished, for other jobs may depend on it.
     """
-    if "finished" in _events(run):  # a signal that comes while its processes end changes nothing
+    if "finished" in _events_of_this_start(run):  # a signal during shutdown changes nothing
         return 0
-    reason = why_again(run, code)
+    reason = requeue_reason(run, code)
     unfinished = code or _UNFINISHED
     if reason is None:
         return unfinished
-    state = job_facts(job_id()).get("JobState", "RUNNING")
-    if state != "RUNNING":  # cancelled, out of time, or being requeued by Slurm itself
-        print(f"{reason}; the job is {state}, so it is left to Slurm", flush=True)
+    state = job_fields(job_id()).get("JobState", "RUNNING")
+    if state != "RUNNING":  # cancelled, out of time, or already requeued by Slurm
+        print(f"{reason}; not requeued: Slurm reports the job as {state}", flush=True)
         return unfinished
-    limit = read_facts(run).allocation["max_requeues"]
+    limit = read_record(run).allocation["max_requeues"]
     if restart_count() >= limit:
-        note(run, "exhausted")
+        log_event(run, "exhausted")
         print(
-            f"{reason}; not requeued: max_requeues={limit} are used up; translution resume {run}", flush=True
+            f"{reason}; not requeued: max_requeues={limit} reached; to resume: translution resume {run}",
+            flush=True,
         )
         return unfinished
-    note(run, "requeued", reason=reason)
+    log_event(run, "requeued", reason=reason)
     print(f"{reason}; requeued ({restart_count() + 1} of {limit})", flush=True)
     slurm("scontrol", "requeue", job_id())
     return unfinished
 
 
-def _events(run: Path) -> dict[str, dict[str, Any]]:
-    """What has been noted of this start of the job."""
-    restart = restart_count()
-    return {n["event"]: n for n in read_notes(run) if n["job"] == job_id() and n["restart"] == restart}
+def _events_of_this_start(run: Path) -> dict[str, dict[str, Any]]:
+    """Events of the running job since its last restart, by name."""
+    here = (job_id(), restart_count())
+    return {each["event"]: each for each in read_events(run) if (each["job"], each["restart"]) == here}
 
 
-def _newest_checkpoint(run: Path) -> float:
-    """When the newest checkpoint of the run, or of a study's nets in it, was written."""
+def _newest_checkpoint_time(run: Path) -> float:
+    """When the newest checkpoint of the run, or of a study's nets, was written; 0 if there is none."""
     found = [*run.glob("checkpoints/*"), *run.glob("*/checkpoints/*")]
     return max((path.stat().st_mtime for path in found if not path.name.startswith(".")), default=0.0)
 

@@ -1,6 +1,6 @@
-"""What is known of a run's jobs: `slurm.json`, written at submission, and `lives.jsonl`, by the jobs.
+"""A run's Slurm files: `slurm.json`, written at submission, and `lives.jsonl`, events that its jobs append.
 
-Standard library only: the batch script asks these in the moment a job ends.
+Imports nothing heavy: the batch script reads these in the seconds before a job ends.
 """
 
 import json
@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from parallel.errors import UserError
+from trainer.atomic_write import atomic_write
 
-FACTS = "slurm.json"
-SUBMITTED = "submitted.yaml"
+RECORD_FILE = "slurm.json"
+EVENTS_FILE = "lives.jsonl"
+SUBMITTED_CONFIG = "submitted.yaml"
 
 
 @dataclass
-class SlurmFacts:
-    """One run's submissions. `jobs` are Slurm's ids, the newest last; `logs` holds their output; jobs
-    begin in `folder`, where the run was submitted first, and containers see `data` too."""
+class JobRecord:
+    """The jobs of one run.
+
+    jobs     Slurm's job ids, newest last
+    logs     folder of the newest job's output
+    folder   where `submit` was called; jobs start there
+    data     data folders, which containers mount
+    """
 
     config_hash: str
     allocation: dict[str, Any]
@@ -36,60 +43,58 @@ class SlurmFacts:
         return self.jobs[-1] if self.jobs else None
 
 
-def read_facts(run: Path) -> SlurmFacts:
-    """Raises UserError when `run` was not submitted to Slurm."""
+def read_record(run: Path) -> JobRecord:
+    """Raises UserError if `run` was not submitted to Slurm."""
     try:
-        return SlurmFacts(**json.loads((run / FACTS).read_text()))
+        return JobRecord(**json.loads((run / RECORD_FILE).read_text()))
     except FileNotFoundError:
-        raise UserError(f"{run}: was not submitted to Slurm, it has no {FACTS}") from None
+        raise UserError(f"{run}: was not submitted to Slurm: it has no {RECORD_FILE}") from None
     except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{run / FACTS}: is damaged: {error}") from None
+        raise UserError(f"{run / RECORD_FILE}: is damaged: {error}") from None
 
 
-def write_facts(run: Path, facts: SlurmFacts) -> None:
-    """Replace slurm.json as a whole."""
-    temporary = run / f".{FACTS}.{os.getpid()}.new"
-    temporary.write_text(json.dumps(asdict(facts), indent=2) + "\n")
-    temporary.replace(run / FACTS)
+def write_record(run: Path, record: JobRecord) -> None:
+    """Replace slurm.json."""
+    atomic_write(run / RECORD_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
-def claim_run(run: Path, facts: SlurmFacts) -> bool:
-    """Make `run` with its slurm.json; False when another submission has done so before."""
+def claim_run(run: Path, record: JobRecord) -> bool:
+    """Create `run` with its slurm.json; False if another submission already has."""
     run.mkdir(parents=True, exist_ok=True)
     try:
-        with (run / FACTS).open("x") as file:
-            json.dump(asdict(facts), file, indent=2)
+        with (run / RECORD_FILE).open("x") as file:
+            json.dump(asdict(record), file, indent=2)
     except FileExistsError:
         return False
     return True
 
 
-def note(run: Path, event: str, **more: Any) -> None:
-    """Add what befell the running job to lives.jsonl: an event, with job, start and time."""
-    record = {"event": event, "job": job_id(), "restart": restart_count(), "time": time.time()} | more
-    with (run / "lives.jsonl").open("a") as file:
+def log_event(run: Path, event: str, **values: Any) -> None:
+    """Append a job event, with the job's id, its restart count and the time."""
+    record = {"event": event, "job": job_id(), "restart": restart_count(), "time": time.time()} | values
+    with (run / EVENTS_FILE).open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
-def read_notes(run: Path) -> list[dict[str, Any]]:
-    """All whole records of lives.jsonl, oldest first."""
-    path = run / "lives.jsonl"
-    records = []
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """All job events, oldest first; lines cut short by a crash are skipped."""
+    path = run / EVENTS_FILE
+    events = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            events.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return records
+    return events
 
 
 def restarts(run: Path) -> int:
-    """How often the run was started again, over all its jobs."""
-    return max(0, sum(record["event"] == "start" for record in read_notes(run)) - 1)
+    """How often the run was restarted, over all its jobs."""
+    return max(0, sum(event["event"] == "start" for event in read_events(run)) - 1)
 
 
 def job_id() -> str:
-    """The id by which Slurm's commands know the running job; an array's element has one of its own."""
+    """The id of the running job; each element of an array has its own."""
     return os.environ.get("SLURM_JOB_ID", "")
 
 

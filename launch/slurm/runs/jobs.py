@@ -1,4 +1,4 @@
-"""`translution jobs`: one row for each submitted run, from Slurm's queue and the run directories."""
+"""`translution jobs` and `translution cancel`: list the submitted runs, end the jobs of one."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.slurm.runs.job_record import FACTS, SUBMITTED, read_facts, restarts
-from launch.slurm.queries import ALIVE, GONE, QueueRow, last_state, queue
+from launch.slurm.queries import ALIVE, UNKNOWN, QueueRow, last_state, queue, slurm
+from launch.slurm.runs.job_record import RECORD_FILE, SUBMITTED_CONFIG, read_record, restarts, write_record
 from parallel.errors import UserError
 
 _WATCH_SECONDS = 2.0
@@ -19,7 +19,7 @@ _TAIL_BYTES = 8192
 
 
 class JobRow(NamedTuple):
-    """What is shown of one run; `left` is what remains of the job's time limit."""
+    """A run in the table; `left` is what remains of the job's time limit."""
 
     job: str
     state: str
@@ -32,15 +32,15 @@ class JobRow(NamedTuple):
 
 
 def job_rows(root: Path) -> list[JobRow]:
-    """The runs in `root`, the newest first. Raises UserError when Slurm does not answer."""
-    found = [path.parent for path in root.glob(f"*/{FACTS}")]
-    found.sort(key=lambda run: read_facts(run).submitted, reverse=True)
-    waiting = queue()
-    return [_row(run, waiting) for run in found]
+    """The runs in `root`, newest first. Raises UserError if Slurm does not answer."""
+    found = [path.parent for path in root.glob(f"*/{RECORD_FILE}")]
+    found.sort(key=lambda run: read_record(run).submitted, reverse=True)
+    queued = queue()
+    return [_row(run, queued) for run in found]
 
 
 def show_jobs(root: Path, watch: bool) -> None:
-    """Print the table; with `watch` again and again until Ctrl-C, or until every run has ended."""
+    """Print the table; with `watch` refresh it until Ctrl-C or until all runs have ended."""
     console = Console()
     if not watch:
         console.print(_table(job_rows(root), root), soft_wrap=True)
@@ -54,29 +54,42 @@ def show_jobs(root: Path, watch: bool) -> None:
             time.sleep(_WATCH_SECONDS)
 
 
-def _row(run: Path, waiting: dict[str, QueueRow]) -> JobRow:
-    facts = read_facts(run)
-    job = facts.job or ""
-    state, nodes, left = GONE, "", ""
-    if job in waiting:
-        queued = waiting[job]
-        state, nodes, left = queued.state, queued.nodes, queued.left
-        if queued.reason not in ("None", "") and state != "RUNNING":
-            state = f"{state} ({queued.reason})"
+def cancel(run: Path) -> str:
+    """End the run's jobs, for good; returns a line to print. Raises UserError if none is left to end."""
+    record = read_record(run)
+    jobs = [*record.jobs[-1:], *record.evaluation_jobs]
+    alive = [job for job in jobs if last_state(job) in ALIVE]
+    if not alive:
+        state = last_state(record.job) if record.job else "not submitted"
+        raise UserError(f"{run}: nothing to cancel: its job {record.job} is {state}")
+    record.cancelled = True  # before the job ends, so that it is not requeued
+    write_record(run, record)
+    slurm("scancel", *alive)
+    return f"cancelled job {', '.join(alive)}; to resume: translution resume {run}"
+
+
+def _row(run: Path, queued: dict[str, QueueRow]) -> JobRow:
+    record = read_record(run)
+    job = record.job or ""
+    state, nodes, left = UNKNOWN, "", ""
+    if job in queued:
+        state, nodes, left, reason = queued[job]
+        if reason not in ("None", "") and state != "RUNNING":
+            state = f"{state} ({reason})"
     elif job:
         state = last_state(job)
-        if state == GONE and (run / "result.json").exists():
+        if state == UNKNOWN and (run / "result.json").exists():
             state = "COMPLETED"
-    if facts.cancelled and state not in ALIVE:
+    if record.cancelled and state not in ALIVE:
         state = "CANCELLED"
     step, loss = _progress(run)
     return JobRow(job, state, nodes, step, loss, restarts(run), left, run)
 
 
 def _progress(run: Path) -> tuple[str, str]:
-    """`step/steps` and the last loss; of a study the net that was written last."""
-    written = [*run.glob("metrics.jsonl"), *run.glob("*/metrics.jsonl")]
-    newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
+    """`step/steps` and the last loss; for a study, those of the net logged last."""
+    logged = [*run.glob("metrics.jsonl"), *run.glob("*/metrics.jsonl")]
+    newest = max(logged, key=lambda path: path.stat().st_mtime, default=None)
     steps = _steps(run)
     for line in reversed(_tail(newest) if newest else []):
         try:
@@ -96,14 +109,14 @@ def _tail(path: Path) -> list[str]:
 
 def _steps(run: Path) -> str:
     try:
-        return str(yaml.safe_load((run / SUBMITTED).read_text())["train"]["steps"])
+        return str(yaml.safe_load((run / SUBMITTED_CONFIG).read_text())["train"]["steps"])
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return "?"
 
 
 def _table(rows: list[JobRow], root: Path) -> Table:
     if not rows:
-        raise UserError(f"{root}: no run was submitted from here")
+        raise UserError(f"{root}: contains no submitted runs")
     table = Table(box=None, pad_edge=False)
     for title in ("job", "state", "nodes", "step", "loss", "restarts", "left", "directory"):
         table.add_column(title, no_wrap=True)

@@ -1,4 +1,4 @@
-"""Which run a config is: its resolved values decide, so that none is submitted twice."""
+"""Identifies a run by a digest of its resolved config, so that none is submitted twice."""
 
 import hashlib
 import itertools
@@ -14,7 +14,7 @@ from trainer.setup import check_net
 
 
 class Candidate(NamedTuple):
-    """A run that could be submitted; `label` tells it from the others of its sweep."""
+    """A run to submit. `values` is its resolved config, `label` names it within its sweep."""
 
     config: RunConfig
     values: dict[str, Any]
@@ -23,36 +23,36 @@ class Candidate(NamedTuple):
 
 
 def candidates(config_path: str, overrides: list[str], sweeps: list[str], processes: int) -> list[Candidate]:
-    """The config's run, or one for each combination of `key=a,b` sweeps; each is checked for `processes`.
+    """The config's run, or one for each combination of the `key=a,b` sweeps, each checked for `processes`.
 
-    Raises UserError for a sweep that is none, and ConfigError for a run that cannot be.
+    Raises UserError for a malformed sweep, ConfigError for an invalid run.
     """
     axes = [_axis(sweep) for sweep in sweeps]
     found: dict[str, Candidate] = {}
     for values in itertools.product(*axes):
         config = load_config(config_path, [*overrides, *(f"{key}={value}" for key, value in values)])
         if sweeps and config.run_dir:
-            raise UserError(f"run_dir={config.run_dir}: the runs of a sweep have one each; leave it out")
+            raise UserError(f"run_dir={config.run_dir}: each run of a sweep needs its own; leave run_dir out")
         for member in run_members(config):
             check_net(member.config, processes)
-        plain = resolved(config)
-        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+        resolved_values = resolved(config)
+        digest = hashlib.sha256(json.dumps(resolved_values, sort_keys=True).encode()).hexdigest()[:10]
         label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values)
-        found.setdefault(digest, Candidate(config, plain, digest, label))
+        found.setdefault(digest, Candidate(config, resolved_values, digest, label))
     return list(found.values())
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
-    """The config's values as the job reads them again, without the place of the run."""
-    # A study's nets resolve on their own: what is default for one may be unknown to another.
-    given_only = config.study is not None
-    return config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
+    """The config's values without run_dir, as the job reads them back."""
+    # Each net of a study resolves its own defaults: one net's default may be unknown to another.
+    explicit_only = config.study is not None
+    return config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=explicit_only)
 
 
 def run_path(candidate: Candidate, root: Path) -> Path:
-    """The run's directory: the one named in the config, else RUNS/<name>-<label>-<digest>.
+    """The config's run_dir, else ROOT/<name>-<label>-<digest>.
 
-    A directory of the same digest is the same run, whatever its label.
+    An existing directory with this digest is the same run, whatever its label.
     """
     if candidate.config.run_dir:
         return candidate.config.run_dir.absolute()

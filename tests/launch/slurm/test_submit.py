@@ -1,4 +1,4 @@
-"""What is decided before anything is submitted: the batch script, memory, the time a save takes."""
+"""Before submitting: the batch script, the memory check, the time a save takes, the copy of the code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.code_snapshot import snapshot
+from launch.slurm.preflight import save_warning
 from launch.slurm.runs import jobs
 from launch.slurm.runs.jobs import JobRow
-from launch.slurm.save_time import save_warning
+from parallel.code_folder import CODE_FOLDER
 
 GPUS = ("--nodes", "2", "--gpus-per-node", "4", "--time", "60")
 
@@ -19,10 +20,10 @@ def dry(config_file: Path, translution: Callable, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PATH", "")
-    return lambda *words: translution("submit", config_file, *words, "--dry-run")
+    return lambda *arguments: translution("submit", config_file, *arguments, "--dry-run")
 
 
-def test_a_dry_run_prints_the_batch_script_and_makes_nothing(dry, tmp_path: Path):
+def test_a_dry_run_prints_the_batch_script_and_creates_no_file(dry, tmp_path: Path):
     done = dry(*GPUS, "--signal-delay", "90", "--setup", "module load x")
     assert done.code == 0, done.err
     for line in (
@@ -40,50 +41,51 @@ def test_a_dry_run_prints_the_batch_script_and_makes_nothing(dry, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "mounts"),
     [
         ("image.sqsh", "--container-mounts={0}:{0},"),
         ("image.sif", "apptainer exec --nv --bind '{0},"),
     ],
 )
-def test_a_container_sees_the_folder_the_runs_and_the_data(dry, tmp_path: Path, image: str, words: str):
+def test_a_container_mounts_the_folder_the_runs_and_the_data(dry, tmp_path: Path, image: str, mounts: str):
     digits = Path(__file__).parent / "fixtures"
     done = dry(*GPUS, "--container", image, "--runs", tmp_path / "elsewhere", f"data.path={digits}")
     assert image in done.out
-    assert words.format(tmp_path / "here") in done.out
+    assert mounts.format(tmp_path / "here") in done.out
     assert str(tmp_path / "elsewhere" / "<submission>") in done.out
     assert f",{digits}" in done.out
 
 
-def test_what_does_not_fit_is_refused_unless_forced(dry, tmp_path: Path):
+def test_a_job_that_does_not_fit_into_memory_is_refused_without_force(dry, tmp_path: Path):
     cluster = tmp_path / "small.yaml"
     cluster.write_text("gpus_per_node: 1\ndevice_memory_gb: 0.00001\n")
     refused = dry("--cluster", cluster)
     assert refused.code == 2
     assert "does not fit into the 10 kB of a process" in refused.err
-    assert "by --force" in refused.err
+    assert "give --force" in refused.err
     assert dry("--cluster", cluster, "--force").code == 0
 
 
-def test_a_delay_too_short_to_save_is_warned_of():
+def test_a_signal_delay_too_short_to_save_is_warned_about():
     assert save_warning(10, "measured", 60) is None
     assert save_warning(40, "measured", 60) == (
-        "warning: a save takes about 40 s (measured); signal_delay=60 s is short, give --signal-delay 120"
+        "warning: a save takes about 40 s (measured), too long for signal_delay=60 s; give --signal-delay 120"
     )
 
 
-def test_the_snapshot_is_the_code_and_is_made_once(tmp_path: Path):
+def test_the_snapshot_holds_the_code_and_is_made_once(tmp_path: Path):
     code = snapshot(tmp_path)
     for name in ("models", "parallel", "trainer", "launch"):
-        assert (code / name / "__init__.py").read_text() == (
-            Path(__file__).parents[3] / name / "__init__.py"
-        ).read_text()
+        for path in (CODE_FOLDER / name).rglob("*.py*"):  # with bytecode, which is valid at its source's time
+            copy = code / path.relative_to(CODE_FOLDER)
+            assert copy.read_bytes() == path.read_bytes()
+            assert int(copy.stat().st_mtime) == int(path.stat().st_mtime)
     (code / "version.txt").write_text("the first")
     assert snapshot(tmp_path) == code
     assert (code / "version.txt").read_text() == "the first"
 
 
-def test_watching_jobs_ends_with_the_last_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_jobs_watch_ends_when_all_runs_have_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     row = JobRow("7", "RUNNING", "a1", "3/6", "2.1", 0, "1:00", tmp_path)
     shown = iter([[row, row], [row, row._replace(state="COMPLETED")], [row._replace(state="COMPLETED")] * 2])
     monkeypatch.setattr(jobs, "job_rows", lambda root: next(shown))

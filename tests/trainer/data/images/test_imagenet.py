@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from models import build_model
-from parallel.processes import CODE_FOLDER
+from parallel.code_folder import CODE_FOLDER
 from tests.trainer.data.images.image_folders import class_folders
 from trainer.config.run import load_config
 from trainer.data.images.prepare.prepare import prepare
@@ -95,7 +95,7 @@ def test_a_signal_to_all_processes_saves_and_the_resumed_run_has_the_same_losses
         out, err = process.stdout.read(), process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "Traceback" not in err
-    assert "go on with: translution train --resume" in out
+    assert "resume with: translution train --resume" in out
     assert 3 <= len(losses(cut)) < 60
     assert translution("train", "--resume", cut).code == 0
     assert losses(cut) == losses(whole)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Ends the box: one kill takes its first process, the kernel takes the rest.
+# Ends the cluster: kills its first process, and the kernel the others with it.
 set -eu
-P=$(cat "${SLURMBOX:?}/run/box.pid") C=$(cat "$SLURMBOX/run/ctl.pid")
-# The files may be old and the numbers reused: act on nothing but our own process.
+P=$(cat "${CLUSTER:?}/run/cluster.pid") C=$(cat "$CLUSTER/run/ctl.pid")
+# The files may be old and the pids reused, so check that the process is ours.
 grep -qa "ctl-init.sh" "/proc/$P/cmdline" 2>/dev/null && kill -9 "$P"
 grep -qa "ctl-init.sh" "/proc/$C/cmdline" 2>/dev/null || exit 0
 for _ in $(seq 100); do
@@ -10,5 +10,5 @@ for _ in $(seq 100); do
   [ "$state" = gone ] || [ "$state" = Z ] && exit 0
   sleep 0.05
 done
-echo "pid $C is still there" >&2
+echo "pid $C is still running" >&2
 exit 1
