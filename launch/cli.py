@@ -90,7 +90,7 @@ def evaluate_command(
 def export_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
-    layout: Annotated[
+    file_format: Annotated[
         Literal["reference", "safetensors"],
         typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),
     ] = "safetensors",
@@ -101,7 +101,7 @@ def export_command(
     def action() -> None:
         from launch.export import export
 
-        export(run_dir, layout, out)
+        export(run_dir, file_format, out)
 
     raise typer.Exit(exit_code(action, debug))
 

@@ -19,10 +19,10 @@ from trainer.setup import build_engine, restore
 Format = Literal["reference", "safetensors"]
 
 
-def export(run_dir: Path, layout: Format, out: Path) -> None:
+def export(run_dir: Path, file_format: Format, out: Path) -> None:
     """Write the weights of the newest checkpoint of `run_dir` to `out`.
 
-    layout  "reference": a state dict of the public code, written by torch.save. "safetensors": our
+    file_format  "reference": a state dict of the public code, written by torch.save. "safetensors": our
             own parameters, the net's config as JSON in the file's metadata under "model"
 
     The file appears under its name once it is complete. Raises UserError without a checkpoint, for a net
@@ -38,7 +38,7 @@ def export(run_dir: Path, layout: Format, out: Path) -> None:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
     engine = build_engine(config)
     restore(engine, run, config.model)
-    if layout == "reference":
+    if file_format == "reference":
         try:
             state = to_reference_state(engine.model)
         except ValueError as error:

@@ -1,7 +1,6 @@
 """Initial weights that depend on (seed, parameter name, bank entry) only.
 
-A rank draws only the part that it holds, and gets the numbers that any other rank would, on any mesh
-(DESIGN section 4).
+A rank draws only the part that it holds, and gets the numbers that any other rank would, on any mesh.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Draw:
-    """How a parameter begins: uniform within ±bound, normal with deviation `std`, or the constant
-    `value`; a bank draws each entry (dimension 0) on its own."""
+    """Initial distribution of a parameter: uniform within ±bound, normal with deviation `std`, or the
+    constant `value`."""
 
     bound: float = 0.0
     std: float = 0.0
     value: float = 0.0
-    by_entry: bool = False
 
 
 @dataclass(frozen=True)
 class InitialValue:
-    """The initial numbers of the parameter `name` of a whole net, of this shape."""
+    """Initial value of one parameter of a whole net; banks draw each entry (dimension 0) separately."""
 
     name: str
     shape: tuple[int, ...]
     draw: Draw
+    by_entry: bool = False
 
     def __call__(self, seed: int, entries: Sequence[int] | None = None) -> Tensor:
         """The whole parameter in float32 on the CPU; of a bank only `entries`, if given."""
-        if not self.draw.by_entry:
+        if not self.by_entry:
             return self._numbers(seed, self.name, self.shape)
         entries = range(self.shape[0]) if entries is None else entries
         return torch.stack([self._numbers(seed, f"{self.name}[{e}]", self.shape[1:]) for e in entries])
@@ -53,17 +52,23 @@ class InitialValue:
 
 
 def initial_values(net: nn.Module) -> dict[str, InitialValue]:
-    """How each parameter of a whole (unsharded) net begins; works on the meta device.
+    """Initial value of each parameter of a whole (unsharded) net; works on the meta device.
 
-    What a module's `draws()` says holds for its own parameters and those inside it; else linear layers
-    begin as torch draws them and norms at the identity. Raises ValueError for a parameter without a rule.
+    A module's `draws()` covers its own parameters and those inside it. Otherwise linear layers and
+    embeddings begin as torch draws them, norms at the identity. Raises ValueError for any other parameter.
     """
     declared: dict[str, Draw] = {}
+    banks: set[str] = set()
     for path, module in net.named_modules():
-        own = module.draws() if hasattr(module, "draws") else {}  # pyright: ignore[reportCallIssue]
-        declared |= {f"{path}.{name}" if path else name: draw for name, draw in own.items()}
+        prefix = f"{path}." if path else ""
+        if hasattr(module, "draws"):
+            own: dict[str, Draw] = module.draws()  # pyright: ignore[reportCallIssue]
+            declared |= {prefix + name: draw for name, draw in own.items()}
+        if hasattr(module, "axes"):
+            axes: dict[str, dict[int, str]] = module.axes()  # pyright: ignore[reportCallIssue]
+            banks |= {prefix + name for name, dims in axes.items() if "entry" in dims.values()}
     return {
-        name: InitialValue(name, tuple(p.shape), declared.get(name) or _default(net, name))
+        name: InitialValue(name, tuple(p.shape), declared.get(name) or _default(net, name), name in banks)
         for name, p in net.named_parameters()
     }
 
@@ -82,6 +87,6 @@ def _default(net: nn.Module, name: str) -> Draw:
         return Draw(value=float(leaf == "weight"))
     if isinstance(owner, nn.Linear):
         return Draw(bound=1 / math.sqrt(owner.in_features))
-    raise ValueError(
-        f"{name}: no rule for its initial value; draws() of {type(owner).__name__} must give one"
-    )
+    if isinstance(owner, nn.Embedding):
+        return Draw(std=1.0)
+    raise ValueError(f"{name}: no initial value; draws() of {type(owner).__name__} must give one")

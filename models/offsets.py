@@ -1,4 +1,4 @@
-"""Maps pairs of tokens to bank entries (DESIGN sections 1 and 3).
+"""Maps pairs of tokens to bank entries.
 
 The offset of a pair is δ = p_i − p_j, query position minus key position. `OffsetGrid` numbers the
 offsets, shares entries between offsets if asked, and divides the N² pairs into *blocks*: the pairs

@@ -7,12 +7,12 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from models.mixers.attention import AttentionConfig
-from models.mixers.interface import MixerConfig
+from models.mixers.interface import Mixer, MixerConfig
 from models.mixers.translution import TranslutionConfig
 from models.positions.interface import PositionConfig, from_name
 from models.positions.learned import LearnedPosition, NoPosition
 from models.positions.rope import RopePosition
-from models.reducers.interface import ReducerConfig
+from models.reducers.interface import Reducer, ReducerConfig
 from models.section import by_import_path
 from models.tokens import TokenGrid
 
@@ -32,8 +32,8 @@ class Stage(BaseModel):
     """A run of equal layers.
 
     mixer     null: the net's
-    position  null: the net's; a learned one cannot begin inside a net
-    reduce    what then lowers the number of tokens; null: nothing
+    position  null: the net's; learned positions belong to the net, not to a stage
+    reduce    reducer after the last layer; null: none
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,6 +61,22 @@ class LayerSpec(NamedTuple):
     @property
     def tokens_after(self) -> TokenGrid:
         return self.reduce.after(self.tokens) if self.reduce else self.tokens
+
+    def build_mixer(self, dim: int) -> Mixer:
+        """Raises ValueError, in one line, for a mixer that cannot be built or declares what cannot be."""
+        mixer = self.mixer.build(dim, self.tokens, self.position)
+        if not isinstance(mixer, Mixer):
+            raise ValueError(f"mixer {self.mixer.kind}: build() gives {type(mixer).__name__}, no Mixer")
+        if next(mixer.buffers(), None) is not None:
+            raise ValueError(f"mixer {self.mixer.kind}: has a buffer; compute constants in forward instead")
+        mixer.check()
+        return mixer
+
+    def build_reducer(self, dim: int) -> Reducer | None:
+        reducer = self.reduce.build(dim, self.tokens) if self.reduce else None
+        if self.reduce and not isinstance(reducer, Reducer):
+            raise ValueError(f"reduce {self.reduce.kind}: build() gives {type(reducer).__name__}, no Reducer")
+        return reducer
 
 
 class TransformerConfig(BaseModel):
@@ -97,6 +113,7 @@ class TransformerConfig(BaseModel):
         layers = [stage.layers for stage in self.stages or ()]
         if layers and "depth" not in self.model_fields_set:
             self.depth = sum(layers)
+            self.model_fields_set.discard("depth")
         if layers and sum(layers) != self.depth:
             raise ValueError(f"stages: layers {layers} add up to {sum(layers)}, depth is {self.depth}")
         self.layer_specs()
@@ -108,19 +125,24 @@ class TransformerConfig(BaseModel):
         raise NotImplementedError
 
     def layer_specs(self) -> list[LayerSpec]:
-        """Every layer; raises ValueError for a mixer, position or reduction that does not fit its tokens."""
+        """Every layer; raises ValueError for a position that a mixer does not apply, a mixer without a causal
+        form, and a reducer that does not fit its tokens."""
         tokens, specs = self.token_grid, list[LayerSpec]()
         for number, stage in enumerate(self.stages or [Stage(layers=self.depth)]):
             mixer, position = stage.mixer or self.mixer, stage.position or self.position or NoPosition()
             if position.inside_mixer and (reason := mixer.refuses(position)):
                 raise ValueError(f"position {position.kind}: {reason}")
-            if isinstance(stage.position, LearnedPosition):
-                raise ValueError(
-                    f"stages[{number}].position=learned: positions are learned by the net, not a stage"
-                )
+            if not (position.inside_mixer or isinstance(stage.position, NoPosition | None)):
+                raise ValueError(f"stages[{number}].position={position.kind}: the net adds it, not a stage")
+            if tokens.causal and not mixer.causal:
+                raise ValueError(f"mixer {mixer.kind} has no causal form, which a language net needs")
             last = LayerSpec(mixer, position, tokens, stage.reduce)
             specs += [last._replace(reduce=None)] * (stage.layers - 1) + [last]
             tokens = last.tokens_after
+            if stage.reduce and not 0 < tokens.num_tokens - tokens.class_token < last.tokens.num_tokens:
+                raise ValueError(f"stages[{number}].reduce: leaves {tokens} of {last.tokens}")
+            if tokens.class_token != last.tokens.class_token:
+                raise ValueError(f"stages[{number}].reduce: loses the class token, which the net reads")
         return specs
 
     def embedded_position(self) -> PositionConfig:

@@ -10,23 +10,23 @@ from models.offsets import OffsetGrid
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """N tokens on a grid, or N tokens that have lost theirs.
+    """N tokens on a grid, or without one after a reduction.
 
     shape        (H, W) of an image, (N,) of a sequence; None where a reduction broke the grid
     causal       a sequence in which no token sees a later one
-    class_token  token 0 stands outside the grid
-    loose        the number of tokens without a grid, class token not included
+    class_token  token 0 is not on the grid
+    ungridded    number of tokens where there is no grid, class token not included
     """
 
     shape: tuple[int, ...] | None
     causal: bool = False
     class_token: bool = False
-    loose: int = 0
+    ungridded: int = 0
 
     @property
     def num_tokens(self) -> int:
         """N, with the class token."""
-        return (self.loose if self.shape is None else math.prod(self.shape)) + self.class_token
+        return (self.ungridded if self.shape is None else math.prod(self.shape)) + self.class_token
 
     def offsets(self, share: str = "none") -> OffsetGrid:
         """The offsets between these tokens; raises ValueError where they have no grid."""

@@ -36,15 +36,21 @@ class Layer(nn.Module):
     def __init__(self, config: TransformerConfig, spec: LayerSpec) -> None:
         super().__init__()
         C = config.width
-        self.mixer_norm, self.mixer = nn.LayerNorm(C), spec.mixer.build(C, spec.tokens, spec.position)
+        self.mixer_norm, self.mixer = nn.LayerNorm(C), spec.build_mixer(C)
         self.mlp_norm, self.mlp = nn.LayerNorm(C), FeedForward(C, config.mlp)
         self.dropout = nn.Dropout(config.dropout)
-        self.reduce = spec.reduce.build(C, spec.tokens) if spec.reduce else None
+        self.reduce, self.tokens_after = spec.build_reducer(C), spec.tokens_after.num_tokens
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         x_BNC = x_BNC + self.dropout(self.mixer(self.mixer_norm(x_BNC)))
         x_BNC = x_BNC + self.dropout(self.mlp(self.mlp_norm(x_BNC)))
-        return x_BNC if self.reduce is None else self.reduce(x_BNC)
+        if self.reduce is None:
+            return x_BNC
+        x_BMC = self.reduce(x_BNC)
+        if x_BMC.shape[1] != self.tokens_after:
+            name, said = type(self.reduce).__name__, self.tokens_after
+            raise ValueError(f"{name} gives {x_BMC.shape[1]} tokens where its config says {said}")
+        return x_BMC
 
 
 class ViTConfig(TransformerConfig):

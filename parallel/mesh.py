@@ -1,4 +1,4 @@
-"""The mesh of processes: world = data × offset × tensor (DESIGN section 4).
+"""The mesh of processes: world = data × offset × tensor.
 
 A model-parallel group (offset × tensor; fairscale's) is a block of consecutive ranks, in which the tensor
 axis varies fastest. All ranks of such a group see the same samples.
@@ -26,7 +26,7 @@ class ParallelConfig(BaseModel):
     """The `parallel` section: the mesh, the engine, and which activations are saved.
 
     offset      ranks that share each bank's residue classes
-    tensor      ranks that share heads and vocabulary
+    tensor      ranks that share heads; feed-forward and vocabulary are split over offset × tensor
     data        replicas of the model-parallel group; auto: all remaining processes
     engine      torch, or deepspeed; only deepspeed has zero > 0 and offloading
     zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -48,11 +49,12 @@ class RelativeValues(Mixer):
         }
 
     def draws(self) -> dict[str, Draw]:
-        return {"bank": Draw(std=0.1, by_entry=True)}
+        return {"bank": Draw(std=0.1)}
 
 
 class RelativeValuesConfig(MixerConfig):
     title: ClassVar[str] = "Relative values"
+    causal: ClassVar[bool] = True
 
     heads: int = Field(default=2, ge=1)
     head_dim: int = Field(default=8, ge=1)
@@ -115,3 +117,70 @@ class Mean(Mixer):
 class MeanConfig(MixerConfig):
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Mean:
         return Mean(dim, tokens.num_tokens)
+
+
+class Shift(Mixer):
+    """Every token takes the one before it: a mixer without a parameter."""
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return x_BNC.roll(1, 1)
+
+
+class ShiftConfig(MixerConfig):
+    def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Shift:
+        return Shift(dim, tokens.num_tokens)
+
+
+class Tied(Mixer):
+    """Two linear layers with one weight, and a frozen bias."""
+
+    def __init__(self, dim: int, num_tokens: int) -> None:
+        super().__init__(dim, num_tokens)
+        self.first, self.second = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.second.weight = self.first.weight
+        self.second.bias.requires_grad_(False)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return self.second(self.first(x_BNC).mean(1, keepdim=True)).expand_as(x_BNC)
+
+
+class TiedConfig(MixerConfig):
+    def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Tied:
+        return Tied(dim, tokens.num_tokens)
+
+
+class BrokenConfig(MixerConfig):
+    """Builds a mixer that breaks the rule that `how` names."""
+
+    how: str
+
+    def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Mixer:
+        if self.how == "no mixer":
+            return nn.Linear(dim, dim)  # pyright: ignore[reportReturnType]
+        mixer = Broken(dim, tokens.num_tokens)
+        mixer.how = self.how
+        if self.how == "buffer":
+            mixer.register_buffer("mask", torch.zeros(1))
+        if self.how == "no draw":
+            mixer.scale = nn.Parameter(torch.ones(1))
+        return mixer
+
+
+class Broken(Tied):
+    how = ""
+
+    def axes(self) -> Axes:
+        wrong: dict[str, Axes] = {
+            "missing": {"third.weight": {0: "head"}},
+            "axis": {"first.weight": {0: "heads"}},  # pyright: ignore[reportAssignmentType]
+            "dimension": {"first.bias": {1: "head"}},
+            "entry": {"first.weight": {1: "entry"}},
+        }
+        return wrong.get(self.how, {})
+
+
+class LyingConfig(EverySecondConfig):
+    """Says that it keeps fewer tokens than it does."""
+
+    def after(self, tokens: TokenGrid) -> TokenGrid:
+        return TokenGrid(None, tokens.causal, tokens.class_token, 2)

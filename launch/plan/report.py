@@ -101,10 +101,13 @@ def _memory(own: Plan, cluster: Cluster) -> Table:
             table.add_row(what, size_text(count), remark)
     table.add_section()
     fits = own.fits(cluster.memory)
-    verdict = f"{'fits' if fits else 'does not fit'} {size_text(cluster.memory)}"
-    table.add_row(
-        f"peak ({memory.moment})", size_text(memory.peak), verdict, style="green" if fits else "red"
+    verdict, style = (
+        f"{'fits' if fits else 'does not fit'} {size_text(cluster.memory)}",
+        "green" if fits else "red",
     )
+    if fits and not own.complete:
+        verdict, style = "a lower bound: see below", ""
+    table.add_row(f"peak ({memory.moment})", size_text(memory.peak), verdict, style=style)
     return table
 
 
@@ -137,6 +140,8 @@ def _work(own: Plan, cluster: Cluster) -> list[str]:
 
 
 def _advice(own: Plan, best: Plan | None, cluster: Cluster) -> list[str]:
+    if not own.complete:
+        return ["Recommended: nothing, since part of the net is not planned."]
     if best is None:
         return ["Recommended: nothing; no mesh of this cluster fits the net with this batch."]
     lines = [

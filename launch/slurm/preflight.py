@@ -45,9 +45,9 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
     saved = _SAVED_BYTES * max(each.total for each in plans)
     available = _bytes_per_process(allocation)
     line = f"memory: {largest.summary()}"
-    if available is None:
+    fits = available is not None and largest.fits(available)
+    if available is None or (fits and not largest.complete):
         return MemoryNeed(line, None, saved)
-    fits = largest.fits(available)
     verdict = "fits into" if fits else "does not fit into"
     return MemoryNeed(f"{line}; {verdict} the {size_text(available)} of a process", fits, saved)
 

@@ -77,6 +77,7 @@ class AttentionConfig(MixerConfig):
     """The `mixer` section for self-attention."""
 
     title: ClassVar[str] = "Self-attention"
+    causal: ClassVar[bool] = True
 
     kind: Literal["attention"] = "attention"
     heads: int = Field(default=3, ge=1)

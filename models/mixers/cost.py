@@ -21,12 +21,12 @@ FLOAT32 = Sizes()
 
 @dataclass(frozen=True)
 class Load:
-    """The work whose cost is asked: a batch, and which part of it is computed here.
+    """The work to be costed: a batch, and the part of it that is computed here.
 
     samples      sequences or images in the batch
-    head_parts   one of so many equal parts of the heads
-    pair_parts   one of so many equal parts of the pairs of tokens
-    cpu          on a CPU, whose operator works in smaller portions
+    head_parts   the heads are split this many ways; this is one part
+    pair_parts   the pairs of tokens are split this many ways; this is one part
+    cpu          on a CPU, where the operator works in smaller chunks
     """
 
     samples: int = 1
@@ -38,12 +38,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a mixer takes for a load.
+    """The cost of a load.
 
     forward           FLOPs of the forward pass, two for each multiply-add
     recomputed        FLOPs that backward adds to twice `forward`
     saved             bytes kept from forward to backward, the input included
-    work              bytes that backward takes for a moment, gradients of parameters excluded
+    work              peak temporary bytes of backward, gradients of parameters excluded
     head_gradients    bytes of the gradients that pass `head_input`
     partials          bytes of the partial softmax that is merged: maxima, sums and outputs
     source_gradients  bytes of the gradient of each of the operator's sources

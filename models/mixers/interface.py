@@ -1,7 +1,7 @@
-"""What the rest of the system asks of a token mixer; not a word about ranks.
+"""The interface of a token mixer; it knows nothing of ranks.
 
-A mixer says which dimensions of its parameters are heads or bank entries, how its parameters begin and
-what it costs. parallel/ shards it by what it says, the planner counts with it, models/initial.py draws it.
+A mixer declares which dimensions of its parameters are heads or bank entries, how its parameters are
+initialised and what it costs. parallel/ shards it, the planner counts and models/initial.py draws by that.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Axes = dict[str, dict[int, Axis]]
 class Mixer(nn.Module):
     """x[B, N, C] → [B, N, C]; the base class of every token mixer, given C and N.
 
-    A mixer whose parameters have heads passes its input through `head_input`, a hook at which tensor
-    parallelism sums gradients, and reads the number of heads that it computes from `heads`. A mixer with
-    bank entries walks over `schedule`, the pairs of `schedule.grid`, with models/ops/streamed.py, and gives
-    it `combine`. From outside, all four are replaced by those of a part.
+    A mixer with heads passes its input through `head_input`, the hook where tensor parallelism sums
+    gradients, and computes `heads` heads. A mixer with bank entries calls models/ops/streamed.py with
+    `schedule` and `combine`. parallel/ replaces these four attributes when it shards the mixer. Constants
+    are computed in forward: nets are built without memory, so buffers would be lost.
     """
 
     heads: int = 1
@@ -45,28 +45,56 @@ class Mixer(nn.Module):
     def axes(self) -> Axes:
         """By parameter name, the dimensions that run over heads or bank entries.
 
-        Entries are dimension 0. An nn.Linear whose inputs are heads (dimension 1) gives sums over heads;
-        if its outputs are heads too (dimension 0), they are divided among the parts again. A mixer
-        without heads or entries is computed whole by every rank of that axis.
+        Entries are dimension 0. An nn.Linear whose inputs are heads (dimension 1) sums over heads; if its
+        outputs are heads too (dimension 0), each rank keeps its own. Every parameter used between
+        `head_input` and that sum must be declared, or its gradient covers only a rank's heads. Without
+        heads or entries, every rank of that axis computes the whole mixer.
         """
         return {}
 
+    def divided_axes(self) -> set[str]:
+        """Which of "head" and "entry" the parameters run over."""
+        return {axis for dims in self.axes().values() for axis in dims.values()}
+
     def draws(self) -> dict[str, Draw]:
-        """How parameters begin that no nn.Linear, nn.LayerNorm or nn.Embedding owns."""
+        """Initial distributions of parameters that belong to no nn.Linear, nn.LayerNorm or nn.Embedding."""
         return {}
 
     def cost(self, load: Load) -> Cost:
-        """What a load takes; without formulas, by a forward and backward pass on the meta device."""
+        """Cost of a load; without formulas, measured by a forward and backward pass on the meta device."""
         return measured_cost(self, load)
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, where `axes` declares what cannot be."""
+        own, named = dict(self.named_parameters()), type(self).__name__
+        for name, dims in self.axes().items():
+            if name not in own:
+                raise ValueError(f"{named}.axes: {name} is no parameter; it has {', '.join(own) or 'none'}")
+            for dim, axis in dims.items():
+                where = f"{named}.axes: dimension {dim} of {name}"
+                if axis not in ("head", "entry") or not 0 <= dim < own[name].dim():
+                    raise ValueError(f"{where} is {axis!r}: 'head' or 'entry' of an existing one is needed")
+                if axis == "entry" and (dim or self.schedule is None):
+                    raise ValueError(f"{where}: entries are dimension 0, of a mixer with a schedule")
+                if axis == "head" and own[name].shape[dim] % self.heads:
+                    raise ValueError(
+                        f"{where} is {own[name].shape[dim]} long, no multiple of {self.heads} heads"
+                    )
+            path, _, leaf = name.rpartition(".")
+            linear = isinstance(self.get_submodule(path), nn.Linear) and leaf == "weight"
+            if dims.get(1) == "head" and not linear:
+                raise ValueError(f"{named}.axes: {name} sums over heads; only the weight of an nn.Linear may")
 
 
 class MixerConfig(Section):
     """The `mixer` section of a net; each mixer has a subclass, with the mixer's options as fields.
 
-    `title` is the mixer's name in tables.
+    title    the mixer's name in tables
+    causal   whether it has a causal form, in which no token sees a later one; language nets need it
     """
 
     title: ClassVar[str] = ""
+    causal: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -86,5 +114,6 @@ class MixerConfig(Section):
         return f"mixer {self.kind} applies no positions"
 
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Mixer:
-        """The mixer of a layer; raises ValueError, in one line, for what it cannot do."""
+        """The mixer of a layer; raises ValueError, in one line, for what it cannot do. Where `tokens.causal`,
+        no token may see a later one."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,13 +19,34 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from models.mixers.cost import Cost, Load
 from models.ops.schedule import Schedule, meta_stands_for
 
+MOST_SAMPLES = 16
+
 
 def measured_cost(module: nn.Module, load: Load) -> Cost:
-    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens`, lies on the meta device.
+    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens`, is on the meta device.
 
-    Bytes are measured in float32 and scaled to the width of products. Raises whatever the module raises on
-    the meta device, for instance where it reads values.
+    Bytes are measured in float32 and scaled to the width of products. More than MOST_SAMPLES samples are
+    extrapolated from MOST_SAMPLES and half as many: their cost is linear, but for a workspace that is used
+    up. Raises whatever the module raises on the meta device, for instance where it reads values.
     """
+    if load.samples <= MOST_SAMPLES:
+        return _measure(module, load)
+    half, most = (_measure(module, replace(load, samples=n)) for n in (MOST_SAMPLES // 2, MOST_SAMPLES))
+    steps = (load.samples - MOST_SAMPLES) / (MOST_SAMPLES // 2)
+
+    def extrapolate(low: int, high: int) -> int:
+        return round(high + (high - low) * steps)
+
+    fields = {
+        key: extrapolate(getattr(half, key), value)
+        for key, value in vars(most).items()
+        if isinstance(value, int)
+    }
+    sources = zip(half.source_gradients, most.source_gradients, strict=True)
+    return Cost(**fields, source_gradients=tuple(extrapolate(low, high) for low, high in sources))
+
+
+def _measure(module: nn.Module, load: Load) -> Cost:
     part = _part(module, load.head_parts, load.pair_parts)
     shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
     x = torch.empty(shape, device="meta", requires_grad=True)
@@ -112,7 +134,7 @@ def _part(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
     schedule = getattr(module, "schedule", None)
     part: Any = copy.deepcopy(module, {} if schedule is None else {id(schedule): schedule})
     axes = part.axes() if hasattr(part, "axes") else {}
-    divided = {axis for dims in axes.values() for axis in dims.values()}
+    divided = part.divided_axes() if axes else set()
     entries: int | None = None
     if schedule is not None and pair_parts > 1 and "entry" in divided:
         classes = schedule.classes[: -(-len(schedule.classes) // pair_parts)]

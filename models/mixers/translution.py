@@ -168,7 +168,7 @@ class Translution(Mixer):
 
     def draws(self) -> dict[str, Draw]:
         names = [f"{name}_bank" for name in self.relative]
-        return {name: Draw(bound=self.bank_bound(self.get_parameter(name)), by_entry=True) for name in names}
+        return {name: Draw(bound=self.bank_bound(self.get_parameter(name))) for name in names}
 
     def cost(self, load: Load) -> Cost:
         return translution_cost(self, load)
@@ -178,6 +178,7 @@ class TranslutionConfig(MixerConfig):
     """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means."""
 
     title: ClassVar[str] = "Translution"
+    causal: ClassVar[bool] = True
 
     kind: Literal["translution"] = "translution"
     heads: int = Field(default=3, ge=1)

@@ -138,18 +138,18 @@ def _broadcast(a: Tensor, b: Tensor) -> tuple[int, ...]:
     return tuple(map(max, a.shape, b.shape))
 
 
-class Stage(NamedTuple):
+class Elementwise(NamedTuple):
     logits: Callable[..., Tensor]
     merge: Callable[..., None]
     gradients: Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]]
 
 
 @lru_cache
-def stage(compiled: bool) -> Stage:
+def stage(compiled: bool) -> Elementwise:
     """The three functions, as they are or fused (for chunks that are `uniform`)."""
     if not compiled:
-        return Stage(logits, merge, gradients)
-    return Stage(_fused(logits), torch.compile(merge, dynamic=True), _fused(gradients))
+        return Elementwise(logits, merge, gradients)
+    return Elementwise(_fused(logits), torch.compile(merge, dynamic=True), _fused(gradients))
 
 
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:

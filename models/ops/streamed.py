@@ -1,4 +1,4 @@
-"""Translution without the N² weights: a pass over the blocks of the offset grid (DESIGN section 3).
+"""Translution without the N² weights: a pass over the blocks of the offset grid.
 
 Forward keeps a running log-sum-exp and a running *normalised* output: with w = exp(a − lse) the
 update of a pair is o ← o + w (v − o), one fused pass. Backward recomputes q, k and v.

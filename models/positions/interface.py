@@ -16,11 +16,11 @@ class PositionConfig(Section):
 
     @property
     def inside_mixer(self) -> bool:
-        """Whether mixers apply it; only then a mixer is asked whether it `takes` it."""
+        """Whether mixers apply it; a mixer that cannot says so by `refuses`."""
         return False
 
     def embedding(self, tokens: TokenGrid, width: int) -> nn.Parameter | None:
-        """What is added to the tokens before the first layer, [1, N, C]."""
+        """A parameter [1, N, C] that is added to the tokens before the first layer; the net draws it."""
         return None
 
     def rotation(self, grid: OffsetGrid, head_dim: int) -> nn.Module | None:

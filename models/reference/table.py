@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from models.mixers.attention import Attention
 from models.mixers.translution import Translution
 from models.offsets import OffsetGrid
-from models.positions.rope import Rope
+from models.positions.learned import LearnedPosition, NoPosition
+from models.positions.rope import Rope, RopePosition
 from models.reference.shapes import State
 from models.transformer import GPT, ViT
 
@@ -38,7 +39,7 @@ class PreNorm(nn.Sequential):
 
 @dataclass(frozen=True)
 class Origin:
-    """What our module does not show of the state dict that it was read from."""
+    """Details of the source state dict that the module does not keep."""
 
     prefix: str = ""
     body: str = ""  # the name of the module that holds the layers: translution or transformer
@@ -142,18 +143,28 @@ def check_writable(module: nn.Module) -> None:
     """Raises ValueError for a module that the public code cannot express."""
     if not isinstance(module, PreNorm | ViT | GPT):
         raise ValueError(f"{type(module).__name__}: the public code has layers (PreNorm), ViT and GPT")
-    for peculiarity in _peculiarities(module):
-        raise ValueError(f"the public code has no counterpart of {peculiarity}")
+    for what in _unsupported(module):
+        raise ValueError(f"the public code has no counterpart of {what}")
 
 
-def _peculiarities(module: PreNorm | ViT | GPT) -> Iterator[str]:
+def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
     if isinstance(module, ViT) and module.class_token is None:
         yield "pool mean without a class token"
     if not isinstance(module, PreNorm):
-        layers = groupby(module.config.layer_specs(), key=lambda spec: spec.key)
+        specs = module.config.layer_specs()
+        yield from (f"reduce {spec.reduce.kind}" for spec in specs if spec.reduce)
+        inside = [spec.position for spec in specs] + [module.config.embedded_position()]
+        known = (NoPosition(), LearnedPosition(), RopePosition())
+        yield from (f"position {position}" for position in inside if position not in known)
+        yield from (
+            f"mixer {spec.mixer.kind}"
+            for spec in specs
+            if spec.mixer.kind not in ("translution", "attention")
+        )
+        layers = groupby(specs, key=lambda spec: spec.key)
         runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
-            yield "mixers in another order than one kind of Translution, then attention"
+            yield "this order of layers (one mixer throughout, or one Translution, then attention)"
     for mixer in module.modules():
         if isinstance(mixer, Translution):
             grid = mixer.grid

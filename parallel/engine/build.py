@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from models import ModelConfig, build_model
+from models.initial import initial_values
 from parallel.engine.batch import micro_batch_size
 from parallel.engine.interface import Engine, Precision
 from parallel.engine.optimizer import OptimizerConfig
@@ -56,7 +57,9 @@ def check_trainable(
     parallel.check_precision(precision)
     micro_batch_size(batch, accumulate, mesh.data)
     try:
-        shards(_on_meta(model), mesh)
+        net = _on_meta(model)
+        shards(net, mesh)
+        initial_values(net)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 

@@ -16,7 +16,7 @@ class Flops(NamedTuple):
 
     forward    the forward pass
     model      training without recomputation: three times forward
-    training   training as it is done, recomputation included
+    training   what is actually executed, recomputation included
     """
 
     forward: int

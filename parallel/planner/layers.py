@@ -1,4 +1,4 @@
-"""A net as the planner sees it: one layer of each kind, how many are alike, and who holds what.
+"""A net as the planner sees it: one layer of each kind, how often it repeats, and who holds what.
 
 Built on the meta device with one layer of each kind, so that nets of any size take milliseconds.
 """
@@ -18,7 +18,7 @@ from models.mixers.interface import Mixer
 from models.stages import LayerSpec
 from models.transformer import Layer, ModelConfig, build_model
 from parallel.mesh import Mesh
-from parallel.sharding.layout import Shard, divided_axes, replicated_mixers, shards
+from parallel.sharding.layout import Shard, replicated_mixers, shards
 
 PARTS = ("banks", "projections", "feed-forward", "embeddings", "head", "norms")
 
@@ -51,14 +51,14 @@ class LayerKinds:
 
     kinds        one of each
     order        the kind of each layer
-    not_planned  why the cost of a mixer or reduction is not known, a line for each
+    not_planned  mixers and reducers whose cost is not known, and why
 
     Raises ValueError for a net that cannot be built.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self.not_planned: list[str] = []
+        self.not_planned: dict[str, str] = {}
         self._pieces: dict[tuple[int, int, int], list[Piece]] = {}
         self._costs: dict[tuple[nn.Module, Load], Cost | None] = {}
         specs = config.layer_specs()
@@ -75,19 +75,17 @@ class LayerKinds:
         self.tokens_out = specs[-1].tokens_after.num_tokens
 
     def cost(self, module: nn.Module, load: Load) -> Cost | None:
-        """What a mixer or reduction of these layers costs; None where that cannot be known."""
+        """The cost of a mixer or reducer of these layers; None where it cannot be known."""
         if (module, load) not in self._costs:
-            self._costs[module, load] = self._ask(module, load)
+            self._costs[module, load] = self._try_cost(module, load)
         return self._costs[module, load]
 
-    def _ask(self, module: Any, load: Load) -> Cost | None:
+    def _try_cost(self, module: Any, load: Load) -> Cost | None:
         try:
             return module.cost(load)
         except Exception as error:  # of code that we did not write
             why = " ".join(str(error).split())[:150]
-            line = f"{type(module).__name__}: {type(error).__name__}: {why}"
-            if line not in self.not_planned:
-                self.not_planned.append(line)
+            self.not_planned.setdefault(type(module).__name__, f"{type(error).__name__}: {why}")
             return None
 
     def replicated(self, mesh: Mesh) -> list[str]:
@@ -123,7 +121,7 @@ class LayerKinds:
 
 def mixer_load(mixer: Mixer, mesh: Mesh, load: Load) -> Load:
     """`load` with the parts of heads and pairs that a rank of the mesh computes."""
-    divided = divided_axes(mixer)
+    divided = mixer.divided_axes()
     return Load(
         load.samples,
         load.sizes,

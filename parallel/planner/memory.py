@@ -15,7 +15,7 @@ from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.activations import EndBytes, LayerBytes, end_bytes, layer_bytes
 from parallel.planner.layers import LayerKind, LayerKinds
 from parallel.planner.traffic import number_sizes
-from parallel.sharding.layout import divided_axes, offset_share
+from parallel.sharding.layout import offset_share
 
 # Numbers in DeepSpeed's gradient bucket: its own default, and what deepspeed_engine.py sets for ZeRO-3.
 BUCKET, ZERO3_BUCKET = 500_000_000, 500_000
@@ -97,7 +97,7 @@ def fullest_rank(net: LayerKinds, mesh: Mesh) -> Mesh:
         shares = (offset_share(grid, mesh.offset)[rank] for grid in grids)
         return sum(len(share.entries or ()) for share in shares)
 
-    schedules = [kind.mixer.schedule for kind in net.kinds if "entry" in divided_axes(kind.mixer)]
+    schedules = [kind.mixer.schedule for kind in net.kinds if "entry" in kind.mixer.divided_axes()]
     grids = [schedule.grid for schedule in schedules if schedule is not None]
     fullest = max(range(mesh.offset), key=entries)
     return Mesh(mesh.data, mesh.offset, mesh.tensor, fullest * mesh.tensor)
@@ -182,7 +182,7 @@ def _layer_numbers(net: LayerKinds, mesh: Mesh, kind: LayerKind) -> _LayerNumber
         if piece.name.startswith(kind.prefix):
             inside = f"{kind.prefix}mixer." in piece.name
             modules[not inside][piece.name.rpartition(".")[0]] += piece.shard.numel
-    sums, largest = (sum(m.values()) for m in modules), (max(m.values()) for m in modules)
+    sums, largest = (sum(m.values()) for m in modules), (max(m.values(), default=0) for m in modules)
     return _LayerNumbers(*sums, *largest)
 
 
@@ -190,8 +190,8 @@ class _States(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
-    update: int  # what the optimizer takes for a moment
-    buffers: int  # what DeepSpeed sends gradients from
+    update: int  # temporaries of the optimizer step
+    buffers: int  # DeepSpeed's gradient buckets
 
 
 def _states(

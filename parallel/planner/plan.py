@@ -1,4 +1,4 @@
-"""What a run will need: one rank's parameters, memory, FLOPs and bytes sent (DESIGN section 6).
+"""What a run will need: one rank's parameters, memory, FLOPs and bytes sent.
 
 Everything is computed from the config on the meta device.
 """
@@ -23,13 +23,14 @@ from parallel.traffic_counter import Traffic
 
 @dataclass(frozen=True)
 class Plan:
-    """A net on a mesh; what belongs to one rank is that of the fullest one.
+    """A net on a mesh; per-rank values are those of the fullest rank.
 
     parameters, held   by part, of the whole net and of the rank
     traffic            payloads of one optimizer step (traffic_counter.py); `sent` are the rank's bytes
     sample, share      FLOPs of one sample: of the whole net, and of the rank
     breakeven_batch    see the function of this name
     remarks            what every rank computes whole, and what could not be planned
+    complete           False where something could not be planned: memory, traffic and FLOPs are lower bounds
     """
 
     mesh: Mesh
@@ -45,6 +46,7 @@ class Plan:
     share: Flops
     breakeven_batch: int | None
     remarks: tuple[str, ...] = ()
+    complete: bool = True
 
     @property
     def total(self) -> int:
@@ -67,7 +69,8 @@ class Plan:
 
     def summary(self) -> str:
         """One line for a log or a person."""
-        peak, sent = size_text(self.memory.peak), size_text(sum(self.sent.values()))
+        peak = ("" if self.complete else "at least ") + size_text(self.memory.peak)
+        sent = size_text(sum(self.sent.values()))
         return (
             f"{self.total:,} parameters on {self.mesh}: {peak} per process at the peak, {sent} sent per step"
         )
@@ -128,7 +131,8 @@ def plan(
         sample_flops(net, Mesh(), parallel),
         sample_flops(net, place, parallel),
         breakeven_batch(net, mesh, parallel, precision),
-        (*net.replicated(mesh), *(f"not planned: {line}" for line in net.not_planned)),
+        (*net.replicated(mesh), *(f"not planned: {name} ({why})" for name, why in net.not_planned.items())),
+        not net.not_planned,
     )
 
 

@@ -57,7 +57,7 @@ def recommend(
     cluster: Cluster,
 ) -> Plan | None:
     """The plan with the shortest step that fits the cluster, with at least `accumulate` micro-batches; a
-    simpler one if it is at most a tenth slower; None if none fits."""
+    simpler one if it is at most a tenth slower; None if none fits, or if a mixer's cost is not known."""
     net = model if isinstance(model, LayerKinds) else layer_kinds(model)
     found = [
         fitting
@@ -65,6 +65,8 @@ def recommend(
         for parallel in _settings(mesh, precision)
         if (fitting := _fewest_micro_batches(net, mesh, parallel, batch, accumulate, precision, cluster))
     ]
+    if net.not_planned:
+        return None
     enough = 1.1 * min(map(cluster.step_seconds, found), default=0.0)
     quick = [run for run in found if cluster.step_seconds(run) <= enough]
     return min(quick, key=lambda run: (run.mesh.tensor, cluster.step_seconds(run)), default=None)

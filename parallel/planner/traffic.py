@@ -14,7 +14,6 @@ from parallel.engine.deepspeed_engine import SUB_GROUP_SIZE
 from parallel.engine.torch_engine import Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.layers import LayerKind, LayerKinds, Piece, mixer_load
-from parallel.sharding.layout import divided_axes
 from parallel.traffic_counter import Traffic
 
 
@@ -63,7 +62,7 @@ def micro_batch_traffic(
 
 
 def _mixer_forward(kind: LayerKind, cost: Cost | None, mesh: Mesh, tokens: int, size: Sizes) -> Traffic:
-    traffic, divided = Traffic(), divided_axes(kind.mixer)
+    traffic, divided = Traffic(), kind.mixer.divided_axes()
     if "entry" in divided and mesh.offset > 1 and cost:
         traffic.add("offset", "all_reduce", cost.partials)
     if "head" in divided and mesh.tensor > 1:
@@ -85,7 +84,7 @@ def _head_sums(mixer: Mixer) -> list[tuple[int, bool]]:
 def _backward(
     net: LayerKinds, kind: LayerKind, cost: Cost | None, mesh: Mesh, tokens: int, size: Sizes
 ) -> Traffic:
-    traffic, divided = Traffic(), divided_axes(kind.mixer)
+    traffic, divided = Traffic(), kind.mixer.divided_axes()
     if mesh.model > 1:  # into the feed-forward
         traffic.add("model", "all_reduce", tokens * net.config.width * size.residual)
     if "head" in divided and mesh.tensor > 1:
@@ -129,7 +128,7 @@ def _gradients_and_weights(
     padded = sum(-(-numel // mesh.data) * mesh.data * count for numel, count in pieces) * number
     traffic.add("data", "reduce_scatter", padded * accumulate)
     traffic.add("data", "all_gather", 2 * padded * accumulate)
-    if parallel.activations != "none":  # and before layers are run again
+    if parallel.activations != "none":  # and before recomputation
         again = [p for p in net.pieces(mesh) if p.name.startswith("layers.")]
         if parallel.activations == "operator":  # banks are gathered around the mixer, not inside it
             again = [p for p in again if ".mixer." in p.name and p.part != "banks"]

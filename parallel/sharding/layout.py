@@ -1,4 +1,4 @@
-"""The part of every parameter of a net that one place of a mesh holds.
+"""Which part of each parameter of a net a rank holds.
 
 A pure function of the net and the mesh: parallelize.py applies it, the planner counts with it, and
 reshard.py moves checkpoints by it.
@@ -98,16 +98,11 @@ def shards(model: nn.Module, mesh: Mesh) -> dict[str, Shard]:
     return held
 
 
-def divided_axes(mixer: Mixer) -> set[str]:
-    """Which of "head" and "entry" the mixer's parameters run over."""
-    return {axis for dims in mixer.axes().values() for axis in dims.values()}
-
-
 def replicated_mixers(model: nn.Module, mesh: Mesh) -> list[str]:
     """A line for each kind of mixer that several ranks of the mesh compute whole."""
     lines = []
     for mixer in (module for module in model.modules() if isinstance(module, Mixer)):
-        divided, name = divided_axes(mixer), type(mixer).__name__
+        divided, name = mixer.divided_axes(), type(mixer).__name__
         if mesh.tensor > 1 and "head" not in divided:
             lines.append(f"{name} declares no heads: each of {mesh.tensor} tensor ranks computes it whole")
         if mesh.offset > 1 and "entry" not in divided:
@@ -116,10 +111,11 @@ def replicated_mixers(model: nn.Module, mesh: Mesh) -> list[str]:
 
 
 def _mixer_shards(mixer: Mixer, mesh: Mesh) -> dict[str, Shard]:
-    axes, divided = mixer.axes(), divided_axes(mixer)
+    axes, divided = mixer.axes(), mixer.divided_axes()
     entries = None
     if mesh.offset > 1 and "entry" in divided:
-        entries = offset_share(_grid(mixer), mesh.offset)[mesh.offset_rank].entries
+        assert mixer.schedule is not None
+        entries = offset_share(mixer.schedule.grid, mesh.offset)[mesh.offset_rank].entries
     if "head" in divided and mixer.heads % mesh.tensor:
         raise UserError(f"heads={mixer.heads} is not divisible by parallel.tensor={mesh.tensor}")
     found = {}
@@ -135,14 +131,6 @@ def _mixer_shards(mixer: Mixer, mesh: Mesh) -> dict[str, Shard]:
         else:
             found[name] = Shard(full, own)
     return found
-
-
-def _grid(mixer: Mixer) -> OffsetGrid:
-    if mixer.schedule is None:
-        raise UserError(
-            f"{type(mixer).__name__}: has bank entries but no schedule, so its pairs cannot be dealt"
-        )
-    return mixer.schedule.grid
 
 
 def _feed_forward_shards(held: dict[str, Shard], prefix: str, module: FeedForward, mesh: Mesh) -> None:

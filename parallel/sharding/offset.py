@@ -1,5 +1,5 @@
 """Offset parallelism: each rank streams over its own residue classes, and the partial softmaxes are
-merged as in split-KV FlashAttention (DESIGN section 4).
+merged as in split-KV FlashAttention.
 
 Only activations are sent, whatever the size of the bank: forward N·B·H maxima and N·B·(D + H)
 sums, backward the gradients of the operator's sources.

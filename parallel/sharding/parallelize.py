@@ -1,5 +1,4 @@
-"""Turns a net into the part of it that one process holds: read `parallelize` to know who holds what
-(DESIGN section 4)."""
+"""Turns a net into the part of it that one process holds: read `parallelize` to know who holds what."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from models.initial import InitialValue, initial_values
 from models.mixers.interface import Mixer
 from models.transformer import GPT, FeedForward, Layer
 from parallel.mesh import Mesh, ParallelConfig
-from parallel.sharding.layout import Shard, divided_axes, shards
+from parallel.sharding.layout import Shard, shards
 from parallel.sharding.offset import shard_offsets
 from parallel.sharding.tensor import shard_heads
 from parallel.sharding.vocabulary import not_drawn, shard_vocabulary
@@ -36,11 +35,11 @@ def parallelize(
     is called as soon as a layer, and finally the net, has its weights (ZeRO-3 partitions them there).
     Raises UserError where net and mesh do not fit.
     """
-    held, initial = shards(net, mesh), initial_values(net)
+    held, initial, ties = shards(net, mesh), initial_values(net), _tied(net)
     for module in list(net.modules()):
-        if isinstance(module, Mixer) and mesh.offset > 1 and "entry" in divided_axes(module):
+        if isinstance(module, Mixer) and mesh.offset > 1 and "entry" in module.divided_axes():
             shard_offsets(module, mesh)
-        if isinstance(module, Mixer) and mesh.tensor > 1 and "head" in divided_axes(module):
+        if isinstance(module, Mixer) and mesh.tensor > 1 and "head" in module.divided_axes():
             shard_heads(module, mesh)
         if isinstance(module, FeedForward) and mesh.model > 1:
             _shard_feed_forward(module)
@@ -50,10 +49,12 @@ def parallelize(
     for path, module in _innermost_first(net):
         for leaf, _ in list(module.named_parameters(recurse=False)):
             name = f"{path}.{leaf}" if path else leaf
-            if name in held:  # a tied weight comes under its first name
+            if name in held:  # a tied weight is drawn under its first name
                 _draw(module, leaf, held[name], initial[name], mesh, seed, device)
-        if isinstance(module, GPT) and module.config.tie_embeddings:
-            module.head.weight = module.embedding.weight
+        for alias, first in ties.items():
+            if alias.startswith(path) and first.startswith(path):
+                owner, _, leaf = alias.rpartition(".")
+                setattr(net.get_submodule(owner), leaf, net.get_parameter(first))
         if partition is not None and (isinstance(module, Layer) or module is net):
             partition(module)
     return net
@@ -85,6 +86,13 @@ def _recompute(module: nn.Module, offload: bool) -> None:
     module.forward = run
 
 
+def _tied(net: nn.Module) -> dict[str, str]:
+    """The further names of parameters that have several, and their first."""
+    first: dict[nn.Parameter, str] = {}
+    names = [(name, first.setdefault(p, name)) for name, p in net.named_parameters(remove_duplicate=False)]
+    return {name: own for name, own in names if name != own}
+
+
 def _innermost_first(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(net.named_modules())[::-1]
 
@@ -99,7 +107,8 @@ def _draw(
     device: torch.device,
 ) -> None:
     weight = shard.take(initial(seed, shard.entries))
-    parameter = nn.Parameter(weight.to(device).clone(memory_format=torch.contiguous_format))
+    trained = getattr(module, leaf).requires_grad
+    parameter = nn.Parameter(weight.to(device).clone(memory_format=torch.contiguous_format), trained)
     # Sums over the model-parallel group, such as DeepSpeed's gradient norm, count the parameters marked
     # here, and every parameter of the group's first rank.
     parameter.model_parallel = shard.sharded() and shard.counted(mesh)  # pyright: ignore

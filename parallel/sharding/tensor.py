@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.mixers.interface import Mixer
-from parallel.errors import UserError
 from parallel.mesh import Mesh
 
 Group = dist.ProcessGroup
@@ -25,16 +24,12 @@ def shard_heads(mixer: Mixer, mesh: Mesh) -> None:
     mixer.heads //= mesh.tensor
     mixer.head_input = HeadInput(group)
     for name, dims in mixer.axes().items():
-        if dims.get(1) != "head":
-            continue
-        path, _, leaf = name.rpartition(".")
-        layer = mixer.get_submodule(path)
-        if not isinstance(layer, nn.Linear) or leaf != "weight":
-            raise UserError(
-                f"{type(mixer).__name__}: {name} has heads in dimension 1; only an nn.Linear's weight may"
-            )
-        owner, _, attribute = path.rpartition(".")
-        setattr(mixer.get_submodule(owner), attribute, HeadSum(layer, mesh, group, dims.get(0) == "head"))
+        if dims.get(1) == "head":  # the weight of a linear layer that sums over heads
+            path = name.removesuffix(".weight")
+            owner, _, attribute = path.rpartition(".")
+            layer = mixer.get_submodule(path)
+            assert isinstance(layer, nn.Linear)
+            setattr(mixer.get_submodule(owner), attribute, HeadSum(layer, mesh, group, dims.get(0) == "head"))
 
 
 class HeadInput(nn.Module):

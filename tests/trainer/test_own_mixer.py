@@ -14,13 +14,22 @@ from models import ModelConfig, ViTConfig, build_model
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.plan import plan
 from parallel.spawn import run_processes
-from tests.parallel.planner.planned_steps import Case, peaks
+from tests.parallel.planner.planned_steps import Case, payloads, peaks
 from tests.ranks import losses, train_on
 from tests.tiny import TINY
 from trainer.run_directory.checkpoints import checkpoints, load_checkpoint
 from trainer.run_directory.run_directory import RunDirectory
 
 TOY = {"kind": "tests.toy_mixer:RelativeValuesConfig", "heads": 2, "head_dim": 4}
+REDUCED = TINY["model"] | {
+    "image_size": 84,
+    "patch_size": 21,
+    "stages": [
+        {"layers": 1, "reduce": {"kind": "tests.toy_mixer:EverySecondConfig"}},
+        {"layers": 1, "mixer": {"kind": "attention", "heads": 2, "head_dim": 4}},
+        {"layers": 1, "mixer": {"kind": "tests.toy_mixer:ShiftConfig"}},
+    ],
+}
 MESHES = {
     "offset 2 × data 2 × ZeRO-3": (4, ["parallel.offset=2", "parallel.engine=deepspeed", "parallel.zero=3"]),
     "tensor 2": (2, ["parallel.tensor=2"]),
@@ -49,6 +58,25 @@ def test_it_trains_on_a_mesh_to_the_losses_of_one_process(
     (ended,) = train_on(processes, [[str(config), f"run_dir={tmp_path / 'run'}", *words]], seconds=100)
     assert ended.codes == [0] * processes, ended.errors
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+
+
+def test_a_net_that_reduces_its_tokens_agrees_on_every_mesh(tmp_path: Path, translution: Callable):
+    path = tmp_path / "reduced.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"model": {k: v for k, v in REDUCED.items() if k != "depth"}}))
+    done = translution("verify", path, "--layouts", "offset=2,activations=block", "--layouts", "zero=3")
+    assert done.code == 0, done.out + done.err
+    assert "all 2 layouts agree" in done.out
+
+
+def test_traffic_and_memory_of_a_net_that_reduces_its_tokens_are_planned():
+    model = ViTConfig.model_validate(
+        CASE.model.model_dump() | {"mixer": TOY, "depth": 3, "stages": [*REDUCED["stages"]]}
+    )
+    cases = [Case(model, ParallelConfig(offset=2), 16)]
+    for ((counted, predicted),) in run_processes(payloads, 2, cases, seconds=100):
+        assert counted == predicted
+    ((measured, planned),) = peaks([Case(model, ParallelConfig(), 16)])
+    assert planned == pytest.approx(measured, rel=0.15)
 
 
 CASE = Case(
@@ -106,10 +134,12 @@ def test_a_cost_that_cannot_be_known_is_said_and_stops_nothing(tmp_path: Path, t
         {k: v for k, v in TINY["model"].items() if k != "kind"} | {"mixer": peeking}
     )
     (remark,) = plan(model, ParallelConfig(), Mesh(), 8).remarks
-    assert remark.startswith("not planned: Peeking: ")
+    assert remark.startswith("not planned: Peeking (RuntimeError: ")
     shown = translution("plan", path, "--devices-per-node", "1")
     assert shown.code == 0, shown.err
     assert "not planned: Peeking" in shown.out
+    assert "Recommended: nothing, since part of the net is not planned." in shown.out
+    assert "fits" not in shown.out
     trained = translution("train", path, f"run_dir={tmp_path / 'run'}", "train.steps=1")
     assert trained.code == 0, trained.err
 

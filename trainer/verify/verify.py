@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models import ModelConfig, build_model
+from models import Mixer, ModelConfig, build_model
 from models.transformer import GPTConfig
 from parallel.engine.build import build_engine
 from parallel.engine.optimizer import OptimizerConfig
@@ -118,7 +118,13 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
 
 def bank_bytes(net: nn.Module) -> int:
     """Bytes of the banks that this rank holds of a net in training; under ZeRO-3 of its partitions."""
-    banks = (p for name, p in net.named_parameters() if name.endswith("_bank"))
+    mixers = (module for module in net.modules() if isinstance(module, Mixer))
+    banks = [
+        mixer.get_parameter(name)
+        for mixer in mixers
+        for name, dims in mixer.axes().items()
+        if "entry" in dims.values()
+    ]
     held = (getattr(bank, "ds_tensor", bank) for bank in banks)
     return sum(bank.numel() * bank.element_size() for bank in held)
 

@@ -12,6 +12,10 @@ from models.mixers.measured_cost import measured_cost
 from models.mixers.translution import TranslutionConfig
 from models.positions.learned import NoPosition
 from models.positions.rope import RopePosition
+from parallel.engine.build import check_trainable
+from parallel.errors import UserError
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.sharding.parallelize import parallelize
 from tests.toy_mixer import RelativeValues, RelativeValuesConfig
 
 TOY = {"kind": "tests.toy_mixer:RelativeValuesConfig", "heads": 2, "head_dim": 4}
@@ -36,10 +40,14 @@ def test_a_mixer_is_named_by_its_import_path_and_survives_the_config_file():
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("nowhere.mixers:Mixer", "kind=nowhere.mixers:Mixer: cannot be imported: No module named 'nowhere'"),
+        (
+            "nowhere.mixers:Mixer",
+            "No module named 'nowhere'; install its package or put its folder on PYTHONPATH",
+        ),
         ("tests.toy_mixer:Missing", "kind=tests.toy_mixer:Missing: module tests.toy_mixer has no Missing"),
         ("tests.toy_mixer:NoConfig", "is no MixerConfig; derive it from models.mixers.interface.MixerConfig"),
         ("tests.toy_mixer:RelativeValues", "is no MixerConfig"),
+        ("models.mixers.interface:MixerConfig", "is no MixerConfig"),
         ("translusion", "'translution', 'attention'"),
     ],
 )
@@ -56,6 +64,54 @@ def test_an_unknown_key_of_the_users_own_mixer_is_named():
         vit(mixer={**TOY, "head_dims": 4})
     (problem,) = refused.value.errors()
     assert (problem["loc"], problem["type"]) == (("mixer", "head_dims"), "extra_forbidden")
+
+
+BROKEN = {
+    "no mixer": r"build\(\) gives Linear, no Mixer",
+    "buffer": "has a buffer; compute constants in forward",
+    "missing": "third.weight is no parameter; it has first.weight",
+    "axis": "dimension 0 of first.weight is 'heads': 'head' or 'entry'",
+    "dimension": "dimension 1 of first.bias is 'head'",
+    "entry": "dimension 1 of first.weight: entries are dimension 0",
+    "no draw": "layers.0.mixer.scale: no initial value",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_mixer_that_breaks_a_rule_of_the_interface_is_refused_before_training(how):
+    model = vit(mixer={"kind": "tests.toy_mixer:BrokenConfig", "how": how})
+    with pytest.raises(UserError, match=f"^model: .*{BROKEN[how]}") as refused:
+        check_trainable(model, ParallelConfig(), Mesh(), batch=4)
+    assert "\n" not in str(refused.value)
+
+
+def test_tied_and_frozen_weights_stay_so():
+    net = parallelize(
+        build_on_meta(vit(mixer={"kind": "tests.toy_mixer:TiedConfig"})),
+        Mesh(),
+        ParallelConfig(),
+        0,
+        torch.device("cpu"),
+    )
+    mixer = net.get_submodule("layers.0.mixer")
+    assert mixer.second.weight is mixer.first.weight
+    assert not mixer.second.bias.requires_grad
+    assert net(torch.randn(2, 1, 12, 12)).isfinite().all()
+
+
+def build_on_meta(config):
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def test_a_language_net_refuses_a_mixer_without_a_causal_form():
+    with pytest.raises(ValidationError, match=r"mixer tests.toy_mixer:MeanConfig has no causal form"):
+        GPTConfig.model_validate({"mixer": {"kind": "tests.toy_mixer:MeanConfig"}})
+
+
+def test_a_config_built_in_python_names_its_own_kind():
+    assert RelativeValuesConfig().kind == "tests.toy_mixer:RelativeValuesConfig"
+    assert vit(mixer=RelativeValuesConfig()).mixer.kind == "tests.toy_mixer:RelativeValuesConfig"
 
 
 def test_positions_that_a_mixer_does_not_apply_are_refused():
@@ -87,7 +143,7 @@ def test_a_stage_may_have_a_position_of_its_own():
     net = build_model(vit(stages=stages))
     assert net.positions is None
     assert net.layers[1].mixer.rotation is not None
-    with pytest.raises(ValidationError, match=r"stages\[1\].position=learned"):
+    with pytest.raises(ValidationError, match=r"stages\[1\].position=learned: the net adds it"):
         vit(stages=[stages[0], {**stages[1], "position": "learned"}])
 
 
@@ -138,6 +194,14 @@ def test_a_reduction_lowers_the_tokens_of_the_layers_after_it():
         layer.mixer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     assert net(torch.randn(2, 1, 12, 12)).shape == (2, 5)
     assert seen == [10, 10, 6]
+
+
+def test_a_reducer_must_keep_as_many_tokens_as_it_says():
+    lying = {"layers": 1, "reduce": {"kind": "tests.toy_mixer:LyingConfig"}}
+    attention = {"kind": "attention", "heads": 2, "head_dim": 4}
+    net = build_model(vit(mixer=attention, stages=[lying, {"layers": 1}]))
+    with pytest.raises(ValueError, match="EverySecond gives 6 tokens where its config says 3"):
+        net(torch.randn(1, 1, 12, 12))
 
 
 def test_a_mixer_that_needs_a_grid_is_refused_after_a_reduction_that_breaks_it():

@@ -38,7 +38,7 @@ def naive_full(layer, x, entry):
 
 
 def naive_alpha(layer, x, entry):
-    """α-Translution as DESIGN section 3 says it, every pair written out."""
+    """α-Translution by its equations, every pair written out."""
     H, N = layer.heads, x.shape[1]
     dense = [(x @ matrix(layer, n)).unflatten(-1, (H, -1)) for n in "qkv"]
     if layer.rotation is not None:
