@@ -6,16 +6,32 @@ and ops/streamed.py, and compared with every allocation of small nets (tests/par
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
+
+from torch import nn
 
 from models.mixers.cost import Cost, Load
 from models.offsets import OffsetGrid
-from models.ops.recipe import Operand
-from models.ops.schedule import CPU_CHUNK_BYTES
+from models.ops.recipe import Operand, Recipe
+from models.ops.schedule import CPU_CHUNK_BYTES, Schedule
 
-if TYPE_CHECKING:
-    from models.mixers.translution import Translution
+
+class Translution(Protocol):
+    """What is read of models/mixers/translution.py."""
+
+    dim: int
+    grid: OffsetGrid
+    heads: int
+    head_dim: int
+    rank: int | None
+    schedule: Schedule
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 class _Widths(NamedTuple):

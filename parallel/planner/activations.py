@@ -1,4 +1,4 @@
-"""Bytes that a training step keeps of its activations, layer by layer, and takes for a moment.
+"""Bytes of a training step's activations: saved for backward, layer by layer, and temporary.
 
 T below is the number of tokens of a rank's micro-batch, B·N. What autograd saves was read off
 models/transformer.py and compared with every allocation of small nets

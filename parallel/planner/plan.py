@@ -76,7 +76,7 @@ class Plan:
         )
 
     def logged(self) -> dict[str, Any]:
-        """What a run writes beside what it measures."""
+        """The predictions that a run records next to its measurements."""
         return {"peak_bytes": self.memory.peak, "bytes_sent": self.sent}
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def breakeven_batch(
     over the same ranks, which then share the samples.
 
     The model-parallel axes send in proportion to the batch, ZeRO-3 its three passes of weights and
-    gradients whatever the batch. None where nothing is model-parallel.
+    gradients at any batch. None where nothing is model-parallel.
     """
     if mesh.model == 1:
         return None

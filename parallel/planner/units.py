@@ -1,4 +1,4 @@
-"""Numbers of bytes and of operations as people write them."""
+"""Reads and writes sizes as people do: 80GB, 1.25 TFLOP."""
 
 from __future__ import annotations
 
