@@ -226,7 +226,19 @@ def image_net(**options):
         (image_net(mixer={**MIXER, "share": "log"}), "share log"),
         (image_net(mixer={**MIXER, "relative": "v"}, position="rope"), "rope"),
         (image_net(mixer={**MIXER, "heads": 1, "head_dim": 8}), "output projection"),
-        (image_net(stages=REVERSED), "another order"),
+        (image_net(stages=REVERSED), "this order of layers"),
+        (
+            image_net(mixer={**MIXER, "relative": "v", "rank": 2}, position={"kind": "rope", "base": 100}),
+            "position",
+        ),
+        (image_net(mixer={"kind": "tests.toy_mixer:MeanConfig"}), "mixer tests.toy_mixer:MeanConfig"),
+        (
+            image_net(
+                mixer=ATTENTION,
+                stages=[{"layers": 2, "reduce": {"kind": "tests.toy_mixer:EverySecondConfig"}}],
+            ),
+            "reduce tests.toy_mixer:EverySecondConfig",
+        ),
     ],
 )
 def test_nets_without_a_counterpart_are_not_written(config, says):
