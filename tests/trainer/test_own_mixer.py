@@ -96,14 +96,19 @@ CASE = Case(
 )
 
 
-@pytest.mark.parametrize(
-    "mesh", [{}, {"offset": 2}, {"tensor": 2}], ids=["one process", "offset 2", "tensor 2"]
-)
-def test_its_planned_peak_is_within_15_per_cent_of_the_measured(mesh: dict[str, int]):
-    case = CASE._replace(parallel=ParallelConfig(**mesh))
-    processes = 2 if mesh else 1
-    ranks = run_processes(peaks, processes, [case], seconds=100) if mesh else [peaks([case])]
-    for ((measured, predicted),) in ranks:
+PLANNED = {
+    "one process": (1, ParallelConfig()),
+    "offset 2": (2, ParallelConfig(offset=2)),
+    "tensor 2": (2, ParallelConfig(tensor=2)),
+    "offset 2 × data 2 × ZeRO-3": (4, ParallelConfig(offset=2, engine="deepspeed", zero=3)),
+}
+
+
+@pytest.mark.parametrize(("processes", "parallel"), PLANNED.values(), ids=PLANNED)
+def test_its_planned_peak_is_within_15_per_cent_of_the_measured(processes: int, parallel: ParallelConfig):
+    for ((measured, predicted),) in run_processes(
+        peaks, processes, [CASE._replace(parallel=parallel)], seconds=100
+    ):
         assert predicted == pytest.approx(measured, rel=0.15)
 
 

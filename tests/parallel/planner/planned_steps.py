@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, NamedTuple
 
 import torch
@@ -50,17 +51,26 @@ def peaks(cases: list[Case]) -> list[tuple[int, int]]:
     for case in cases:
         mesh, step = _stepping(case)
         engine, inputs = step()
-        held = sum(
-            _bytes(p) + sum(_bytes(t) for t in engine.optimizer.state[p].values())
-            for p in engine.model.parameters()
-        )
-        measured = held + inputs + peak_memory(step, torch.device("cpu"))
+        held = _held_bytes(engine, case.parallel) + (inputs if case.parallel.zero < 3 else 0)
+        measured = held + peak_memory(step, torch.device("cpu"))
         predicted = plan(
             case.model, case.parallel, mesh, case.batch, case.accumulate, case.precision, cpu=True
         )
         found.append((measured, predicted.memory.peak))
         forget_mesh()
     return found
+
+
+def _held_bytes(engine: Any, parallel: ParallelConfig) -> int:
+    """Weights and optimizer states between two steps; under ZeRO-3, whose engine spreads what it holds over
+    many buffers, all tensors of this process."""
+    if parallel.zero < 3:
+        states = engine.optimizer.state
+        return sum(_bytes(t) for p in engine.model.parameters() for t in (p, *states[p].values()))
+    gc.collect()
+    alive = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in alive}
+    return sum(storages.values())
 
 
 def _stepping(case: Case) -> tuple[Mesh, Any]:
