@@ -5,9 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, verify
-from launch.commands import slurm as commands_slurm
-from launch.commands import ssh as commands_hosts
+from launch.commands import bench, plan, prepare, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -17,8 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prepare.app, name="prepare")
-commands_slurm.register(app)
-commands_hosts.register(app)
+slurm.register(app)
+ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
 verify.register(app)

@@ -12,9 +12,8 @@ from torch import Tensor
 from models.reference import to_reference_state
 from parallel.errors import UserError
 from trainer.atomic_write import atomic_write
-from trainer.config.run import load_config
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, restore
+from trainer.setup import build_engine, read_run_config, restore
 
 Format = Literal["reference", "safetensors"]
 
@@ -28,16 +27,13 @@ def export(run_dir: Path, file_format: Format, out: Path) -> None:
     The file appears under its name once it is complete. Raises UserError without a checkpoint, for a net
     that the public code does not have, and for a file that cannot be written.
     """
-    run = RunDirectory(run_dir)
-    if not run.config.is_file():
-        raise UserError(f"{run_dir}: is no run directory, it has no {run.config.name}")
+    config = read_run_config(run_dir, ["device=cpu"])
     if out.is_dir():
         raise UserError(f"--out {out}: is a directory; name a file")
-    config = load_config(run.config, ["device=cpu"])
     if config.study:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
     engine = build_engine(config)
-    restore(engine, run, config.model)
+    restore(engine, RunDirectory(run_dir), config.model)
     if file_format == "reference":
         try:
             state = to_reference_state(engine.model)

@@ -1,4 +1,4 @@
-"""Where the code lies; importing this takes no time."""
+"""The folder that holds the packages; imports nothing heavy."""
 
 from pathlib import Path
 

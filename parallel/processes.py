@@ -30,7 +30,7 @@ def own_device() -> torch.device:
         return torch.device("cuda", 0)
     if number >= count:
         raise UserError(
-            f"LOCAL_RANK={number}: this machine shows {count} CUDA devices; start a process for each"
+            f"LOCAL_RANK={number}: only {count} CUDA devices are visible; start one process per device"
         )
     return torch.device("cuda", number)
 

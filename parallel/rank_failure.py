@@ -37,7 +37,7 @@ def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
     who = f"rank {dist.get_rank()} of {dist.get_world_size()}" if several else "this process"
     reason = re.sub(r"^(\[[^]]*\] ?)+", "", str(error).split("\n")[0]).split(". ")[0].strip()
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY.search(reason):
-        return RankFailure(f"{who} is out of memory: {reason}; translution plan CONFIG tells what fits")
+        return RankFailure(f"{who} is out of memory: {reason}; translution plan CONFIG shows what fits")
     if several and (isinstance(error, dist.DistError) or _LOST.search(reason)):
         return RankFailure(
             f"{who} lost another process of this run, which was killed or whose machine failed ({reason}); "

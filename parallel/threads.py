@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other. Has no imports, because it must run before torch's."""
+"""How OpenMP's threads wait for each other. Imports only os: it must run before torch is imported."""
 
 import os
 

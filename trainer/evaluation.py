@@ -24,8 +24,8 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """The metrics of every evaluation set of `source`: set → metric → value, the same on every rank.
 
-    Every sample counts once; each set waits for the device once, at its end. When `stop` is requested
-    meanwhile, sets that are not finished are missing.
+    Every sample counts once. With one data rank, each set waits for the device once, at its end. When
+    `stop` is requested meanwhile, sets that are not finished are missing.
     """
     mesh = engine.mesh
     evaluation: dict[str, dict[str, float]] = {}

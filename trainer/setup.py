@@ -39,14 +39,14 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
     """Read the config of a training command and check everything that a user can get wrong.
 
     With `resume` and no config the run's own is read; overrides apply in both cases. Every rank does
-    this on its own, before the processes meet. Raises UserError.
+    this on its own, before the processes connect. Raises UserError.
     """
     if resume is not None:
         config = read_run_config(resume, overrides, config_path)
     elif config_path is not None:
         config = load_config(config_path, overrides)
     else:
-        raise UserError("which config? Name a file, as in configs/debug.yaml, or --resume RUN_DIR")
+        raise UserError("no config: name a file, as in configs/debug.yaml, or give --resume RUN_DIR")
     device = pick_device(config)
     members = run_members(config)
     meshes = [check_net(member.config) for member in members]
@@ -67,7 +67,7 @@ def read_run_config(run_dir: Path, overrides: list[str], instead: str | None = N
     """The config of the run in `run_dir`, or of the file `instead`; raises UserError where no run is."""
     own = RunDirectory(run_dir).config
     if not own.is_file():
-        raise UserError(f"{run_dir}: is no run directory, it has no {own.name}")
+        raise UserError(f"{run_dir}: not a run directory: it has no {own.name}")
     return load_config(instead or own, overrides)
 
 
@@ -121,7 +121,7 @@ def restore(engine: Engine, run: RunDirectory, net: ModelConfig) -> int:
     """
     saved = checkpoints(run.checkpoints)
     if not saved:
-        raise UserError(f"{run.path}: holds no checkpoint to resume from; start it without --resume")
+        raise UserError(f"{run.path}: holds no checkpoint")
     return load_into(engine, saved[-1], net)
 
 

@@ -1,6 +1,7 @@
 """Training the nets of a study one after another, and the table of results."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _row_title(member: Member, source: Source) -> str:
     for key, label in zip(member.values, member.labels, strict=True):
         if key in source.shown_in_columns:
             continue
-        title, (_, *own) = member.title(key), label.split("-")
+        title, (_, *own) = member.title(key), re.split(r"-(?=\w+=)", label)
         parts.append(" ".join([title, *own]) if title else f"{key.split('.')[-1]}={label}")
     return ", ".join(parts) or member.config.name
 

@@ -41,7 +41,7 @@ def train(
     try:
         setup = set_up(config_path, overrides, resume)
     except UserError as error:
-        failure = error  # maybe only on this rank; raise_if_any_failed tells the others
+        failure = error  # perhaps on this rank only; raise_if_any_failed stops the others
     join_processes(
         setup.device if setup else torch.device("cpu"),
         group_of_one=setup is not None and setup.uses_deepspeed(),
@@ -56,7 +56,7 @@ def train(
 
 
 def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
-    """The part of `train` in which the ranks work together."""
+    """The rest of `train`, once the ranks are connected."""
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (only rank 0 prints)
     config = setup.config

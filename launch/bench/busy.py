@@ -32,7 +32,7 @@ class RunTime(NamedTuple):
 
 
 def bench_busy(config: Path, overrides: list[str], loops: int, repeat: int) -> Table:
-    """Time `repeat` runs of each kind, by turns; the table shows medians.
+    """Time `repeat` runs of each kind, alternating; the table shows medians.
 
     Raises UserError with the run's own message if it fails.
     """
@@ -92,6 +92,6 @@ def _run(config: Path, overrides: list[str], spin_count: int) -> RunTime:
 
 
 def _cpu_of_children() -> float:
-    """CPU seconds of all child processes that have ended: while a run is measured, only itself."""
+    """CPU seconds of all child processes that have ended; during a run no other child ends."""
     times = os.times()
     return times.children_user + times.children_system

@@ -1,4 +1,4 @@
-"""`translution bench`: measures the parts on this machine. `benchmarks/README.md` lists them."""
+"""`translution bench`: measures parts of the system on this machine. `benchmarks/README.md` lists them."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -55,9 +55,7 @@ def plan_command(
             plan_table.show(cluster, as_json)
             return
         if config is None:
-            raise UserError(
-                "which config? Name a file, as in configs/imagenet/b16_full.yaml, or give --table"
-            )
+            raise UserError("no config: name a file, as in configs/imagenet/b16_full.yaml, or give --table")
         plan_report.show(Path(config), overrides or [], cluster, nodes is not None, as_json)
 
     raise typer.Exit(exit_code(action, debug))

@@ -22,7 +22,7 @@ def verify(
             metavar="offset=2,tensor=1,zero=3", help="A layout; repeat for several. Default: every layout."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Seconds until the processes count as hanging.")] = 600,
+    limit: Annotated[int, typer.Option(min=1, help="Seconds until hanging processes are killed.")] = 600,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
 ) -> None:
     """Train a net for a few steps on one process and on every mesh of several, and compare the numbers.

@@ -81,7 +81,7 @@ def setup_lines(runs: list[Path], allocation: Allocation) -> list[str]:
     ]
     if allocation.nodes > 1:
         check = (
-            f'test -r "$RUN/{RECORD_FILE}" || {{ echo "error: $SLURMD_NODENAME: there is no run directory '
+            f'test -r "$RUN/{RECORD_FILE}" || {{ echo "error: $SLURMD_NODENAME: cannot see the run directory '
             '$RUN; it must be on a file system that all nodes share"; exit 2; }'
         )
         lines.append(

@@ -1,4 +1,4 @@
-"""Checks before a job runs: does the model fit into memory, is there time to save before the job ends."""
+"""Checks before a job runs: whether the model fits in memory, and whether a save fits in the signal delay."""
 
 import json
 import os

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.ssh.hostfile import Report, ask_hosts, differences, read_hostfile, remote_python, ssh
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
+from trainer.run_directory.ownership import START_TOKEN
 
 _FORWARDED = ("OMP_", "GOMP_", "KMP_", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NCCL_", "GLOO_", "TORCH_")
 
@@ -48,7 +49,7 @@ def launch(
 
 
 def _wait(runner: subprocess.Popen[bytes]) -> int:
-    """Wait for DeepSpeed's runner. SIGTERM, which makes it end the processes on all hosts, is forwarded;
+    """Wait for DeepSpeed's runner. Forwards SIGTERM, on which it ends the processes on all hosts;
     Ctrl-C reaches it directly."""
     before = signal.signal(signal.SIGTERM, lambda number, _: runner.send_signal(number))
     try:
@@ -65,7 +66,7 @@ def environment(reports: list[Report]) -> dict[str, str]:
     """The processes' environment: the user's .deepspeed_env, then forwarded variables, then the interface.
 
     If all hosts reach the first one by an interface of the same name, gloo and NCCL are told to use it;
-    they might choose one that leads nowhere.
+    otherwise they may pick one without a route to the other hosts.
     """
     user_file = Path(".deepspeed_env")
     lines = user_file.read_text().splitlines() if user_file.is_file() else []
@@ -78,4 +79,4 @@ def environment(reports: list[Report]) -> dict[str, str]:
         (interface,) = interfaces
         for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             variables.setdefault(key, interface)
-    return variables | {"TRANSLUTION_START_TOKEN": uuid.uuid4().hex}
+    return variables | {START_TOKEN: uuid.uuid4().hex}

@@ -162,7 +162,11 @@ def _print_findings(reports: list[Report], findings: list[str]) -> int:
     for report in reports:
         values = report.values
         versions = values.get("versions", {})
-        shared = "shared" if values.get("writable") else "missing" if values else ""
+        shared = ""
+        if values:
+            shared = (
+                "shared" if values.get("writable") else "read-only" if values.get("shared") else "missing"
+            )
         table.add_row(
             report.host,
             *(versions.get(name, "") for name in ("python", "torch", "deepspeed")),

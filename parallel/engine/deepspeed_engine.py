@@ -169,7 +169,7 @@ def import_deepspeed() -> types.ModuleType:
     """DeepSpeed, without its log messages and without compiling a kernel on the CPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants it, also of a process without a launcher
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even without a launcher
     # DeepSpeed calls collectives by names that torch has deprecated.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning, "torch.distributed")
     import deepspeed

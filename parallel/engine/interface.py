@@ -47,7 +47,7 @@ class Engine(Protocol):
 
     @property
     def parameters(self) -> int:
-        """The number of trained parameters of the whole net."""
+        """The number of parameters of the whole net."""
         ...
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""AdamW without decay on norms, biases and tokens; warm-up and cosine schedule."""
+"""AdamW, with no decay on norms, biases and embeddings; warm-up and cosine schedule."""
 
 import math
 from typing import Annotated

@@ -89,7 +89,7 @@ def test_ctrl_c_saves_and_prints_how_to_resume(config_file: Path, tmp_path: Path
         (["data.path=nowhere"], "data.path=nowhere: no such folder"),
         (["data.path=."], "train-images-idx3-ubyte (or train-images-idx3-ubyte.gz) is missing"),
         (["run_dir=/proc/none/run"], "run_dir=/proc/none/run: cannot be created"),
-        (["--resume", "."], "is no run directory, it has no config.yaml"),
+        (["--resume", "."], "not a run directory: it has no config.yaml"),
     ],
 )
 @pytest.mark.parametrize("command", ["translution", "python -m trainer"])

@@ -50,15 +50,13 @@ def test_the_reference_file_is_the_public_codes_state_dict(run: Path, tmp_path: 
     assert to_reference_state(net).keys() == state.keys()
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(
-    config_file: Path, tmp_path: Path, translution: Callable
-):
+def test_a_run_that_cannot_be_exported_is_one_line(config_file: Path, tmp_path: Path, translution: Callable):
     run = tmp_path / "run"
     assert translution("train", config_file, f"run_dir={run}").code == 0  # pooled by the mean
     words = ("--format", "reference", "--out")
     for refused, says in (
         (translution("export", run, *words, tmp_path / "net.pt"), "no counterpart of pool mean"),
-        (translution("export", tmp_path, *words, tmp_path / "net.pt"), "is no run directory"),
+        (translution("export", tmp_path, *words, tmp_path / "net.pt"), "not a run directory"),
         (translution("export", run, "--out", tmp_path), "is a directory"),
         (
             translution("export", run, "--out", tmp_path / "no" / "net.safetensors"),

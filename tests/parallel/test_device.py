@@ -34,7 +34,7 @@ def test_each_process_takes_the_device_of_its_local_rank_or_the_only_one_it_sees
 
 def test_more_processes_than_devices_are_refused(cuda):
     cuda(2, 2)
-    with pytest.raises(UserError, match="LOCAL_RANK=2: this machine shows 2 CUDA devices"):
+    with pytest.raises(UserError, match="LOCAL_RANK=2: only 2 CUDA devices are visible"):
         own_device()
 
 

@@ -38,7 +38,7 @@ def test_a_node_without_the_run_directory_is_named_and_the_job_not_requeued(work
     with workspace.cluster.mounted("node6", "-t", "tmpfs", "tmpfs", workspace.folder):
         run = workspace.submit(options=(*TWO_NODES, "--constraint", "pair"))
         assert workspace.final_state(run) == "FAILED"
-        assert f"error: node6: there is no run directory {run}" in workspace.translution("logs", run)
+        assert f"error: node6: cannot see the run directory {run}" in workspace.translution("logs", run)
         assert events(run) == []
 
 

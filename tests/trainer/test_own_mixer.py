@@ -131,7 +131,7 @@ def test_verify_compares_it_on_every_mesh(config: Path, translution: Callable):
     assert "all 2 layouts agree" in done.out
 
 
-def test_a_cost_that_cannot_be_known_is_said_and_stops_nothing(tmp_path: Path, translution: Callable):
+def test_an_unknown_cost_is_reported_and_stops_nothing(tmp_path: Path, translution: Callable):
     peeking = TOY | {"kind": "tests.toy_mixer:PeekingConfig"}
     path = tmp_path / "peeking.yaml"
     path.write_text(yaml.safe_dump(TINY | {"model": TINY["model"] | {"mixer": peeking}}))
@@ -149,7 +149,7 @@ def test_a_cost_that_cannot_be_known_is_said_and_stops_nothing(tmp_path: Path, t
     assert trained.code == 0, trained.err
 
 
-def test_a_mixer_that_declares_nothing_is_computed_whole_and_that_is_said():
+def test_a_mixer_that_declares_nothing_is_replicated_and_that_is_reported():
     model = ViTConfig.model_validate(
         {"image_size": 8, "patch_size": 4, "width": 8, "mixer": {"kind": "tests.toy_mixer:MeanConfig"}}
     )

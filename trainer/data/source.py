@@ -25,11 +25,11 @@ class Source(Protocol):
     """Training data in an order that depends only on (seed, sample number), and evaluation sets."""
 
     unit: str  # "images" or "sequences", for throughput
-    shown_in_columns: tuple[str, ...]  # config keys that the titles in `evaluations` tell apart
+    shown_in_columns: tuple[str, ...]  # study keys whose values become columns of the result table, not rows
 
     @property
     def task(self) -> Task:
-        """Loss and metrics."""
+        """What is measured on an evaluation set."""
         ...
 
     @property

@@ -12,7 +12,7 @@ from trainer.data.sampling import Stream, micro_batches, random_bits
 from trainer.data.source import Batch
 from trainer.metrics import IGNORED, Classification, LanguageModel
 
-_DISTINCT = 64  # samples, which repeat: drawing an image takes as long as decoding one
+_DISTINCT = 64  # samples, reused in turn: generating an image takes as long as decoding one
 
 
 class SyntheticConfig(BaseModel):

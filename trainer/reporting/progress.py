@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 class Progress:
     """Shows how much of `total` is done, some figures, and the time left.
 
-    done          what an earlier start has done already
+    done          already done by an earlier start
     label         name of the task
     unit          "step": show the count, as in step 3/60; empty: show per cent
     line_seconds  least time between two lines; 0: a line for every `show`

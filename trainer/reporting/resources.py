@@ -17,7 +17,7 @@ from trainer.config.run import RunConfig
 class Resources:
     """Peak memory of this process, and the bytes it sends in an optimizer step, by axis.
 
-    Traffic is counted in this process's third step: in the first two, DeepSpeed also sends what it needs
+    Traffic is counted in this process's third step: in the first two, DeepSpeed also communicates
     to trace the net. Peak memory is measured on CUDA only.
     """
 

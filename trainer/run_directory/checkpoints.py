@@ -45,8 +45,8 @@ def save_checkpoint(
             _on_all_ranks(lambda: None)
         state = state | {"engine": None, "offset": mesh.offset, "tensor": mesh.tensor}
     _on_all_ranks(lambda: _write(path, state, check) if mesh.rank == 0 else None)
+    _on_all_ranks(lambda: check() if mesh.rank == 0 else None)
     if mesh.rank == 0:
-        check()
         for old in checkpoints(folder)[:-keep]:
             for part in [old, *folder.glob(f"{old.stem}.part*")]:
                 part.unlink(missing_ok=True)

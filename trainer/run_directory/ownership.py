@@ -14,7 +14,7 @@ the form "job N, start M" are ordered, others are not."""
 
 
 class LostOwnership(UserError):
-    """A newer start of the same run owns the run directory now."""
+    """A newer start of this run has taken over the run directory."""
 
 
 class Ownership:

@@ -118,7 +118,7 @@ class RunDirectory:
 
 
 def new_run_path(name: str) -> Path:
-    """A name under runs/ that no run has yet."""
+    """An unused path under runs/."""
     base = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = base, 2
     while path.exists():

@@ -82,9 +82,7 @@ def run_comparison(comparison: Comparison, seconds: float) -> list[verify.Layout
     try:
         return verify.verify(comparison.model, comparison.layouts, processes, seconds)
     except TimeoutError as error:
-        raise UserError(
-            f"--limit {seconds:g} s: {error}; either they hang, or a longer limit is needed"
-        ) from None
+        raise UserError(f"--limit {seconds:g} s: {error}; they hang, or need a higher --limit") from None
 
 
 def parse_layout(spec: str) -> ParallelConfig:

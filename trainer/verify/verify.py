@@ -56,7 +56,7 @@ class LayoutResult:
 
 
 def layouts(processes: int, zeros: tuple[int, ...] = (0, 1, 2, 3)) -> list[ParallelConfig]:
-    """Every mesh of `processes`, with both engines; activation checkpointing on some of them."""
+    """Every mesh of `processes` with tensor ≤ 2, on both engines; recomputes activations on some of them."""
     found = []
     for offset, tensor in itertools.product(range(1, processes + 1), repeat=2):
         if processes % (offset * tensor) or tensor > 2:
@@ -80,7 +80,7 @@ def verify(
 
 
 def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[LayoutResult]:
-    """What each of verify's processes does."""
+    """Run in each of verify's processes: train the reference and every layout, and compare."""
     join_processes(torch.device("cpu"), group_of_one=True)
     reference = _train(model, ParallelConfig(), Mesh())
     return [_compare_layout(model, parallel, reference) for parallel in parallels]

@@ -10,8 +10,8 @@ from launch.slurm.batch_script import make_executor, submit_tasks
 from launch.slurm.queries import OVER, last_state
 from launch.slurm.runs.job_record import read_events, read_record, write_record
 
-_CHECKPOINT_SECONDS = 5.0  # between looks for a new checkpoint
-_CONTROLLER_SECONDS = 60.0  # between questions to Slurm's controller
+_CHECKPOINT_SECONDS = 5.0  # between checks for a new checkpoint
+_CONTROLLER_SECONDS = 60.0  # between queries to Slurm's controller
 
 
 def submit_evaluation(run: Path, allocation: Allocation, every: int) -> str:

@@ -22,7 +22,7 @@ _UNFINISHED = 75  # sysexits.h: a temporary failure
 
 
 def requeue_reason(run: Path, code: int, wait: float | None = None) -> str | None:
-    """Why to requeue the job, None to leave it. `code` is srun's exit code."""
+    """The reason to requeue the job, or None. `code` is srun's exit code."""
     if read_record(run).cancelled:
         return None
     events = _events_of_this_start(run)

@@ -10,6 +10,7 @@ from typing import NoReturn
 from launch.rendezvous import check_port, slurm_rendezvous
 from launch.slurm.runs.job_record import SUBMITTED_CONFIG, job_id, log_event, read_record, restart_count
 from parallel.errors import UserError
+from trainer.run_directory.ownership import START_TOKEN
 
 _WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -33,7 +34,7 @@ class TrainTask:
         try:
             record = read_record(self.run)
             env = slurm_rendezvous()
-            os.environ |= env | {"TRANSLUTION_START_TOKEN": f"job {job_id()}, start {restart_count()}"}
+            os.environ |= env | {START_TOKEN: f"job {job_id()}, start {restart_count()}"}
             if self._is_first_rank:
                 log_event(self.run, "start", nodes=os.environ["SLURM_JOB_NODELIST"])
                 if int(env["WORLD_SIZE"]) > 1:

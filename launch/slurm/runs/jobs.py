@@ -55,15 +55,16 @@ def show_jobs(root: Path, watch: bool) -> None:
 
 
 def cancel(run: Path) -> str:
-    """End the run's jobs, for good; returns a line to print. Raises UserError if none is left to end."""
+    """Cancel the run's jobs, without requeue; returns a line to print. Raises UserError if none is alive."""
     record = read_record(run)
     jobs = [*record.jobs[-1:], *record.evaluation_jobs]
     alive = [job for job in jobs if last_state(job) in ALIVE]
     if not alive:
         state = last_state(record.job) if record.job else "not submitted"
         raise UserError(f"{run}: nothing to cancel: its job {record.job} is {state}")
-    record.cancelled = True  # before the job ends, so that it is not requeued
-    write_record(run, record)
+    if record.job in alive:
+        record.cancelled = True  # before the job ends, so that it is not requeued
+        write_record(run, record)
     slurm("scancel", *alive)
     return f"cancelled job {', '.join(alive)}; to resume: translution resume {run}"
 
@@ -80,7 +81,7 @@ def _row(run: Path, queued: dict[str, QueueRow]) -> JobRow:
         state = last_state(job)
         if state == UNKNOWN and (run / "result.json").exists():
             state = "COMPLETED"
-    if record.cancelled and state not in ALIVE:
+    if record.cancelled and state.split()[0] not in ALIVE:
         state = "CANCELLED"
     step, loss = _progress(run)
     return JobRow(job, state, nodes, step, loss, restarts(run), left, run)

@@ -23,7 +23,7 @@ def show_logs(run: Path, rank: int, follow: bool) -> None:
     """Print the logs; with `follow` until the run's job has ended. Raises UserError if there are none."""
     record = read_record(run)
     shown: dict[Path, int] = {}
-    told = False
+    announced = False
     while True:
         ended = not follow or not record.job or last_state(record.job) not in ALIVE
         for path in log_paths(run, rank):
@@ -34,10 +34,10 @@ def show_logs(run: Path, rank: int, follow: bool) -> None:
         sys.stdout.flush()
         if ended:
             break
-        if not shown and not told:
+        if not shown and not announced:
             state = last_state(record.job or "")
             print(f"job {record.job} is {state}; waiting for its output", file=sys.stderr)
-            told = True
+            announced = True
         time.sleep(_POLL_SECONDS)
     if not shown:
         raise UserError(_no_output(run, record, rank))
@@ -45,7 +45,7 @@ def show_logs(run: Path, rank: int, follow: bool) -> None:
 
 def _no_output(run: Path, record: JobRecord, rank: int) -> str:
     if not record.job:
-        return f"{run}: is not submitted yet"
+        return f"{run}: has not been submitted yet"
     if log_paths(run, 0):
         return f"{run}: rank {rank} has no output"
     state = last_state(record.job)

@@ -51,7 +51,7 @@ def test_a_mixer_is_named_by_its_import_path_and_survives_the_config_file():
         ("translusion", "'translution', 'attention'"),
     ],
 )
-def test_what_is_no_mixer_is_refused_in_one_line(kind, says):
+def test_a_kind_that_is_not_a_mixer_is_refused_in_one_line(kind, says):
     with pytest.raises(ValidationError) as refused:
         vit(mixer={"kind": kind})
     (problem,) = refused.value.errors()

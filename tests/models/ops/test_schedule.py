@@ -52,7 +52,7 @@ def test_chunks_hold_each_pair_once_and_their_runs_its_entry(grid, size):
 
 @pytest.mark.parametrize("size", ["blocks", ONE_CLASS, ALL])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_layers_set_each_pair_beside_its_query(grid, size):
+def test_layers_align_each_pair_with_its_query(grid, size):
     """Layer by layer, a query meets every key of its own once; elsewhere the value is missing."""
     N = grid.num_tokens
     met = torch.zeros(N, N, dtype=torch.long)

@@ -60,7 +60,7 @@ def test_results_are_the_same_under_every_cap(grid, monkeypatch):
 
 
 class Part:
-    """Of the combining: keeps what one rank has, and gives it on."""
+    """A combine hook that records one rank's partial result and passes it on."""
 
     def merge(self, lse, outs):
         self.lse, self.outs = lse.clone(), [out.clone() for out in outs]
@@ -70,9 +70,7 @@ class Part:
 @pytest.mark.parametrize("workspace", [1 << 10, 64 << 20], ids=["a class at a time", "all at once"])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("length", [6, 7])
-def test_the_parts_of_a_causal_softmax_combine_though_queries_meet_no_pair_on_some_ranks(
-    length, ranks, workspace
-):
+def test_partial_causal_softmaxes_merge_even_if_some_ranks_have_no_pair_of_a_query(length, ranks, workspace):
     """Of 6 tokens on 4 ranks the last has the offset 3 alone, which three queries never meet."""
     grid = OffsetGrid((length,), causal=True)
     whole = Pass(grid, 2, 8, 2, dtype=torch.float64)

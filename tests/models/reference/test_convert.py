@@ -183,7 +183,7 @@ def test_heads_that_do_not_fit_are_refused(options):
         load_reference_layer("vit/lor_kv", random_state(layer_shapes("vit/lor_kv")), (3, 4), **options)
 
 
-def test_nets_that_are_no_nets_are_refused():
+def test_objects_that_are_not_our_nets_are_refused():
     for state in ({}, {"weight": torch.zeros(2, 2)}):
         with pytest.raises(ValueError, match="no state dict of the reference code"):
             load_reference_network(state)

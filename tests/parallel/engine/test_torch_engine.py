@@ -78,7 +78,7 @@ def test_clip_null_leaves_the_gradient_alone():
     assert torch.equal(weights(unclipped), weights(generous))
 
 
-def test_a_restored_engine_trains_on_exactly():
+def test_a_restored_engine_continues_exactly():
     uninterrupted, before, after = engine(), engine(), engine()
     for _ in range(4):
         train_step(uninterrupted, [data()])

@@ -1,4 +1,4 @@
-"""What is counted at the process groups is what the planner says, byte for byte."""
+"""Traffic counted at the process groups equals the planner's prediction, byte for byte."""
 
 from collections import Counter
 from typing import Any

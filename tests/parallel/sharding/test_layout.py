@@ -1,4 +1,4 @@
-"""Who holds what: equal work, every number held, and every number counted once."""
+"""Which rank holds what: equal work, every value held, and every value counted once."""
 
 from collections import Counter
 
@@ -91,7 +91,7 @@ def test_the_ranks_count_every_number_once(name, offset, tensor):
 
 @pytest.mark.parametrize(("offset", "tensor"), [(2, 1), (1, 2), (2, 2), (4, 2)])
 @pytest.mark.parametrize("name", NETS)
-def test_every_number_is_held_somewhere_and_copies_lie_where_the_plan_says(name, offset, tensor):
+def test_every_value_is_held_somewhere_and_copied_where_the_layout_says(name, offset, tensor):
     """A rank's part of a parameter that counts its numbers: how often each is held is the same
     everywhere in the parameter, for a copy is of the whole or of a whole slice."""
     net = whole(name)

@@ -39,7 +39,7 @@ class ImagenetConfig(BaseModel):
         None,
         ge=1,
         description="shards read in parallel; reading is cheapest with a multiple of the data ranks. "
-        "null: the greatest power of two up to the number of shards. Determines the order of samples",
+        "null: the greatest power of two up to the number of shards, at most 512. Determines the order",
     )
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True

@@ -120,7 +120,7 @@ class _BatchParts(IterableDataset):
                 signal.signal(number, signal.SIG_IGN)
         try:
             yield from self.parts(worker, workers)
-        except UserError as error:  # raised across processes, its line would end in a traceback
+        except UserError as error:  # raising it across processes would print a traceback
             yield BatchPart(torch.empty(0), torch.empty(0), [], str(error))
 
 

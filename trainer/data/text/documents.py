@@ -25,7 +25,7 @@ class InputFile(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """Takes the place of the text of a document that cannot be used."""
+    """Replaces the text of an unusable document."""
 
     reason: str
 
