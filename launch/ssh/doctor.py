@@ -162,11 +162,9 @@ def _print_findings(reports: list[Report], findings: list[str]) -> int:
     for report in reports:
         values = report.values
         versions = values.get("versions", {})
-        shared = ""
-        if values:
-            shared = (
-                "shared" if values.get("writable") else "read-only" if values.get("shared") else "missing"
-            )
+        shared = "missing" if values else ""
+        if values.get("shared"):
+            shared = "shared" if values.get("writable") else "read-only"
         table.add_row(
             report.host,
             *(versions.get(name, "") for name in ("python", "torch", "deepspeed")),
