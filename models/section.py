@@ -51,10 +51,9 @@ def import_section(path: str, base: type[Section]) -> type[Section]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the module itself does wrong
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        hint = "; install its package or put its folder on PYTHONPATH" * isinstance(
-            error, ModuleNotFoundError
-        )
-        raise ValueError(f"kind={path}: cannot be imported: {why}{hint}") from error
+        if isinstance(error, ModuleNotFoundError):
+            why += "; install its package or put its folder on PYTHONPATH"
+        raise ValueError(f"kind={path}: cannot be imported: {why}") from error
     found = getattr(module, class_name, None)
     if found is None:
         raise ValueError(f"kind={path}: module {module_name} has no {class_name}")

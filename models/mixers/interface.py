@@ -66,12 +66,12 @@ class Mixer(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError, in one line, where `axes` declares what cannot be."""
-        own, named = dict(self.named_parameters()), type(self).__name__
+        own, mixer = dict(self.named_parameters()), type(self).__name__
         for name, dims in self.axes().items():
             if name not in own:
-                raise ValueError(f"{named}.axes: {name} is no parameter; it has {', '.join(own) or 'none'}")
+                raise ValueError(f"{mixer}.axes: {name} is no parameter; it has {', '.join(own) or 'none'}")
             for dim, axis in dims.items():
-                where = f"{named}.axes: dimension {dim} of {name}"
+                where = f"{mixer}.axes: dimension {dim} of {name}"
                 if axis not in ("head", "entry") or not 0 <= dim < own[name].dim():
                     raise ValueError(f"{where} is {axis!r}: 'head' or 'entry' of an existing one is needed")
                 if axis == "entry" and (dim or self.schedule is None):
@@ -83,7 +83,7 @@ class Mixer(nn.Module):
             path, _, leaf = name.rpartition(".")
             linear = isinstance(self.get_submodule(path), nn.Linear) and leaf == "weight"
             if dims.get(1) == "head" and not linear:
-                raise ValueError(f"{named}.axes: {name} sums over heads; only the weight of an nn.Linear may")
+                raise ValueError(f"{mixer}.axes: {name} sums over heads; only the weight of an nn.Linear may")
 
 
 class MixerConfig(Section):

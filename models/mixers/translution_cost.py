@@ -19,7 +19,7 @@ from models.ops.schedule import CPU_CHUNK_BYTES, Schedule
 
 
 class Translution(Protocol):
-    """What is read of models/mixers/translution.py."""
+    """The part of models/mixers/translution.py that its cost depends on."""
 
     dim: int
     grid: OffsetGrid

@@ -47,12 +47,13 @@ def parallelize(
             shard_vocabulary(module, mesh, held["embedding.weight"])
     _checkpoint_activations(net, config.activations)
     for path, module in _innermost_first(net):
+        inside = f"{path}." if path else ""
         for leaf, _ in list(module.named_parameters(recurse=False)):
-            name = f"{path}.{leaf}" if path else leaf
+            name = inside + leaf
             if name in held:  # a tied weight is drawn under its first name
                 _draw(module, leaf, held[name], initial[name], mesh, seed, device)
         for alias, first in ties.items():
-            if alias.startswith(path) and first.startswith(path):
+            if alias.startswith(inside) and first.startswith(inside):
                 owner, _, leaf = alias.rpartition(".")
                 setattr(net.get_submodule(owner), leaf, net.get_parameter(first))
         if partition is not None and (isinstance(module, Layer) or module is net):

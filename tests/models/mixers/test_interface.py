@@ -11,7 +11,6 @@ from models.mixers.cost import Load, Sizes
 from models.mixers.measured_cost import measured_cost
 from models.mixers.translution import TranslutionConfig
 from models.positions.learned import NoPosition
-from models.positions.rope import RopePosition
 from parallel.engine.build import check_trainable
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
@@ -175,12 +174,6 @@ def test_costs_by_formula_are_near_the_measured_ones(name, tokens, parts):
     assert measured.head_gradients == formula.head_gradients
     assert measured.source_gradients == formula.source_gradients
     assert measured.partials == formula.partials
-
-
-def test_a_position_changes_no_cost_of_attention_by_formula():
-    config, tokens = AttentionConfig(heads=2, head_dim=8), TokenGrid((3, 3))
-    costs = [config.build(8, tokens, position).cost(Load()) for position in (NoPosition(), RopePosition())]
-    assert costs[0] == costs[1]
 
 
 def test_a_reduction_lowers_the_tokens_of_the_layers_after_it():
