@@ -12,8 +12,8 @@ from models.initial import Draw
 from models.mixers.interface import Axes, Mixer, MixerConfig
 from models.offsets import OffsetGrid
 from models.ops.recipe import Operand, Recipe
-from models.ops.schedule import whole_schedule
 from models.ops.streamed import streamed
+from models.ops.walk.schedule import whole_schedule
 from models.positions.interface import PositionConfig
 from models.reducers.interface import Reducer, ReducerConfig
 from models.tokens import TokenGrid

@@ -18,8 +18,8 @@ from torch import Tensor
 from launch.bench.peak_memory import peak_memory
 from models.offsets import OffsetGrid
 from models.ops.recipe import Operand, Recipe
-from models.ops.schedule import Schedule, whole_schedule
 from models.ops.streamed import streamed
+from models.ops.walk.schedule import Schedule, whole_schedule
 from parallel.errors import UserError
 from trainer.reporting.table import Table
 

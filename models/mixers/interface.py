@@ -15,7 +15,7 @@ from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.measured_cost import measured_cost
 from models.ops.recipe import Combine
-from models.ops.schedule import Schedule
+from models.ops.walk.schedule import Schedule
 from models.positions.interface import PositionConfig
 from models.section import Section
 from models.tokens import TokenGrid

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from models.mixers.cost import Cost, Load
-from models.ops.schedule import Schedule, meta_stands_for
+from models.ops.walk.schedule import Schedule, meta_stands_for
 
 MOST_SAMPLES = 16
 

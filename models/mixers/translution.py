@@ -15,9 +15,9 @@ from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
 from models.mixers.translution_cost import translution_cost
 from models.offsets import OffsetGrid
-from models.ops.recipe import Operand, Recipe
-from models.ops.schedule import Schedule, whole_schedule
+from models.ops.recipe import Kernel, Operand, Recipe
 from models.ops.streamed import streamed
+from models.ops.walk.schedule import Schedule, whole_schedule
 from models.positions.interface import PositionConfig
 from models.positions.learned import NoPosition
 from models.tokens import TokenGrid
@@ -41,6 +41,7 @@ class Translution(Mixer):
     memory     "recompute" saves nothing per pair; "keep" saves q, k and v of all pairs for backward
     workspace  limit in bytes of the operator's temporaries
     compiled   fuse the element-wise stage with torch.compile
+    kernel     "loop" of plain products, "grouped" products or "fused" kernels (both CUDA only), or "auto"
 
     Raises ValueError for a variant that makes no sense and for x of the wrong length or width.
     Source: arXiv 2510.10060, sections 3 (full) and 3.3 (α).
@@ -59,6 +60,7 @@ class Translution(Mixer):
         memory: str = "recompute",
         workspace: int = 64 << 20,
         compiled: bool = False,
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__(dim, grid.num_tokens)
         position = position or NoPosition()
@@ -87,7 +89,7 @@ class Translution(Mixer):
         if rank is not None and "v" in relative:
             self.v_up = nn.Linear(narrow, inner, bias=False)
         self.out = nn.Linear(inner, dim)
-        self._recipe = self._build_recipe(heads, memory == "keep", workspace, compiled)
+        self._recipe = self._build_recipe(heads, memory == "keep", workspace, compiled, kernel)
         self.schedule: Schedule = whole_schedule(grid)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_banks()
 
@@ -102,7 +104,7 @@ class Translution(Mixer):
         logits = "qk" if "q" in self.relative or "k" in self.relative else ""
         return logits + ("v" if "v" in self.relative else "")
 
-    def _build_recipe(self, heads: int, keep: bool, workspace: int, compiled: bool) -> Recipe:
+    def _build_recipe(self, heads: int, keep: bool, workspace: int, compiled: bool, kernel: Kernel) -> Recipe:
         """The operator's recipe; numbers sources in the order of `_sources`."""
         bank = {name: index for index, name in enumerate(self.relative)}
         if self.rank is None:
@@ -119,7 +121,7 @@ class Translution(Mixer):
             if "v" in narrow:
                 values = (*values, narrow["v"])
         scale /= math.sqrt(self.head_dim)
-        return Recipe(logits, values, heads, scale, keep, workspace, compiled)
+        return Recipe(logits, values, heads, scale, keep, workspace, compiled, kernel)
 
     def _sources(self, x_NBC: Tensor) -> list[Tensor]:
         x_heads = self.head_input(x_NBC)
@@ -190,6 +192,7 @@ class TranslutionConfig(MixerConfig):
     memory: Literal["recompute", "keep"] = "recompute"
     workspace: int = Field(default=64 << 20, ge=1)
     compiled: bool = False
+    kernel: Kernel = "auto"
 
     def knows_positions(self) -> bool:
         return True

@@ -15,7 +15,7 @@ from torch import nn
 from models.mixers.cost import Cost, Load
 from models.offsets import OffsetGrid
 from models.ops.recipe import Operand, Recipe
-from models.ops.schedule import CPU_CHUNK_BYTES, Schedule
+from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
 
 
 class Translution(Protocol):

@@ -11,9 +11,11 @@ segments; each value segment is aggregated separately:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Kernel = Literal["auto", "loop", "grouped", "fused"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Recipe:
                recomputing them
     workspace  limit in bytes of a chunk's temporaries
     compiled   fuse the element-wise stage with torch.compile, in chunks of whole classes
+    kernel     which kernels visit the pairs; "auto" is the fastest for the device and the shapes
     """
 
     logits: tuple[tuple[Operand, Operand], ...]
@@ -68,3 +71,4 @@ class Recipe:
     keep: bool = False
     workspace: int = 64 << 20
     compiled: bool = False
+    kernel: Kernel = "auto"

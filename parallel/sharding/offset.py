@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.mixers.interface import Mixer
-from models.ops.schedule import Schedule
+from models.ops.walk.schedule import Schedule
 from parallel.mesh import Mesh
 from parallel.sharding.layout import offset_share
 

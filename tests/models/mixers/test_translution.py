@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from models import OffsetGrid, Translution
 from models.mixers.translution import RELATIVE
-from models.ops import naive, schedule
+from models.ops import naive
+from models.ops.walk import schedule
 from models.positions.rope import Rope, RopePosition
 
 GRIDS = [

@@ -8,8 +8,8 @@ import torch
 from launch.bench.peak_memory import peak_memory
 from models import OffsetGrid
 from models.ops.recipe import Operand, Recipe
-from models.ops.schedule import Schedule, whole_schedule
 from models.ops.streamed import streamed
+from models.ops.walk.schedule import Schedule, whole_schedule
 from parallel.sharding.layout import offset_share
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.offsets import Block, OffsetGrid
-from models.ops.rows import Index, Part, Side, Strip, Tokens
+from models.ops.walk.rows import Index, Part, Side, Strip, Tokens
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
 MAX_RUNS = 1023  # runs in a chunk of classes: the most that one grouped product takes

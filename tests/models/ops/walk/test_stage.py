@@ -5,8 +5,8 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 from models import OffsetGrid, Translution
-from models.ops.schedule import Schedule
-from models.ops.stage import stage
+from models.ops.walk.schedule import Schedule
+from models.ops.walk.stage import stage
 from tests.models.mixers.test_translution import DIM, HEAD_DIM, HEADS, assert_equal_with_gradients, naive_full
 
 

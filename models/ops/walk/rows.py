@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.offsets import OffsetGrid
-from models.ops.stage import Scratch
+from models.ops.walk.stage import Scratch
 
 Side = Literal["query", "key"]
 Rectangle = tuple[tuple[int, int], ...]

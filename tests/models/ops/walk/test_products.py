@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from models import OffsetGrid, Translution
-from models.ops import products
-from models.ops.products import Bank
 from models.ops.recipe import Operand, Recipe
-from models.ops.schedule import Runs, Span, whole_schedule
 from models.ops.streamed import streamed
+from models.ops.walk import products
+from models.ops.walk.products import Bank
+from models.ops.walk.schedule import Runs, Span, whole_schedule
 
 BATCH, WIDTH, OUT = 3, 16, 8
 GRIDS = [

@@ -7,8 +7,8 @@ import torch
 
 from models import OffsetGrid, Translution
 from models.offsets import MASKED
-from models.ops.rows import view_tokens
-from models.ops.schedule import CPU_CHUNK_BYTES, MAX_RUNS, Schedule, whole_schedule
+from models.ops.walk.rows import view_tokens
+from models.ops.walk.schedule import CPU_CHUNK_BYTES, MAX_RUNS, Schedule, whole_schedule
 from tests.models.test_offsets import GRIDS
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
