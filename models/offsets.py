@@ -3,7 +3,8 @@
 The offset of a pair is δ = p_i − p_j, query position minus key position. `OffsetGrid` numbers the
 offsets, shares entries between offsets if asked, and divides the N² pairs into *blocks*: the pairs
 of one offset join a rectangle of queries with an equal rectangle of keys. Blocks are grouped into
-*residue classes* of equal cost.
+*residue classes* of equal cost. Where offsets share entries, the pairs of one entry also are one block,
+a band of offsets between two rectangles.
 """
 
 from __future__ import annotations
@@ -20,27 +21,46 @@ from torch import Tensor
 MASKED = -1  # the entry of a pair that does not exist (causal: the key is in the future)
 
 
+Range = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Block:
-    """All pairs of one offset: `queries` and `keys` are equal rectangles of grid coordinates.
+    """Pairs that share a bank entry: `queries` and `keys` are rectangles of grid coordinates.
 
     A rectangle is a (start, stop) per grid dimension. `None` is the class token, paired with every
-    position of the other side's rectangle.
+    position of the other side's rectangle. Without a `band` the rectangles are equal, and the pairs are
+    those of one offset; with one, all pairs of offsets from its least to its greatest, per dimension.
     """
 
     entry: int
-    queries: tuple[tuple[int, int], ...] | None
-    keys: tuple[tuple[int, int], ...] | None
+    queries: tuple[Range, ...] | None
+    keys: tuple[Range, ...] | None
+    band: tuple[Range, ...] | None = None
 
     @property
     def pairs(self) -> int:
-        rectangle = self.queries or self.keys or ()
-        return math.prod(stop - start for start, stop in rectangle)
+        if self.band is not None:
+            assert self.queries is not None
+            assert self.keys is not None
+            return math.prod(map(_pairs_in_band, self.queries, self.keys, self.band))
+        return _area(self.queries or self.keys or ())
 
     @property
     def products(self) -> tuple[int, int]:
         """Rows multiplied by the bank on the query and on the key side; 1 for the class token."""
-        return (1 if self.queries is None else self.pairs, 1 if self.keys is None else self.pairs)
+        return (_area(self.queries or ()), _area(self.keys or ()))
+
+
+def _area(rectangle: tuple[Range, ...]) -> int:
+    return math.prod(stop - start for start, stop in rectangle)
+
+
+def _pairs_in_band(queries: Range, keys: Range, band: Range) -> int:
+    return sum(
+        max(0, min(queries[1], keys[1] + delta) - max(queries[0], keys[0] + delta))
+        for delta in range(band[0], band[1] + 1)
+    )
 
 
 class OffsetGrid:
@@ -170,6 +190,21 @@ class OffsetGrid:
             Block(cls_key, everything, None),
         )
 
+    @cached_property
+    def bands(self) -> tuple[Block, ...]:
+        """All grid pairs as one block per entry: a band of offsets, or a single offset."""
+        per_dimension = [
+            _entry_ranges(reach, n, self.causal) for reach, n in zip(self._reach, self.shape, strict=True)
+        ]
+        return tuple(self._band(band) for band in itertools.product(*per_dimension))
+
+    def _band(self, band: tuple[Range, ...]) -> Block:
+        if all(least == greatest for least, greatest in band):
+            return self._block(tuple(least for least, _ in band))
+        queries = tuple((max(lo, 0), n + min(hi, 0)) for (lo, hi), n in zip(band, self.shape, strict=True))
+        keys = tuple((max(-hi, 0), n - max(lo, 0)) for (lo, hi), n in zip(band, self.shape, strict=True))
+        return Block(self.entry(tuple(least for least, _ in band)), queries, keys, band)
+
     def _block(self, offset: tuple[int, ...]) -> Block:
         queries = tuple((max(d, 0), n + min(d, 0)) for d, n in zip(offset, self.shape, strict=True))
         keys = tuple((start - d, stop - d) for (start, stop), d in zip(queries, offset, strict=True))
@@ -185,6 +220,13 @@ class OffsetGrid:
 def _folded(residue: int, n: int) -> tuple[int, ...]:
     """The offsets along one dimension with this residue."""
     return (residue,) if residue == 0 else (residue, residue - n)
+
+
+def _entry_ranges(reach: tuple[int, ...], n: int, causal: bool) -> list[Range]:
+    """The (least, greatest) offset of each entry along one dimension."""
+    signed = [(reach[d] if d >= 0 else -reach[-d], d) for d in range(0 if causal else 1 - n, n)]
+    groups = [[d for _, d in group] for _, group in itertools.groupby(signed, key=lambda pair: pair[0])]
+    return [(group[0], group[-1]) for group in groups]
 
 
 @lru_cache

@@ -19,7 +19,7 @@ from models.ops.walk.operands import Operands, operand_width, segments, steps, v
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows
 from models.ops.walk.schedule import Schedule
-from models.ops.walk.stage import Scratch, stage
+from models.ops.walk.stage import Scratch
 
 
 def streamed(
@@ -114,13 +114,7 @@ class PairWalk:
                 q, k, v = operands.project(fresh=recipe.keep)
                 if recipe.keep:
                     kept += [*q, *k, *v]
-                compute = stage(recipe.compiled and chunk.uniform)
-                a = compute.logits(q, k, recipe.scale, statistics, scratch=scratch)
-                compute.merge(
-                    *(chunk.queries(t) for t in state),
-                    logits=chunk.layers(a, -torch.inf),
-                    values=[chunk.layers(value, 0.0) for value in v],
-                )
+                chunk.attend(recipe, q, k, v, state, scratch)
         return lse, outs, kept
 
     @staticmethod
@@ -145,9 +139,7 @@ class PairWalk:
             for chunk in chunks:
                 operands = Operands(recipe, chunk, tokens, rows, entries, scratch)
                 q, k, v = segments(recipe, saved) if recipe.keep else operands.project()
-                at_pairs = [chunk.rows("query", t) for t in state]
-                compute = stage(recipe.compiled and chunk.uniform)
-                grad_qkv = compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
+                grad_qkv = chunk.gradients(recipe, q, k, v, state, scratch)
                 operands.backpropagate(*grad_qkv, grad_tokens, grad_rows)
             grad_rows.finish()
         return grad_sources, [bank.gradient() for bank in entries]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from models.ops.recipe import Operand, Recipe
+from models.ops.walk.chunks import Chunk
 from models.ops.walk.products import Bank, gathered_bytes
 from models.ops.walk.rows import RowGradients, Rows, Side, Tokens, view_tokens
-from models.ops.walk.schedule import Chunk, Schedule
+from models.ops.walk.schedule import Schedule
 from models.ops.walk.stage import Scratch
 
 

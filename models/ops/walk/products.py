@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from models.ops.walk.schedule import MAX_RUNS, Runs
+from models.ops.walk.chunks import Runs
+from models.ops.walk.schedule import MAX_RUNS
 
 
 class Bank:

@@ -7,8 +7,9 @@ from models import OffsetGrid, Translution
 from models.ops.recipe import Operand, Recipe
 from models.ops.streamed import streamed
 from models.ops.walk import products
+from models.ops.walk.chunks import Runs, Span
 from models.ops.walk.products import Bank
-from models.ops.walk.schedule import Runs, Span, whole_schedule
+from models.ops.walk.schedule import whole_schedule
 
 BATCH, WIDTH, OUT = 3, 16, 8
 GRIDS = [

@@ -1,0 +1,233 @@
+"""The steps of a walk: chunks of pairs, and the token rows that they read and multiply.
+
+A `BlockChunk` is one block: its queries and keys are rectangles of the grid, so plain strided views; best
+when one block fills the caches. A `ClassChunk` is a run of whole residue classes, read through index
+tables; best when blocks are small or the device wants few, large calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from models.offsets import Block, OffsetGrid
+from models.ops.recipe import Recipe
+from models.ops.walk.rows import Index, Part, Side, Strip, Tokens
+from models.ops.walk.stage import Scratch, stage
+
+
+class Span(NamedTuple):
+    """The token rows [start, stop) of a chunk that one bank entry multiplies."""
+
+    entry: int
+    start: int
+    stop: int
+
+
+class Runs:
+    """The runs of rows on one side of a chunk, each multiplied by one bank entry."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = tuple(spans)
+        self.groups = lru_cache(maxsize=4)(self._groups)
+        self.slices = lru_cache(maxsize=4)(self._slices)
+        self.only = self.spans[0].entry if len(self.spans) == 1 else None
+
+    def _slices(self, batch: int) -> list[tuple[int, slice]]:
+        """The entry and the rows of each run, for a loop of products."""
+        return [(entry, slice(start * batch, stop * batch)) for entry, start, stop in self.spans]
+
+    def _groups(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For a grouped product: the entries [G] and where each one's rows end [G] (int32)."""
+        entries = torch.tensor([span.entry for span in self.spans])
+        stops = torch.tensor([span.stop * batch for span in self.spans], dtype=torch.int32)
+        return entries.to(device, non_blocking=True), stops.to(device, non_blocking=True)
+
+
+class Chunk(Protocol):
+    """Some of the pairs.
+
+    shape     of the tokens on either side
+    parts     the tokens that either side reads
+    runs      the runs of those tokens that one bank entry multiplies
+    """
+
+    shape: dict[Side, tuple[int, ...]]
+    parts: dict[Side, Part]
+    runs: dict[Side, Runs]
+
+    def rows(self, side: Side, tokens: Tokens) -> Tensor:
+        """The tokens on one side of the pairs, [*shape, B, …]."""
+        ...
+
+    def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
+        """Adds rows to the tokens they were read from."""
+        ...
+
+    def fold(self, side: Side, pairs: Tensor) -> Tensor:
+        """Sums pair values over the pairs that share one row of this side."""
+        ...
+
+    def queries(self, tokens: Tokens) -> Tensor:
+        """A writable view [*queries, B, …] of the tokens that are queries here."""
+        ...
+
+    def attend(
+        self,
+        recipe: Recipe,
+        q: list[Tensor],
+        k: list[Tensor],
+        v: list[Tensor],
+        state: list[Tokens],
+        scratch: Scratch,
+    ) -> None:
+        """Merges the pairs into the running softmax of their queries: lse, and a normalised out for each
+        value segment. q, k, v are [*shape, B, H, E] for each segment."""
+        ...
+
+    def gradients(
+        self,
+        recipe: Recipe,
+        q: list[Tensor],
+        k: list[Tensor],
+        v: list[Tensor],
+        state: list[Tokens],
+        scratch: Scratch,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """∂q, ∂k, ∂v of each segment; the state is the final lse, delta and each ∂out."""
+        ...
+
+
+class PairChunk:
+    """A chunk whose pairs are combined one by one, element-wise."""
+
+    uniform: bool
+
+    def attend(
+        self: Any,
+        recipe: Recipe,
+        q: list[Tensor],
+        k: list[Tensor],
+        v: list[Tensor],
+        state: list[Tokens],
+        scratch: Scratch,
+    ) -> None:
+        compute, (lse, *outs) = stage(recipe.compiled and self.uniform), map(self.queries, state)
+        a = compute.logits(q, k, recipe.scale, lse.dtype, scratch=scratch)
+        layers = [self.layers(value, 0.0) for value in v]
+        compute.merge(lse, *outs, logits=self.layers(a, -torch.inf), values=layers)
+
+    def gradients(
+        self: Any,
+        recipe: Recipe,
+        q: list[Tensor],
+        k: list[Tensor],
+        v: list[Tensor],
+        state: list[Tokens],
+        scratch: Scratch,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        compute, at_pairs = stage(recipe.compiled and self.uniform), [self.rows("query", t) for t in state]
+        return compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
+
+
+class BlockChunk(PairChunk):
+    """One block: pairs [*rectangle, B, …]; a class token's side is [1, …, 1, B, …]."""
+
+    uniform = False
+
+    def __init__(self, block: Block, grid: OffsetGrid) -> None:
+        self.block = block
+        self._rank = len(grid.shape)
+        self._many_keys = block.queries is None and block.keys is not None
+        self._many_queries = block.keys is None and block.queries is not None
+        self._corner: dict[Side, tuple[int, ...] | None] = {}
+        self.pairs = block.pairs
+        self.shape, self.parts, self.runs = {}, {}, {}
+        sides: tuple[Side, Side] = ("query", "key")
+        for side, rectangle, rows in zip(sides, (block.queries, block.keys), block.products, strict=True):
+            self._corner[side] = None if rectangle is None else tuple(start for start, _ in rectangle)
+            self.shape[side] = tuple(stop - start for start, stop in rectangle or ((0, 1),) * self._rank)
+            strip = Strip.around(rectangle, grid.shape)
+            start = rectangle[0][0] * math.prod(self.shape[side][1:]) if rectangle else 0
+            self.parts[side] = Part(strip, start, start + rows)
+            self.runs[side] = Runs([Span(block.entry, 0, rows)])
+
+    def rows(self, side: Side, tokens: Tokens) -> Tensor:
+        corner = self._corner[side]
+        return tokens.class_token if corner is None else tokens.rectangle(corner, self.shape[side])
+
+    def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
+        self.rows(side, tokens).add_(rows)
+
+    def fold(self, side: Side, pairs: Tensor) -> Tensor:
+        if self._many_keys if side == "query" else self._many_queries:
+            return pairs.sum(tuple(range(self._rank)), keepdim=True)
+        return pairs
+
+    def layers(self, pairs: Tensor, missing: float) -> Tensor:
+        if not self._many_keys:
+            return pairs.unsqueeze(0)
+        return pairs.flatten(0, self._rank - 1).unflatten(0, (-1,) + (1,) * self._rank)
+
+    def queries(self, tokens: Tokens) -> Tensor:
+        return self.rows("query", tokens)
+
+
+class ClassChunk(PairChunk):
+    """Whole residue classes one after the other: pairs [P, B, …]."""
+
+    uniform = True
+
+    def __init__(self, grid: OffsetGrid, classes: Sequence[tuple[Block, ...]], device: torch.device) -> None:
+        tokens = torch.arange(grid.grid_tokens).view(grid.shape)
+        blocks = [block for blocks in classes for block in blocks]
+        query = torch.cat([tokens[_slices(block.queries)].flatten() for block in blocks])
+        key = torch.cat([tokens[_slices(block.keys)].flatten() for block in blocks])
+        self.pairs = len(query)
+        stops = torch.tensor([block.pairs for block in blocks]).cumsum(0).tolist()
+        spans = tuple(Span(b.entry, stop - b.pairs, stop) for b, stop in zip(blocks, stops, strict=True))
+        self.shape: dict[Side, tuple[int, ...]] = dict.fromkeys(("query", "key"), (self.pairs,))
+        self.runs: dict[Side, Runs] = dict.fromkeys(("query", "key"), Runs(spans))
+        self._complete = not grid.causal  # a class of a full grid meets every query exactly once
+        self._layers = _layer_table(query, spans, grid, len(classes), self.pairs).to(device)
+        self._index: dict[Side, Index] = {"query": Index(query.to(device)), "key": Index(key.to(device))}
+        self.parts: dict[Side, Part] = {s: Part(index, 0, self.pairs) for s, index in self._index.items()}
+
+    def rows(self, side: Side, tokens: Tokens) -> Tensor:
+        return tokens.flat.index_select(0, self._index[side].rows)
+
+    def add_rows(self, side: Side, tokens: Tokens, rows: Tensor) -> None:
+        self._index[side].add(tokens, rows)
+
+    def fold(self, side: Side, pairs: Tensor) -> Tensor:
+        return pairs
+
+    def layers(self, pairs: Tensor, missing: float) -> Tensor:
+        if not self._complete:
+            pairs = torch.cat([pairs, pairs.new_full((1, *pairs.shape[1:]), missing)])
+        return pairs.index_select(0, self._layers.flatten()).unflatten(0, self._layers.shape)
+
+    def queries(self, tokens: Tokens) -> Tensor:
+        return tokens.flat
+
+
+def _layer_table(
+    query: Tensor, spans: tuple[Span, ...], grid: OffsetGrid, classes: int, missing: int
+) -> Tensor:
+    """pair[L, queries]: a layer is a class of a full grid, or a single block of a causal sequence."""
+    n = grid.grid_tokens
+    if not grid.causal:
+        return torch.argsort(query.view(classes, n), 1) + n * torch.arange(classes)[:, None]
+    table = torch.full((len(spans), n), missing)
+    for layer, (_, start, stop) in enumerate(spans):
+        table[layer, query[start:stop]] = torch.arange(start, stop)
+    return table
+
+
+def _slices(rectangle: tuple[tuple[int, int], ...] | None) -> tuple[slice, ...] | None:
+    return None if rectangle is None else tuple(slice(start, stop) for start, stop in rectangle)

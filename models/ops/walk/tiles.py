@@ -1,0 +1,185 @@
+"""Divides a block with a band of offsets into tiles: rectangles of queries against the window of keys
+that they meet.
+
+Dimensions in which the band is a single offset pair the tokens one to one: they make a batch of groups.
+The others are cut so that the work is least. Pairs of a tile outside the band are masked; along a sequence
+they are only at the window's two ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.offsets import Block, Range
+
+LOGITS = 1 << 19  # of a tile, unless it has few queries: about what one core's caches hold
+CALLS = 10_000  # logits that take as long as the calls of a tile
+FEW = 32  # queries: products of fewer rows are slow
+
+
+Sides = tuple[tuple[int, int, int], ...]  # dimension, start and length of a part of a tensor
+
+
+class Geometry(NamedTuple):
+    """Queries, keys and the band between them, by dimension, relative to the first key."""
+
+    queries: tuple[Range, ...]
+    keys: tuple[Range, ...]
+    band: tuple[Range, ...]
+
+
+class Tile(NamedTuple):
+    """Queries and keys of a group: parts of head-major views.
+
+    masked   runs of the window's keys, each with the geometry of its mask
+    """
+
+    queries: Sides
+    keys: Sides
+    masked: tuple[tuple[slice, Geometry], ...]
+
+
+class Tiling:
+    """The tiles of a block with a band.
+
+    groups   the dimensions of a single offset
+    banded   the other dimensions; head-major views are [*groups, B, H, *banded, …]
+    tiles    every query of the block is in one, and meets a key there
+    """
+
+    def __init__(self, block: Block, batch: int) -> None:
+        assert block.queries is not None
+        assert block.keys is not None
+        assert block.band is not None
+        queries, keys, band = block.queries, block.keys, block.band
+        self.groups = tuple(d for d, (least, greatest) in enumerate(band) if least == greatest)
+        self.banded = tuple(d for d in range(len(band)) if d not in self.groups)
+        groups = math.prod(queries[d][1] - queries[d][0] for d in self.groups)
+        inside = Geometry(*(tuple(ranges[d] for d in self.banded) for ranges in (queries, keys, band)))
+        self.tiles = tuple(_cut(inside, batch * groups, len(self.groups) + 2))
+
+
+@lru_cache(maxsize=8192)
+def tiling(block: Block, batch: int) -> Tiling:
+    """The tiles of a block for `batch` heads of all samples, built once."""
+    return Tiling(block, batch)
+
+
+def _cut(whole: Geometry, batch: int, first: int) -> Iterator[Tile]:
+    lengths = _best_lengths(whole, batch)
+    starts = (range(*queries, n) for queries, n in zip(whole.queries, lengths, strict=True))
+    for corner in itertools.product(*starts):
+        queries = tuple(
+            (a, min(a + n, stop)) for a, n, (_, stop) in zip(corner, lengths, whole.queries, strict=True)
+        )
+        window = tuple(map(_window, queries, whole.keys, whole.band))
+        yield Tile(
+            _narrow(queries, whole.queries, first),
+            _narrow(window, whole.keys, first),
+            _masked(queries, window, whole.band),
+        )
+
+
+def _best_lengths(whole: Geometry, batch: int) -> tuple[int, ...]:
+    """The sides of a tile for which logits and calls take the least time."""
+    sides = [_side_costs(*ranges, few=len(whole.queries) > 1) for ranges in zip(*whole, strict=True)]
+
+    def seconds(choice: tuple[_SideCost, ...]) -> float:
+        rows = math.prod(side.length for side in choice)
+        largest = batch * rows * math.prod(side.window for side in choice)
+        logits = batch * math.prod(side.logits for side in choice) * max(1.0, FEW / rows)
+        crowded = max(1.0, largest / LOGITS) ** 0.2
+        return CALLS * math.prod(side.tiles for side in choice) + logits * crowded
+
+    return tuple(side.length for side in min(itertools.product(*sides), key=seconds))
+
+
+class _SideCost(NamedTuple):
+    """Cutting one dimension into tiles of a length: how many, the largest window, the logits in all."""
+
+    length: int
+    tiles: int
+    window: int
+    logits: int
+
+
+def _side_costs(queries: Range, keys: Range, band: Range, few: bool) -> list[_SideCost]:
+    size = queries[1] - queries[0]
+    lengths = {min(n, size) for n in ((1, 2, 3, 4, 6, 8, 12, 16, 24) if few else ())}
+    lengths |= {min(FEW << i, size) for i in range(size.bit_length())}
+    found = []
+    for length in sorted(lengths):
+        tiles = [(a, min(a + length, queries[1])) for a in range(*queries, length)]
+        windows = [stop - start for start, stop in (_window(tile, keys, band) for tile in tiles)]
+        logits = sum((b - a) * window for (a, b), window in zip(tiles, windows, strict=True))
+        found.append(_SideCost(length, len(tiles), max(windows), logits))
+    return found
+
+
+def _window(queries: Range, keys: Range, band: Range) -> Range:
+    """The keys that any of these queries meets."""
+    return max(queries[0] - band[1], keys[0]), min(queries[1] - band[0], keys[1])
+
+
+def _masked(
+    queries: Sequence[Range], window: Sequence[Range], band: Sequence[Range]
+) -> tuple[tuple[slice, Geometry], ...]:
+    rest = math.prod(b - a for a, b in window[1:])
+    edges = _edges(queries[0], window[0], band[0]) if len(queries) == 1 else [window[0]]
+    found = []
+    for edge in edges:
+        geometry = _relative(queries, (edge, *window[1:]), band)
+        if not _all_inside(geometry):
+            found.append((slice((edge[0] - window[0][0]) * rest, (edge[1] - window[0][0]) * rest), geometry))
+    return tuple(found)
+
+
+def _edges(queries: Range, window: Range, band: Range) -> list[Range]:
+    """The keys of a window that some of the queries are too near to or too far from."""
+    far = max(window[0], min(queries[1] - 1 - band[1], window[1]))
+    near = min(window[1], max(queries[0] - band[0] + 1, window[0]))
+    if near < far:
+        return [window]
+    return [edge for edge in ((window[0], far), (near, window[1])) if edge[0] < edge[1]]
+
+
+def _narrow(inner: Sequence[Range], outer: Sequence[Range], first: int) -> Sides:
+    return tuple(
+        (dim, a - start, b - a)
+        for dim, ((a, b), (start, stop)) in enumerate(zip(inner, outer, strict=True), first)
+        if (a, b) != (start, stop)
+    )
+
+
+def _relative(queries: Sequence[Range], keys: Sequence[Range], band: Sequence[Range]) -> Geometry:
+    """The same geometry wherever on the grid it lies."""
+    return Geometry(
+        tuple((a - k, b - k) for (a, b), (k, _) in zip(queries, keys, strict=True)),
+        tuple((0, stop - start) for start, stop in keys),
+        tuple(band),
+    )
+
+
+def _all_inside(geometry: Geometry) -> bool:
+    return all(
+        a - (k_stop - 1) >= least and b - 1 - k <= greatest
+        for (a, b), (k, k_stop), (least, greatest) in zip(*geometry, strict=True)
+    )
+
+
+@lru_cache(maxsize=8192)
+def mask(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 for pairs inside the band and −inf for others, [queries, keys]."""
+    inside = torch.ones(1, 1, dtype=torch.bool)
+    for queries, keys, (least, greatest) in zip(*geometry, strict=True):
+        delta = torch.arange(*queries)[:, None] - torch.arange(*keys)[None]
+        near = (delta >= least) & (delta <= greatest)
+        inside = (inside[:, None, :, None] & near[None, :, None, :]).flatten(0, 1).flatten(1, 2)
+    return torch.zeros(inside.shape, dtype=dtype).masked_fill_(~inside, -torch.inf).to(device)
