@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.ops.dense.parts import has_dense_part
+from models.ops.dense.walk import DenseWalk
 from models.ops.recipe import AllPairs, Combine, Recipe
 from models.ops.walk.interface import Walk
 from models.ops.walk.operands import Operands, operand_width, segments, steps, view_all
@@ -149,4 +151,4 @@ def choose_walk(
     recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
 ) -> type[Walk]:
     """The walk that is fastest for these tensors."""
-    return PairWalk
+    return DenseWalk if has_dense_part(recipe) and not schedule.in_bands else PairWalk

@@ -22,11 +22,13 @@ from models.ops.walk.stage import Scratch, stage
 
 
 class Span(NamedTuple):
-    """The token rows [start, stop) of a chunk that one bank entry multiplies."""
+    """The pairs [start, stop) of a chunk that one bank entry multiplies, and the first of their rows among
+    those that the chunk reads."""
 
     entry: int
     start: int
     stop: int
+    row: int
 
 
 class Runs:
@@ -34,19 +36,16 @@ class Runs:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = tuple(spans)
-        self.groups = lru_cache(maxsize=4)(self._groups)
-        self.slices = lru_cache(maxsize=4)(self._slices)
-        self.only = self.spans[0].entry if len(self.spans) == 1 else None
+        self.pieces = lru_cache(maxsize=4)(self._pieces)
+        self.only = self.spans[0].entry if len(self.spans) == 1 and self.spans[0].row == 0 else None
 
-    def _slices(self, batch: int) -> list[tuple[int, slice]]:
-        """The entry and the rows of each run, for a loop of products."""
-        return [(entry, slice(start * batch, stop * batch)) for entry, start, stop in self.spans]
-
-    def _groups(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """For a grouped product: the entries [G] and where each one's rows end [G] (int32)."""
-        entries = torch.tensor([span.entry for span in self.spans])
-        stops = torch.tensor([span.stop * batch for span in self.spans], dtype=torch.int32)
-        return entries.to(device, non_blocking=True), stops.to(device, non_blocking=True)
+    def _pieces(self, batch: int) -> tuple[list[int], list[int], list[int]]:
+        """The entry, the first row and the number of rows of each run, for a loop of products."""
+        return (
+            [span.entry for span in self.spans],
+            [span.row * batch for span in self.spans],
+            [(span.stop - span.start) * batch for span in self.spans],
+        )
 
 
 class Chunk(Protocol):
@@ -155,7 +154,7 @@ class BlockChunk(PairChunk):
             strip = Strip.around(rectangle, grid.shape)
             start = rectangle[0][0] * math.prod(self.shape[side][1:]) if rectangle else 0
             self.parts[side] = Part(strip, start, start + rows)
-            self.runs[side] = Runs([Span(block.entry, 0, rows)])
+            self.runs[side] = Runs([Span(block.entry, 0, rows, 0)])
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
         corner = self._corner[side]
@@ -190,7 +189,8 @@ class ClassChunk(PairChunk):
         key = torch.cat([tokens[_slices(block.keys)].flatten() for block in blocks])
         self.pairs = len(query)
         stops = torch.tensor([block.pairs for block in blocks]).cumsum(0).tolist()
-        spans = tuple(Span(b.entry, stop - b.pairs, stop) for b, stop in zip(blocks, stops, strict=True))
+        starts = [stop - block.pairs for block, stop in zip(blocks, stops, strict=True)]
+        spans = tuple(map(Span, (block.entry for block in blocks), starts, stops, starts))
         self.shape: dict[Side, tuple[int, ...]] = dict.fromkeys(("query", "key"), (self.pairs,))
         self.runs: dict[Side, Runs] = dict.fromkeys(("query", "key"), Runs(spans))
         self._complete = not grid.causal  # a class of a full grid meets every query exactly once
@@ -224,7 +224,7 @@ def _layer_table(
     if not grid.causal:
         return torch.argsort(query.view(classes, n), 1) + n * torch.arange(classes)[:, None]
     table = torch.full((len(spans), n), missing)
-    for layer, (_, start, stop) in enumerate(spans):
+    for layer, (_, start, stop, _) in enumerate(spans):
         table[layer, query[start:stop]] = torch.arange(start, stop)
     return table
 

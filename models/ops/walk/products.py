@@ -1,21 +1,15 @@
-"""The matrix products of a chunk: runs of rows, each with the bank entry of its offset.
-
-On CUDA, where the grouped kernel supports the device, dtype and widths, all runs of a chunk are one
-grouped product; elsewhere they are a loop of plain products (there `grouped_mm` is itself a loop, and
-one that waits for the device).
-"""
+"""The matrix products of a chunk: runs of rows, each with the bank entry of its offset."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
 
 from models.ops.walk.chunks import Runs
-from models.ops.walk.schedule import MAX_RUNS
+
+ColumnRun = tuple[int, int, int, int]  # entry, first column of a token, first pair, length
 
 
 class Bank:
@@ -25,98 +19,89 @@ class Bank:
         self.width = bank.shape[2]
         self._bank = bank
         self._entries = bank.unbind(0)  # views are made once, not at every product
+        self._transposed = bank.mT.unbind(0)
         self._gradient: tuple[Tensor, ...] | None = None
         self._unwritten: set[int] = set()
 
     def multiply(self, rows: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
-        """Multiplies rows[n·B, C] by the entries of their runs, into out[n·B, D]."""
-        if _grouped(rows, self.width, runs):
-            entries, stops = runs.groups(batch, rows.device)
-            out.copy_(grouped_mm(rows, self._bank[entries].to(rows.dtype), offs=stops))
-            return
+        """Multiplies rows[·B, C] by the entries of their runs, into the pairs' out[n·B, D]."""
+        entries, cast = self._entries, rows.dtype != self._bank.dtype
         for entry, rows_run, out_run in _pieces(runs, batch, rows, out):
-            torch.mm(rows_run, _cast(self._entries[entry], rows), out=out_run)
+            weight = entries[entry].to(rows.dtype) if cast else entries[entry]
+            torch.mm(rows_run, weight, out=out_run)
 
     def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
-        """Multiplies grad[n·B, D] by the transposed entries, and adds to out[n·B, C]."""
-        if _grouped(grad, out.shape[1], runs):
-            entries, stops = runs.groups(batch, grad.device)
-            out.add_(grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops))
-            return
-        for entry, grad_run, out_run in _pieces(runs, batch, grad, out):
-            weight = _cast(self._entries[entry], grad).t()
-            if out.dtype == grad.dtype:
+        """Multiplies the pairs' grad[n·B, D] by the transposed entries, and adds to their rows out[·B, C]."""
+        entries, cast, same = self._transposed, grad.dtype != self._bank.dtype, out.dtype == grad.dtype
+        for entry, out_run, grad_run in _pieces(runs, batch, out, grad):
+            weight = entries[entry].to(grad.dtype) if cast else entries[entry]
+            if same:
                 out_run.addmm_(grad_run, weight)
             else:
                 out_run.add_(torch.mm(grad_run, weight))
 
     def add_gradient(self, rows: Tensor, grad: Tensor, runs: Runs, batch: int) -> None:
-        """Adds rowsᵀ·grad of each run, rows[n·B, C] and grad[n·B, D], to its entry's gradient."""
+        """Adds rowsᵀ·grad of each run, rows[·B, C] and the pairs' grad[n·B, D], to its entry's gradient."""
+        for entry, rows_run, grad_run in _pieces(runs, batch, rows, grad):
+            self._add_product(entry, rows_run.t(), grad_run)
+
+    def multiply_columns(self, columns: Tensor, runs: Sequence[ColumnRun], batch: int, out: Tensor) -> None:
+        """The same on columns[C, ·B], into the pairs' out[D, n·B]."""
+        entries, cast = self._transposed, columns.dtype != self._bank.dtype
+        for entry, row, pair, length in runs:
+            weight = entries[entry].to(columns.dtype) if cast else entries[entry]
+            own, size = columns.narrow(1, row * batch, length * batch), length * batch
+            torch.mm(weight, own, out=out.narrow(1, pair * batch, size))
+
+    def backpropagate_columns(
+        self, columns: Tensor, grad: Tensor, runs: Sequence[ColumnRun], batch: int, grad_columns: Tensor
+    ) -> None:
+        """From the pairs' grad[D, n·B]: adds to the entries' gradients and to grad_columns[C, ·B]."""
+        entries, cast = self._entries, columns.dtype != self._bank.dtype
+        same = grad_columns.dtype == grad.dtype
+        for entry, row, pair, length in runs:
+            weight, start, size = entries[entry], row * batch, length * batch
+            own, at_pairs = columns.narrow(1, start, size), grad.narrow(1, pair * batch, size)
+            self._add_product(entry, own, at_pairs.t())
+            weight, summed = weight.to(grad.dtype) if cast else weight, grad_columns.narrow(1, start, size)
+            if same:
+                summed.addmm_(weight, at_pairs)
+            else:
+                summed.add_(torch.mm(weight, at_pairs))
+
+    def _add_product(self, entry: int, a: Tensor, b: Tensor) -> None:
+        """Adds a·b to the entry's gradient."""
         if self._gradient is None:
             self._total = torch.empty_like(self._bank, memory_format=torch.contiguous_format)
             self._gradient = self._total.unbind(0)
             self._unwritten = set(range(len(self._gradient)))
-        if _grouped(rows, self.width, runs):
-            entries, stops = runs.groups(batch, rows.device)
-            self._zero_unwritten()
-            products = grouped_mm(rows.t(), grad, offs=stops)
-            self._total.index_add_(0, entries, products.to(self._total.dtype))
-            return
-        for entry, rows_run, grad_run in _pieces(runs, batch, rows, grad):
-            total, first = self._gradient[entry], entry in self._unwritten
-            if rows.dtype != total.dtype:
-                product = torch.mm(rows_run.t(), grad_run)
-                total.copy_(product) if first else total.add_(product)
-            elif first:
-                torch.mm(rows_run.t(), grad_run, out=total)
-            else:
-                total.addmm_(rows_run.t(), grad_run)
-            self._unwritten.discard(entry)
+        total, first = self._gradient[entry], entry in self._unwritten
+        if a.dtype != total.dtype:
+            total.copy_(torch.mm(a, b)) if first else total.add_(torch.mm(a, b))
+        elif first:
+            torch.mm(a, b, out=total)
+        else:
+            total.addmm_(a, b)
+        self._unwritten.discard(entry)
 
     def gradient(self) -> Tensor:
         """∂bank[K, C, D]; zero for an entry that no pair used."""
         if self._gradient is None:
             return torch.zeros_like(self._bank)
-        self._zero_unwritten()
-        return self._total
-
-    def _zero_unwritten(self) -> None:
         if len(self._unwritten) == len(self._total):
             self._total.zero_()  # in one call
         else:
             for entry in self._unwritten:
                 self._total[entry].zero_()
         self._unwritten.clear()
+        return self._total
 
 
-def _pieces(runs: Runs, batch: int, a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:
-    """Each run's entry and its rows of two tensors [n·B, …]."""
+def _pieces(runs: Runs, batch: int, rows: Tensor, pairs: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:
+    """Each run's entry, its rows [·B, …] and its pairs [n·B, …]."""
     if runs.only is not None:
-        return ((runs.only, a, b),)
-    return ((entry, a[run], b[run]) for entry, run in runs.slices(batch))
-
-
-def _cast(weight: Tensor, like: Tensor) -> Tensor:
-    return weight if weight.dtype == like.dtype else weight.to(like.dtype)
-
-
-def gathered_bytes(banks: Sequence[Tensor], rows: Tensor) -> int:
-    """Bytes of an entry in a grouped product: gathered, and cast to the dtype of the rows."""
-    if not (banks and _has_kernel(rows)):
-        return 0
-    return max(bank[0].numel() * (bank.element_size() + rows.element_size()) for bank in banks)
-
-
-def _grouped(rows: Tensor, width: int, runs: Runs) -> bool:
-    """Whether rows[n, C] times entries[C, width] go to the grouped kernel."""
-    aligned = rows.shape[1] % 8 == 0 and width % 8 == 0  # strides of 16 bytes
-    return 1 < len(runs.spans) <= MAX_RUNS and aligned and _has_kernel(rows)
-
-
-def _has_kernel(rows: Tensor) -> bool:
-    return rows.is_cuda and rows.dtype == torch.bfloat16 and _capability(rows.device)[0] in (9, 10)
-
-
-@lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
+        return ((runs.only, rows, pairs),)
+    entries, starts, lengths = runs.pieces(batch)
+    narrow = rows.narrow
+    of_rows = [narrow(0, start, length) for start, length in zip(starts, lengths, strict=True)]
+    return zip(entries, of_rows, torch.split_with_sizes(pairs, lengths), strict=True)

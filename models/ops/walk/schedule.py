@@ -15,7 +15,6 @@ from models.ops.walk.bands import BandChunk
 from models.ops.walk.chunks import BlockChunk, Chunk, ClassChunk
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
-MAX_RUNS = 1023  # runs in a chunk of classes: the most that one grouped product takes
 _meta_stands_for = ["cuda"]
 
 
@@ -59,21 +58,15 @@ class Schedule:
         n = self.grid.grid_tokens
         return max((n - n // side for side in self.grid.shape[1:]), default=0) if whole_batch else n
 
-    def chunks(
-        self, batch: int, pair_bytes: int, workspace: int, device: torch.device, entry_bytes: int = 0
-    ) -> Sequence[Chunk]:
-        """All blocks, as whole classes if one or more fit the workspace, else one by one.
-
-        pair_bytes   of a pair of one sample
-        entry_bytes  of a bank entry that is gathered for a grouped product
-        """
+    def chunks(self, batch: int, pair_bytes: int, workspace: int, device: torch.device) -> Sequence[Chunk]:
+        """All blocks, as whole classes if one or more fit the workspace, else one by one; `pair_bytes` of a
+        pair of one sample."""
         if (device.type if device.type != "meta" else _meta_stands_for[-1]) == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
-        runs = max(map(len, self.classes), default=1)
-        fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes + runs * entry_bytes)
+        fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes)
         if fitting == 0 or not self.classes or self.in_bands:
             return self._block_chunks()
-        return self._class_chunks(min(fitting, len(self.classes), max(1, MAX_RUNS // runs)), device)
+        return self._class_chunks(min(fitting, len(self.classes)), device)
 
     def _cut_blocks(self) -> Sequence[Chunk]:
         """Largest first; blocks that read the same strips follow each other."""

@@ -1,0 +1,1 @@
+"""The walk for variants with a dense part."""
