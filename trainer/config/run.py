@@ -35,6 +35,7 @@ class TrainConfig(OptimizerConfig):
     evaluate_batch: int = Field(250, ge=1)
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
+    init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
 
 class RunConfig(BaseModel):
