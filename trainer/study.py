@@ -65,7 +65,9 @@ def result_table(
     column instead. Nets that differ in their seed alone are one cell: mean ± deviation; with them the
     table also has the seconds that a net trained.
     """
-    table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps")
+    seeds = len((config.study or {}).get(SEED, []))
+    averaged = f", mean ± deviation of {seeds} seeds" if seeds > 1 else ""
+    table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps{averaged}")
     cells: dict[tuple[str, str], list[dict[str, float]]] = {}
     seconds: dict[str, list[float]] = {}
     for member, source, result in zip(members, sources, results, strict=True):
@@ -79,7 +81,7 @@ def result_table(
             seconds.setdefault(row, []).append(result["samples"] / rate)
     for (row, column), runs in cells.items():
         table.put(row, column, sources[0].task.cell(runs))
-    if SEED in (config.study or {}):
+    if seeds:
         for row, each in seconds.items():
             table.put(row, "seconds", f"{fmean(each):.0f}")
     return table

@@ -73,7 +73,8 @@ def test_seeds_become_mean_and_deviation(config_file: Path, tmp_path: Path, tran
     assert done.code == 0, done.err
     results = json.loads((root / "results.json").read_text())
     assert len({result["run"] for result in results}) == len(results) == 12
-    header = (root / "results.md").read_text().split("\n")[2]
+    title, _, header = (root / "results.md").read_text().split("\n")[:3]
+    assert title.endswith("after 2 steps, mean ± deviation of 3 seeds")
     none, log = done.out.strip().split("\n")[-2:]
     columns = ["", "parameters", "Static→Static", "Static→Dynamic", "Dynamic→Dynamic", "seconds"]
     assert [cell.strip() for cell in header.split("|")[1:-1]] == columns
