@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from models.sharing import buckets, one_matrix
 
 MASKED = -1  # the entry of a pair that does not exist (causal: the key is in the future)
 
@@ -69,8 +70,8 @@ class OffsetGrid:
     shape        tokens along each dimension, e.g. (14, 14); a sequence is (N,)
     causal       keys in the future do not exist; sequences only
     class_token  token 0 is outside the grid and has three offsets of its own
-    share        "none", "clip(r)" (offsets further than r per dimension use the entry at r) or "log"
-                 (one entry per power of two of the distance); "clip(0)" is one matrix for all pairs
+    share        which offsets use one entry: a rule of models/sharing.py for the distance along each
+                 dimension, such as "log(1.5)"; "clip(0)" is one matrix for all pairs
 
     `num_tokens` N includes the class token; `num_offsets` counts the distinct offsets, `num_entries`
     the bank entries they map to (equal unless shared). Entries are numbered by δ in row-major order,
@@ -93,13 +94,13 @@ class OffsetGrid:
         if causal and class_token:
             raise ValueError("a causal sequence has no class token: it would see the future")
         self.shape, self.causal, self.class_token, self.share = shape, causal, class_token, share
-        self._reach = [_share_rule(share, n) for n in shape]
+        self._reach = [buckets(share, n) for n in shape]
         self.grid_tokens = math.prod(shape)
         self.num_tokens = self.grid_tokens + class_token
         self.num_offsets = math.prod(n if causal else 2 * n - 1 for n in shape) + 3 * class_token
         self._sides = [max(reach) + 1 for reach in self._reach]  # distinct distances per dimension
         self._grid_entries = math.prod(s if causal else 2 * s - 1 for s in self._sides)
-        self._one_matrix = share != "none" and self._grid_entries == 1 and _clip_radius(share) == 0
+        self._one_matrix = one_matrix(share)
         specials = 0 if self._one_matrix else 3 * class_token
         self.num_entries = self._grid_entries + specials
 
@@ -227,21 +228,3 @@ def _entry_ranges(reach: tuple[int, ...], n: int, causal: bool) -> list[Range]:
     signed = [(reach[d] if d >= 0 else -reach[-d], d) for d in range(0 if causal else 1 - n, n)]
     groups = [[d for _, d in group] for _, group in itertools.groupby(signed, key=lambda pair: pair[0])]
     return [(group[0], group[-1]) for group in groups]
-
-
-@lru_cache
-def _share_rule(share: str, n: int) -> tuple[int, ...]:
-    """The shared distance of each distance 0 … n−1 along one dimension."""
-    if share == "none":
-        return tuple(range(n))
-    if share == "log":
-        return tuple(distance.bit_length() for distance in range(n))
-    radius = _clip_radius(share)
-    if radius is None:
-        raise ValueError(f"share {share!r}: none, clip(RADIUS) or log is needed")
-    return tuple(min(distance, radius) for distance in range(n))
-
-
-def _clip_radius(share: str) -> int | None:
-    match = re.fullmatch(r"clip\((\d+)\)", share)
-    return int(match[1]) if match else None

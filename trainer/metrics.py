@@ -1,6 +1,8 @@
 """What is measured on an evaluation set, and how a result table shows it. (Nets own their loss.)"""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,13 @@ from torch import Tensor, nn
 
 IGNORED = -100  # a target that does not count
 Samples = tuple[Tensor, Tensor]  # inputs and targets, such as a Batch
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """One value, or the mean ± the sample standard deviation of several."""
+    mean = fmean(values)
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and math.isfinite(mean) else ""
+    return f"{mean:.{digits}f}{deviation}"
 
 
 class Classification:
@@ -38,10 +47,10 @@ class Classification:
         five = {"accuracy_top5": 100 * top5 / samples} if self.top5 else {}
         return {"accuracy": 100 * top1 / samples} | five | {"loss": loss / samples}
 
-    def cell(self, metrics: dict[str, float]) -> str:
-        """The metrics as a result table shows them."""
-        shown = [metrics["accuracy"]] + ([metrics["accuracy_top5"]] if self.top5 else [])
-        return " / ".join(f"{value:.1f}" for value in shown)
+    def cell(self, runs: Sequence[dict[str, float]]) -> str:
+        """The metrics as a result table shows them; of several seeds, mean ± deviation."""
+        shown = ["accuracy"] + (["accuracy_top5"] if self.top5 else [])
+        return " / ".join(spread([metrics[name] for metrics in runs], 1) for name in shown)
 
 
 class LanguageModel:
@@ -61,9 +70,9 @@ class LanguageModel:
         loss = sums[0] / sums[1]
         return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss}
 
-    def cell(self, metrics: dict[str, float]) -> str:
-        """The metrics as a result table shows them."""
-        return f"{metrics['perplexity']:.2f}"
+    def cell(self, runs: Sequence[dict[str, float]]) -> str:
+        """The metrics as a result table shows them; of several seeds, mean ± deviation."""
+        return spread([metrics["perplexity"] for metrics in runs], 2)
 
 
 Task = Classification | LanguageModel

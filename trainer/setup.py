@@ -15,6 +15,7 @@ from trainer.config.errors import ConfigError
 from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
 from trainer.data.source import Source
+from trainer.init_from import find_weights
 from trainer.run_directory.checkpoints import checkpoints, load_into
 from trainer.run_directory.run_directory import RunDirectory
 
@@ -50,6 +51,8 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
     device = pick_device(config)
     members = run_members(config)
     meshes = [check_net(member.config) for member in members]
+    for member in members:
+        _check_origin(member, resume or config.run_dir)
     for member, mesh in zip(members, meshes, strict=True):
         if mesh != meshes[0]:
             raise ConfigError(
@@ -61,6 +64,13 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
         train = member.config.train
         source.train_batches(0, train.batch, train.accumulate, 0, meshes[0].data)  # raises UserError
     return Setup(config, device, members, sources)
+
+
+def _check_origin(member: Member, root: Path | None) -> None:
+    """Raises UserError where `train.init_from` has no weights for this net, unless it will resume its own."""
+    started = root is not None and checkpoints(RunDirectory(member.path(root)).checkpoints)
+    if member.config.train.init_from and not started:
+        find_weights(member.config)
 
 
 def read_run_config(run_dir: Path, overrides: list[str], instead: str | None = None) -> RunConfig:

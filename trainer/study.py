@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from parallel.mesh import Mesh
@@ -19,6 +20,7 @@ from trainer.run_directory.run_directory import RunDirectory
 from trainer.setup import Setup
 from trainer.signals import StopRequest
 
+SEED = "seed"  # the study key whose nets are averaged
 TrainNet = Callable[[RunConfig, Source, RunDirectory, Mesh, StopRequest, bool], dict[str, Any]]
 
 
@@ -60,15 +62,28 @@ def result_table(
     """The evaluation results of a run: of one net, or of a study, whose rows also have parameters.
 
     Rows are combinations of the study's values; a value that `Source.shown_in_columns` names chooses the
-    column instead.
+    column instead. Nets that differ in their seed alone are one cell: mean ± deviation; with them the
+    table also has the seconds that a net trained.
     """
-    table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps")
+    seeds = len((config.study or {}).get(SEED, []))
+    averaged = f", mean ± deviation of {seeds} seeds" if seeds > 1 else ""
+    table = Table(f"{config.name}: {sources[0].task.title}, after {config.train.steps} steps{averaged}")
+    cells: dict[tuple[str, str], list[dict[str, float]]] = {}
+    seconds: dict[str, list[float]] = {}
     for member, source, result in zip(members, sources, results, strict=True):
-        row = _row_title(member, source)
+        row = _row_title(member, source) or config.name
         if config.study:
             table.put(row, "parameters", f"{result['parameters']:,}")
         for name, metrics in result["evaluation"].items():
-            table.put(row, source.evaluations[name], source.task.cell(metrics))
+            cells.setdefault((row, source.evaluations[name]), []).append(metrics)
+        rate = result.get(f"{source.unit}_per_second")
+        if rate:  # seconds in the result are those since the last start
+            seconds.setdefault(row, []).append(result["samples"] / rate)
+    for (row, column), runs in cells.items():
+        table.put(row, column, sources[0].task.cell(runs))
+    if seeds:
+        for row, each in seconds.items():
+            table.put(row, "seconds", f"{fmean(each):.0f}")
     return table
 
 
@@ -88,11 +103,11 @@ def _open(run: RunDirectory, config: RunConfig) -> bool:
 def _row_title(member: Member, source: Source) -> str:
     parts = []
     for key, label in zip(member.values, member.labels, strict=True):
-        if key in source.shown_in_columns:
+        if key == SEED or key in source.shown_in_columns:
             continue
         title, (_, *own) = member.title(key), re.split(r"-(?=\w+=)", label)
         parts.append(" ".join([title, *own]) if title else f"{key.split('.')[-1]}={label}")
-    return ", ".join(parts) or member.config.name
+    return ", ".join(parts)
 
 
 def _write_results(root: Path, table: Table, members: list[Member], results: list[dict[str, Any]]) -> None:

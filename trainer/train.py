@@ -20,6 +20,7 @@ from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
 from trainer.evaluation import evaluate
+from trainer.init_from import load_weights
 from trainer.reporting.recorder import Recorder
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
 from trainer.setup import Setup, build_engine, open_run, restore, set_up
@@ -84,7 +85,8 @@ def train_net(
 ) -> dict[str, Any]:
     """Train one net to its last step, evaluate it, and return (and write) its result.
 
-    The run directory exists; with `resume` training continues from its newest checkpoint. Raises
+    The run directory exists; with `resume` training continues from its newest checkpoint, else it begins
+    with fresh weights or those of `train.init_from`. Raises
     Interrupted, after saving, when `stop` is requested, and UserError when the loss is no longer finite
     or something cannot be written.
     """
@@ -94,6 +96,8 @@ def train_net(
         samples = restore(engine, run, config.model)
         run.forget_after(engine.steps_done)
         run.save_config(config)
+    elif config.train.init_from:
+        load_weights(engine, run, config)
     train = config.train
     batches = source.train_batches(samples, train.batch, train.accumulate, mesh.data_rank, mesh.data)
 

@@ -34,7 +34,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     for line in _heading(config, own, cluster):
         console.print(line, markup=False)
-    for part in (_parameters(own), _memory(own, cluster), _sent(own, cluster)):
+    for part in (_parameters(own), *_banks(own), _memory(own, cluster), _sent(own, cluster)):
         console.print(part)
     for line in (*own.remarks, *_work(own, cluster), *_advice(own, best, cluster)):
         console.print(line, markup=False, soft_wrap=True)
@@ -81,6 +81,14 @@ def _parameters(own: Plan) -> Table:
     table.add_section()
     table.add_row("all", f"{own.total:,}", f"{sum(own.held.values()):,}", "")
     return table
+
+
+def _banks(own: Plan) -> list[Table]:
+    """How the banks of each kind of layer share entries; nothing for a net without banks."""
+    table = _table("Bank entries", "share", "layers", "offsets", "entries")
+    for bank in own.banks:
+        table.add_row(bank.share, str(bank.layers), f"{bank.offsets:,}", f"{bank.entries:,}")
+    return [table] if own.banks else []
 
 
 def _memory(own: Plan, cluster: Cluster) -> Table:

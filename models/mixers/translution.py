@@ -20,6 +20,7 @@ from models.ops.streamed import streamed
 from models.ops.walk.schedule import Schedule, whole_schedule
 from models.positions.interface import PositionConfig
 from models.positions.learned import NoPosition
+from models.sharing import Share
 from models.tokens import TokenGrid
 
 RELATIVE = ("q", "k", "v", "qk", "qv", "kv", "qkv")
@@ -187,7 +188,7 @@ class TranslutionConfig(MixerConfig):
     head_dim: int = Field(default=64, ge=1)
     relative: Literal["q", "k", "v", "qk", "qv", "kv", "qkv"] = "qkv"
     rank: int | None = Field(default=None, ge=1)
-    share: str = Field(default="none", pattern=r"^(none|log|clip\(\d+\))$")
+    share: Share = "none"
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
     workspace: int = Field(default=64 << 20, ge=1)

@@ -46,6 +46,16 @@ class Piece(NamedTuple):
     repeats: int
 
 
+class BankEntries(NamedTuple):
+    """How the banks of `layers` equal layers share entries: the rule, and the entries it leaves of so many
+    offsets."""
+
+    layers: int
+    share: str
+    entries: int
+    offsets: int
+
+
 class LayerKinds:
     """The kinds of layers of a net, and the pieces of it that a place of a mesh holds.
 
@@ -87,6 +97,16 @@ class LayerKinds:
             why = " ".join(str(error).split())[:150]
             self.not_planned.setdefault(type(module).__name__, f"{type(error).__name__}: {why}")
             return None
+
+    def bank_entries(self) -> tuple[BankEntries, ...]:
+        """The share rule of each kind of layer that has banks."""
+        found = []
+        for kind in self.kinds:
+            if "entry" in kind.mixer.divided_axes():
+                assert kind.mixer.schedule is not None
+                grid = kind.mixer.schedule.grid
+                found.append(BankEntries(kind.repeats, grid.share, grid.num_entries, grid.num_offsets))
+        return tuple(found)
 
     def replicated(self, mesh: Mesh) -> list[str]:
         """A line for each kind of mixer that several ranks compute whole."""

@@ -14,7 +14,7 @@ from parallel.engine.interface import Precision
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import Flops, sample_flops
-from parallel.planner.layers import LayerKinds
+from parallel.planner.layers import BankEntries, LayerKinds
 from parallel.planner.memory import Memory, fullest_rank, step_memory
 from parallel.planner.traffic import micro_batch_traffic, step_traffic
 from parallel.planner.units import size_text
@@ -29,6 +29,7 @@ class Plan:
     traffic            payloads of one optimizer step (traffic_counter.py); `sent` are the rank's bytes
     sample, share      FLOPs of one sample: of the whole net, and of the rank
     breakeven_batch    see the function of this name
+    banks              how each kind of layer shares its bank entries
     remarks            what every rank computes whole, and what could not be planned
     complete           False where something could not be planned: memory, traffic and FLOPs are lower bounds
     """
@@ -45,6 +46,7 @@ class Plan:
     sample: Flops
     share: Flops
     breakeven_batch: int | None
+    banks: tuple[BankEntries, ...] = ()
     remarks: tuple[str, ...] = ()
     complete: bool = True
 
@@ -91,6 +93,7 @@ class Plan:
             "accumulate": self.accumulate,
             "parameters": {"total": self.total, **self.parameters},
             "held": {"total": sum(self.held.values()), **self.held},
+            "banks": [bank._asdict() for bank in self.banks],
             "memory": asdict(self.memory),
             "flops_per_sample": self.sample._asdict(),
             "flops_per_sample_and_rank": self.share._asdict(),
@@ -131,6 +134,7 @@ def plan(
         sample_flops(net, Mesh(), parallel),
         sample_flops(net, place, parallel),
         breakeven_batch(net, mesh, parallel, precision),
+        net.bank_entries(),
         (*net.replicated(mesh), *(f"not planned: {name} ({why})" for name, why in net.not_planned.items())),
         not net.not_planned,
     )

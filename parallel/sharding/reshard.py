@@ -23,12 +23,13 @@ def moved_state(parts: list[dict[str, Any]], net: nn.Module, before: Mesh, after
     for name, shard in own.items():
         held, tensors = [rank[name] for rank in ranks], [part["parameters"][name] for part in parts]
         parameters[name] = {
-            key: _cut(_join([each[key] for each in tensors], held), shard) for key in tensors[0]
+            key: _cut(join([each[key] for each in tensors], held), shard) for key in tensors[0]
         }
     return parts[0] | {"parameters": parameters}
 
 
-def _join(parts: list[Tensor], held: list[Shard]) -> Tensor:
+def join(parts: list[Tensor], held: list[Shard]) -> Tensor:
+    """A whole parameter from the parts that the ranks of a model-parallel group hold, in order."""
     if not held[0].sharded():
         return parts[0]
     whole = parts[0].new_zeros(held[0].full)

@@ -80,22 +80,6 @@ def test_class_token_is_token_0_with_three_offsets_of_its_own():
     assert table[:, 0].tolist() == [9, 11, 11, 11, 11]
 
 
-def test_clipped_offsets_use_the_entry_at_the_radius():
-    grid = OffsetGrid((6, 6), share="clip(2)")
-    assert grid.num_entries == 25
-    assert grid.entry((5, -4)) == grid.entry((2, -2))
-    assert grid.entry((1, 0)) != grid.entry((2, 0))
-    assert OffsetGrid((6,), causal=True, share="clip(2)").num_entries == 3
-
-
-def test_log_shared_offsets_have_one_entry_per_power_of_two():
-    grid = OffsetGrid((9,), share="log")
-    groups = [{grid.entry((d,)) for d in ds} for ds in ([0], [1], [2, 3], [4, 5, 7], [8], [-2, -3])]
-    assert all(len(group) == 1 for group in groups)
-    assert len(set.union(*groups)) == 6
-    assert grid.num_entries == 9
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -103,7 +87,7 @@ def test_log_shared_offsets_have_one_entry_per_power_of_two():
         ({"shape": (3, 0)}, r"grid shape \(3, 0\)"),
         ({"shape": (3, 3), "causal": True}, "only sequences"),
         ({"shape": (3,), "causal": True, "class_token": True}, "no class token"),
-        ({"shape": (3,), "share": "clip(-1)"}, r"share 'clip\(-1\)'.*log is needed"),
+        ({"shape": (3,), "share": "clip(-1)"}, r"share 'clip\(-1\)': .*clip\(RADIUS\) is needed"),
     ],
 )
 def test_grids_that_make_no_sense_are_refused(arguments, message):

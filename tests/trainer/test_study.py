@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
@@ -63,6 +64,44 @@ def test_a_resumed_study_trains_only_what_is_missing(study_file: Path, tmp_path:
     assert outcome.out.split("\n\n")[-1] == table
     after = {m: (root / m / "metrics.jsonl").stat().st_mtime_ns for m in MEMBERS}
     assert [m for m in MEMBERS if before[m] != after[m]] == [MEMBERS[2]]
+
+
+def test_seeds_become_mean_and_deviation(config_file: Path, tmp_path: Path, translution: Callable):
+    root = tmp_path / "study"
+    study = "study={model.mixer.share: [none, log], data.train: [static, dynamic], seed: [0, 1, 2]}"
+    done = translution("train", config_file, study, f"run_dir={root}", "train.steps=2")
+    assert done.code == 0, done.err
+    results = json.loads((root / "results.json").read_text())
+    assert len({result["run"] for result in results}) == len(results) == 12
+    title, _, header = (root / "results.md").read_text().split("\n")[:3]
+    assert title.endswith("after 2 steps, mean ± deviation of 3 seeds")
+    none, log = done.out.strip().split("\n")[-2:]
+    columns = ["", "parameters", "Static→Static", "Static→Dynamic", "Dynamic→Dynamic", "seconds"]
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == columns
+    assert none.startswith("share=none ")
+    assert log.startswith("share=log ")
+    for row, rule in ((none, "none"), (log, "log")):
+        own = [result for result in results if result["values"]["model.mixer.share"] == rule]
+        static = [result["evaluation"] for result in own if result["values"]["data.train"] == "static"]
+        accuracies = [evaluation["dynamic"]["accuracy"] for evaluation in static]
+        assert f"  {fmean(accuracies):.1f} ± {stdev(accuracies):.1f}  " in row
+        assert row.split()[1] == f"{own[0]['parameters']:,}"
+
+    (root / results[7]["run"] / "result.json").unlink()
+    again = translution("train", "--resume", root)
+    assert again.out.count("already finished") == 11
+    evaluated = translution("evaluate", root)
+    assert evaluated.out.strip().split("\n")[-1].split()[:4] == log.split()[:4]
+
+
+def test_seeds_alone_are_one_row(config_file: Path, tmp_path: Path, translution: Callable):
+    overrides = ("study={seed: [3, 4]}", "train.steps=1", f"run_dir={tmp_path / 'study'}")
+    done = translution("train", config_file, *overrides)
+    assert done.code == 0, done.err
+    header, row = done.out.strip().split("\n")[-2:]
+    assert header.split()[0] == "parameters"
+    assert row.startswith("tiny ")
+    assert row.count(" ± ") == 2
 
 
 def test_a_net_that_cannot_run_is_refused_before_any_is_trained(

@@ -35,6 +35,7 @@ class TrainConfig(OptimizerConfig):
     evaluate_batch: int = Field(250, ge=1)
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
+    init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
 
 class RunConfig(BaseModel):
@@ -70,7 +71,7 @@ def load_config(path: Path | str, overrides: list[str]) -> RunConfig:
     """Read the YAML file `path`, apply `key=value` overrides and check the result.
 
     The file's key `base` may name another file, relative to it, for values that it does not set
-    itself; a section with another `kind` replaces the base's.
+    itself; a section with another `kind` replaces the base's, and so does `study`.
     Override values are YAML: `train.lr=1e-4`, `study=null`, `train.betas=[0.9,0.95]`; keys may index
     lists: `train.betas[1]=0.9`. Raises ConfigError, one line with the key, its value and what is
     allowed.
@@ -136,7 +137,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path}: base={base}: must be the path of another config file")
     if (path.parent / base).resolve() in above:
         raise ConfigError(f"{path}: base={base}: leads back to this file")
-    values = (OmegaConf.to_container(tree) for tree in (_read(path.parent / base, above), own))
+    below = _read(path.parent / base, above)
+    if "study" in own:
+        below.pop("study", None)
+    values = (OmegaConf.to_container(tree) for tree in (below, own))
     return OmegaConf.create(_layered(*values))  # pyright: ignore[reportArgumentType]
 
 

@@ -157,8 +157,10 @@ class Recorder:
         """Write result.json, which marks the run as finished; returns the result."""
         seconds = max(self._seconds, 1e-9)
         trained = self._samples - self._samples_before
+        origin = self._run.read_origin()
         result = {
             "name": self._config.name,
+            **({"init_from": origin["file"]} if origin else {}),
             "step": self._engine.steps_done,
             "samples": self._samples,
             "parameters": self._engine.parameters,

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from models import ModelConfig, build_model
 from parallel.engine.interface import Engine
 from parallel.errors import UserError
 from parallel.mesh import Mesh
 from parallel.processes import raise_if_any_failed
-from parallel.sharding.reshard import moved_state
+from parallel.sharding.layout import shards
+from parallel.sharding.reshard import join, moved_state
 from trainer.atomic_write import atomic_write
 from trainer.errors import machine_error
 
@@ -122,6 +124,31 @@ def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
     raise_if_any_failed(failure)  # loading may be collective
     engine.load_state(state)
     return int(saved["samples"])
+
+
+def weight_reader(path: Path, net: ModelConfig) -> Callable[[str], Tensor]:
+    """Gives whole weights by parameter name, from a checkpoint of `net` that was saved on any mesh.
+
+    Raises UserError for a damaged file.
+    """
+    saved = load_checkpoint(path)
+    before = Mesh(1, saved.get("offset", 1), saved.get("tensor", 1))
+    parts = [saved["engine"]]
+    if before.model > 1:
+        parts = [load_checkpoint(_part(path, m)) for m in range(before.model)]
+    with torch.device("meta"):
+        whole = build_model(net)
+    held = [shards(whole, Mesh(1, before.offset, before.tensor, m)) for m in range(before.model)]
+
+    def read(name: str) -> Tensor:
+        return join([part["parameters"][name]["weight"] for part in parts], [rank[name] for rank in held])
+
+    return read
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the name is that of a checkpoint."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ class RunDirectory:
         self.events = path / "tensorboard"
         self.result = path / "result.json"
         self.saves = path / "saves.jsonl"
+        self.origin = path / "init_from.json"
         self.ownership = Ownership(path)
 
     def create(self, config: RunConfig, again: bool = False) -> None:
@@ -50,6 +51,7 @@ class RunDirectory:
         self.ownership.claim()
         if self.metrics.exists():
             self._replace(self.metrics, "")
+        self.origin.unlink(missing_ok=True)
         self.save_config(config)
 
     def save_config(self, config: RunConfig) -> None:
@@ -91,6 +93,14 @@ class RunDirectory:
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         records = [r for r in kept if r["step"] < step or "evaluation" not in r]
         self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+    def save_origin(self, origin: dict[str, Any]) -> None:
+        """Write init_from.json: the file that the first weights come from, and its net."""
+        self._replace(self.origin, json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
+
+    def read_origin(self) -> dict[str, Any]:
+        """What save_origin was given; empty for a run that drew its first weights."""
+        return json.loads(self.origin.read_text()) if self.origin.exists() else {}
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""

@@ -1,6 +1,7 @@
 """The planner against nets that are really built, and steps that are really run."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -209,6 +210,19 @@ def test_the_command_says_everything_as_json(base_16, translution: Callable[...,
     assert values["plan"]["mesh"] == {"data": 4, "offset": 4, "tensor": 1}
     assert values["plan"]["fits"] is False
     assert values["recommended"]["memory"]["peak"] < 40e9
+
+
+def test_the_plan_tells_the_share_rule_and_entries_of_each_kind_of_layer(
+    base_16, translution: Callable[..., Any]
+):
+    shared, attention = "{kind: translution, heads: 12, share: log(1.5)}", "{kind: attention, heads: 12}"
+    kinds = f"{{layers: 3, mixer: {shared}}}, {{layers: 7, mixer: {attention}}}"
+    words = ("plan", base_16, f"model.stages=[{{layers: 2}}, {kinds}]", "--memory", "900GB")
+    banks = json.loads(translution(*words, "--json").out)["plan"]["banks"]
+    assert [tuple(bank.values()) for bank in banks] == [(2, "none", 732, 732), (3, "log(1.5)", 228, 732)]
+    shown = translution(*words).out
+    assert re.search(r"share +┃ layers +┃ offsets +┃ entries", shown)
+    assert re.search(r"log\(1\.5\) +│ +3 +│ +732 +│ +228 ", shown)
 
 
 @pytest.mark.parametrize(
