@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from models.dealing import deal
 from models.mixers.cost import Cost, Load
-from models.ops.walk.schedule import Schedule, meta_stands_for
+from models.ops.walk.schedule import meta_stands_for
 
 MOST_SAMPLES = 16
 
@@ -137,13 +138,9 @@ def _part(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
     divided = part.divided_axes() if axes else set()
     entries: int | None = None
     if schedule is not None and pair_parts > 1 and "entry" in divided:
-        classes = schedule.classes[: -(-len(schedule.classes) // pair_parts)]
-        grid, local = schedule.grid, None
-        if grid.num_entries == grid.num_offsets:  # an entry per offset
-            used = sorted({block.entry for blocks in classes for block in blocks})
-            local = {entry: index for index, entry in enumerate(used)}
-            entries = len(used)
-        part.schedule = Schedule(grid, classes, (), local)
+        share = max(deal(schedule, pair_parts), key=lambda share: share.pairs)
+        part.schedule = share.schedule(schedule)
+        entries = None if share.entries is None else len(share.entries)
     if "head" in divided:
         part.heads //= head_parts
     for name, dims in axes.items():

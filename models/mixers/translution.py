@@ -91,7 +91,9 @@ class Translution(Mixer):
             self.v_up = nn.Linear(narrow, inner, bias=False)
         self.out = nn.Linear(inner, dim)
         self._recipe = self._build_recipe(heads, memory == "keep", workspace, compiled, kernel)
-        self.schedule: Schedule = whole_schedule(grid)  # pyright: ignore[reportIncompatibleVariableOverride]
+        multiplied, attended = (dim, inner) if rank is None else (narrow, inner + narrow)
+        row_work = multiplied * (inner if rank is None else narrow) / (2 * attended)
+        self.schedule: Schedule = whole_schedule(grid, row_work)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_banks()
 
     @property

@@ -6,16 +6,18 @@ and ops/streamed.py, and compared with every allocation of small nets (tests/par
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from models.mixers.cost import Cost, Load
+from models.dealing import deal
+from models.mixers.cost import Cost, Load, Sizes
 from models.offsets import OffsetGrid
+from models.ops.dense.parts import BUFFERS, Parts, cut_of, has_dense_part, parts_of
 from models.ops.recipe import Operand, Recipe
 from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
+from models.ops.walk.tiles import largest_tile
 
 
 class Translution(Protocol):
@@ -57,7 +59,7 @@ def translution_cost(mixer: Translution, load: Load) -> Cost:
     """See `Mixer.cost`; exact in FLOPs but for element-wise work."""
     size, T = load.sizes, load.samples * mixer.grid.num_tokens
     here, whole = _widths(mixer, load.head_parts), _widths(mixer, 1)
-    pairs = load.samples * _pair_flops(mixer, whole) // (load.head_parts * load.pair_parts)
+    pairs = load.samples * _walk_flops(mixer, whole, load.pair_parts) // load.head_parts
     projections = [p for name, p in mixer.named_parameters() if name.endswith(".weight")]
     dense = sum(2 * T * p.numel() for p in projections) // load.head_parts
     gradients = tuple(T * width * size.statistics for width in here.sources)
@@ -99,25 +101,35 @@ def _widths(mixer: Translution, head_parts: int) -> _Widths:
     )
 
 
-def _pair_flops(mixer: Translution, widths: _Widths) -> int:
-    """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits, outputs."""
-    query_rows, key_rows = _rows(mixer.grid)
-    total = 0
-    for operand, side, width in widths.operands:
-        if operand.bank is not None:
-            rows = query_rows if side == "query" else key_rows
-            total += 2 * rows * widths.sources[operand.source] * width
-        total += mixer.grid.num_pairs * width  # half of ⟨q, k⟩, or of a·v
-    values = sum(width for *_, width in widths.operands[-len(mixer.recipe.values) :])
-    return total + mixer.grid.num_pairs * values
+def _walk_flops(mixer: Translution, widths: _Widths, parts: int) -> int:
+    """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits, outputs; of
+    the busiest of so many parts. Dense logits and values are computed by every part."""
+    dense = set() if mixer.schedule.in_bands else _dense_operands(mixer.recipe)
+    values = {id(each) for each in widths.operands[-len(mixer.recipe.values) :]}
+
+    def attention(each: tuple[Operand, str, int], pairs: int) -> int:
+        return pairs * each[2] * (2 if id(each) in values else 1)  # half of ⟨q, k⟩, or a·v
+
+    def of(schedule: Schedule) -> int:
+        query_rows, key_rows = schedule.rows
+        total = 0
+        for each in widths.operands:
+            operand, side, width = each
+            if operand.bank is not None:
+                rows = query_rows if side == "query" else key_rows
+                total += 2 * rows * widths.sources[operand.source] * width
+            total += attention(each, mixer.grid.num_pairs if operand in dense else schedule.pairs)
+        return total
+
+    if parts == 1:
+        return of(mixer.schedule)
+    return max(of(share.schedule(mixer.schedule)) for share in deal(mixer.schedule, parts))
 
 
-@lru_cache(maxsize=64)
-def _rows(grid: OffsetGrid) -> tuple[int, int]:
-    """Rows that banks multiply on the query side and on the key side."""
-    blocks = [block for blocks in (*grid.classes, grid.special_blocks) for block in blocks]
-    query_rows, key_rows = zip(*(block.products for block in blocks), strict=True)
-    return sum(query_rows), sum(key_rows)
+def _dense_operands(recipe: Recipe) -> set[Operand]:
+    """Of logits and values that no bank multiplies."""
+    logits = [pair for pair in recipe.logits if all(operand.bank is None for operand in pair)]
+    return {operand for pair in logits for operand in pair} | {v for v in recipe.values if v.bank is None}
 
 
 def _saved(mixer: Translution, here: _Widths, load: Load, T: int) -> int:
@@ -129,22 +141,47 @@ def _saved(mixer: Translution, here: _Widths, load: Load, T: int) -> int:
     if size.product != size.statistics:
         saved += T * here.values * size.product
     if mixer.recipe.keep:
-        each = sum(width for *_, width in here.operands) * size.product
-        saved += mixer.schedule.pairs // load.pair_parts * load.samples * each
+        saved += _kept(mixer, here) * load.samples * size.product // load.pair_parts
     if size.product != size.residual:  # autocast saves its own copy of x
         saved += T * mixer.dim * size.product
     return saved
 
 
+def _kept(mixer: Translution, here: _Widths) -> int:
+    """Numbers of q, k and v that a sample keeps."""
+    dense = set() if mixer.schedule.in_bands else _dense_operands(mixer.recipe)
+    rows = dict(zip(("query", "key"), mixer.schedule.rows, strict=True))
+    if not mixer.schedule.in_bands:
+        rows = dict.fromkeys(rows, mixer.schedule.pairs)
+    return sum(rows[side] * width for operand, side, width in here.operands if operand not in dense)
+
+
 def _temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
-    """Bytes of the largest chunk of pairs in backward; ops/streamed.py cuts the chunks."""
-    size, schedule, workspace = load.sizes, mixer.schedule, mixer.recipe.workspace
-    read = {(operand.source, side) for operand, side, _ in here.operands}
+    """Bytes of the largest step of a walk in backward; ops/ cuts the steps."""
+    if mixer.schedule.in_bands:
+        return _band_temporaries(mixer, here, load)
+    if has_dense_part(mixer.recipe):
+        return _dense_temporaries(mixer, here, load)
+    return _pair_temporaries(mixer, here, load)
+
+
+def _pair_bytes(here: _Widths, operands: Sequence[tuple[Operand, str, int]], size: Sizes) -> int:
+    """See `models.ops.walk.operands.pair_bytes`."""
+    read = {(operand.source, side) for operand, side, _ in operands}
     summed = 0  # products that are summed, in the statistics' dtype
     if size.product != size.statistics:
+        summed = 3 * max(width for *_, width in operands) * size.statistics
+    total = sum(here.sources[source] for source, _ in read) * (size.product + size.statistics)
+    return total + 2 * sum(width for *_, width in operands) * size.product + summed
+
+
+def _pair_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
+    size, schedule, workspace = load.sizes, mixer.schedule, mixer.recipe.workspace
+    read = {(operand.source, side) for operand, side, _ in here.operands}
+    summed = 0
+    if size.product != size.statistics:
         summed = 3 * max(width for *_, width in here.operands) * size.statistics
-    pair_bytes = sum(here.sources[source] for source, _ in read) * (size.product + size.statistics)
-    pair_bytes += 2 * sum(width for *_, width in here.operands) * size.product + summed
+    pair_bytes = _pair_bytes(here, here.operands, size)
     step = schedule.batch_slice(load.samples, pair_bytes, workspace)
     if load.cpu:
         workspace = min(workspace, CPU_CHUNK_BYTES)
@@ -159,3 +196,45 @@ def _temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
     if fitting:  # rows of the output's gradient, and of sources that no bank multiplies
         numbers += here.values + sum(here.sources[source] for source, _ in read - multiplied)
     return step * (rows + pairs * (numbers * size.product + summed))
+
+
+def _band_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
+    """Strips, the rows of a block with their gradients, and the logits of a tile with theirs."""
+    size, schedule = load.sizes, mixer.schedule
+    pair_bytes = _pair_bytes(here, here.operands, size)
+    step = schedule.batch_slice(load.samples, pair_bytes, mixer.recipe.workspace)
+    multiplied = {(o.source, side) for o, side, _ in here.operands if o.bank is not None}
+    copied = schedule.largest_copy(step == load.samples)
+    rows = copied * sum(here.sources[source] for source, _ in multiplied) * (size.product + size.statistics)
+    block = 2 * schedule.largest_block * sum(width for *_, width in here.operands) * size.product
+    batch, widest = step * here.heads, max(width for *_, width in here.operands) // here.heads
+    tiles = [largest_tile(b, batch) for run in schedule.classes for b in run if b.band]
+    logits = max((tile.logits for tile in tiles), default=0)
+    rows_of_tile = max((tile.rows for tile in tiles), default=0)
+    held = 2 * logits + 5 * rows_of_tile * widest  # q, k, v, ∂out and a product
+    return step * (rows + block) + batch * held * size.statistics
+
+
+def _dense_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
+    """Logits and weights of some queries with their gradients, and the largest chunk of relative pairs."""
+    size, grid, parts = load.sizes, mixer.grid, parts_of(mixer.recipe)
+    relative = [each for each in here.operands if each[0] in _relative_operands(parts)]
+    pair_bytes = _pair_bytes(here, relative, size)
+    cut = cut_of(
+        grid, load.samples, here.heads, size.statistics, pair_bytes, mixer.recipe.workspace, load.cpu
+    )
+    rest = grid.grid_tokens // grid.shape[0]
+    held = BUFFERS * cut.samples * here.heads * cut.rows * rest * grid.num_tokens * size.statistics
+    used = {operand.source for operand, *_ in relative}
+    columns = cut.samples * grid.num_tokens * sum(here.sources[i] for i in used)
+    pairs = min(cut.largest, grid.num_pairs) * cut.samples
+    values = sum(width for operand, _, width in relative if operand in parts.relative.values)
+    numbers = (2 * sum(width for *_, width in relative) + values) * size.product  # with ∂out
+    numbers += (max(width for *_, width in relative) + 3 * here.heads) * size.statistics
+    dense = cut.samples * grid.num_tokens * here.inner * size.statistics  # a product
+    return held + columns * (size.product + size.statistics) + pairs * numbers + dense
+
+
+def _relative_operands(parts: Parts) -> set[Operand]:
+    logits = {operand for pair in parts.relative.logits for operand in pair}
+    return logits | set(parts.relative.values)

@@ -15,7 +15,7 @@ from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.activations import EndBytes, LayerBytes, end_bytes, layer_bytes
 from parallel.planner.layers import LayerKind, LayerKinds
 from parallel.planner.traffic import number_sizes
-from parallel.sharding.layout import offset_share
+from parallel.sharding.layout import offset_shares
 
 # Numbers in DeepSpeed's gradient bucket: its own default, and what deepspeed_engine.py sets for ZeRO-3.
 BUCKET, ZERO3_BUCKET = 500_000_000, 500_000
@@ -94,11 +94,10 @@ def fullest_rank(net: LayerKinds, mesh: Mesh) -> Mesh:
     """The place of the mesh's first model-parallel group that holds most bank entries."""
 
     def entries(rank: int) -> int:
-        shares = (offset_share(grid, mesh.offset)[rank] for grid in grids)
+        shares = (offset_shares(mixer, mesh.offset)[rank] for mixer in mixers)
         return sum(len(share.entries or ()) for share in shares)
 
-    schedules = [kind.mixer.schedule for kind in net.kinds if "entry" in kind.mixer.divided_axes()]
-    grids = [schedule.grid for schedule in schedules if schedule is not None]
+    mixers = [kind.mixer for kind in net.kinds if "entry" in kind.mixer.divided_axes()]
     fullest = max(range(mesh.offset), key=entries)
     return Mesh(mesh.data, mesh.offset, mesh.tensor, fullest * mesh.tensor)
 

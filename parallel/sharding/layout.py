@@ -7,14 +7,12 @@ reshard.py moves checkpoints by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from torch import Tensor, nn
 
+from models.dealing import Share, deal
 from models.mixers.interface import Mixer
-from models.offsets import Block, OffsetGrid
 from models.transformer import GPT, FeedForward
 from parallel.errors import UserError
 from parallel.mesh import Mesh
@@ -114,8 +112,7 @@ def _mixer_shards(mixer: Mixer, mesh: Mesh) -> dict[str, Shard]:
     axes, divided = mixer.axes(), mixer.divided_axes()
     entries = None
     if mesh.offset > 1 and "entry" in divided:
-        assert mixer.schedule is not None
-        entries = offset_share(mixer.schedule.grid, mesh.offset)[mesh.offset_rank].entries
+        entries = offset_shares(mixer, mesh.offset)[mesh.offset_rank].entries
     if "head" in divided and mixer.heads % mesh.tensor:
         raise UserError(f"heads={mixer.heads} is not divisible by parallel.tensor={mesh.tensor}")
     found = {}
@@ -154,62 +151,10 @@ def _vocabulary_shards(held: dict[str, Shard], prefix: str, module: GPT, mesh: M
             held[prefix + name] = Shard(full, None, 0, start, start + width, "model")
 
 
-@dataclass(frozen=True)
-class OffsetShare:
-    """What one offset rank streams over, and the bank entries it holds (None: all of them)."""
-
-    classes: tuple[tuple[Block, ...], ...]
-    special_blocks: tuple[Block, ...]
-    entries: tuple[int, ...] | None
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [block for blocks in (*self.classes, self.special_blocks) for block in blocks]
-
-    @property
-    def pairs(self) -> int:
-        return sum(block.pairs for block in self.blocks)
-
-
-@lru_cache(maxsize=64)
-def offset_share(grid: OffsetGrid, ranks: int) -> list[OffsetShare]:
-    """Deals residue classes to offset ranks: pairs are equal, and then bank entries, to within one
-    class; the class token's blocks go where there is least to do.
-
-    A bank whose entries are shared between offsets is held whole by every rank. Raises UserError for
-    more ranks than classes.
-    """
-    if ranks > len(grid.classes):
-        raise UserError(
-            f"parallel.offset={ranks} is more than the {len(grid.classes)} residue classes "
-            f"of a grid of {grid.shape}"
-        )
-    dealt: list[list[tuple[Block, ...]]] = [[] for _ in range(ranks)]
-    specials: list[list[Block]] = [[] for _ in range(ranks)]
-
-    def load(rank: int) -> tuple[int, int, int]:
-        blocks = [b for blocks in (*dealt[rank], specials[rank]) for b in blocks]
-        return sum(b.pairs for b in blocks), len(blocks), rank
-
-    loads = [load(rank) for rank in range(ranks)]
-    for blocks in sorted(grid.classes, key=lambda blocks: (-_pairs(blocks), -len(blocks))):
-        rank = min(range(ranks), key=loads.__getitem__)
-        dealt[rank].append(blocks)
-        loads[rank] = load(rank)
-    for block in sorted(grid.special_blocks, key=lambda block: -block.pairs):
-        rank = min(range(ranks), key=loads.__getitem__)
-        specials[rank].append(block)
-        loads[rank] = load(rank)
-    whole = grid.num_entries != grid.num_offsets
-    return [
-        OffsetShare(tuple(classes), tuple(blocks), None if whole else _entries(classes, blocks))
-        for classes, blocks in zip(dealt, specials, strict=True)
-    ]
-
-
-def _pairs(blocks: Sequence[Block]) -> int:
-    return sum(block.pairs for block in blocks)
-
-
-def _entries(classes: Sequence[Sequence[Block]], specials: Sequence[Block]) -> tuple[int, ...]:
-    return tuple(sorted({block.entry for blocks in (*classes, specials) for block in blocks}))
+def offset_shares(mixer: Mixer, ranks: int) -> list[Share]:
+    """What each offset rank visits and holds; raises UserError for more ranks than there is to deal."""
+    assert mixer.schedule is not None
+    try:
+        return deal(mixer.schedule, ranks)
+    except ValueError as error:
+        raise UserError(f"parallel.offset={ranks} is {error}") from None

@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.mixers.interface import Mixer
-from models.ops.walk.schedule import Schedule
 from parallel.mesh import Mesh
-from parallel.sharding.layout import offset_share
+from parallel.sharding.layout import offset_shares
 
 
 class OffsetCombine:
@@ -44,14 +43,12 @@ class OffsetCombine:
 
 
 def shard_offsets(mixer: Mixer, mesh: Mesh) -> None:
-    """Leaves a mixer this rank's residue classes, and merges its softmax over the offset group."""
+    """Leaves a mixer this rank's share of the pairs, and merges its softmax over the offset group."""
     group = mesh.group("offset")
     assert group is not None
     assert mixer.schedule is not None
-    grid = mixer.schedule.grid
-    share = offset_share(grid, mesh.offset)[mesh.offset_rank]
-    local = None if share.entries is None else {entry: i for i, entry in enumerate(share.entries)}
-    mixer.schedule = Schedule(grid, share.classes, share.special_blocks, local)
+    share = offset_shares(mixer, mesh.offset)[mesh.offset_rank]
+    mixer.schedule = share.schedule(mixer.schedule)
     mixer.combine = OffsetCombine(group, whole_banks=share.entries is None)
 
 

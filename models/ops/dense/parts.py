@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.offsets import OffsetGrid
 from models.ops.dense.strips import StripChunk, strip_chunks
 from models.ops.recipe import Recipe
 from models.ops.walk.operands import pair_bytes
@@ -86,17 +87,42 @@ def queries_of(schedule: Schedule, rows: int, largest: int, device: torch.device
     return found
 
 
+class Cut(NamedTuple):
+    """Samples, rows of the grid's first dimension, and relative pairs that are worked on at once."""
+
+    samples: int
+    rows: int
+    largest: int
+
+
+def cut_of(
+    grid: OffsetGrid, batch: int, heads: int, itemsize: int, pair_bytes: int, workspace: int, cpu: bool
+) -> Cut:
+    """As many samples, or else queries, as fit half the workspace; chunks of pairs get the other half."""
+    row_bytes, half = BUFFERS * grid.num_tokens * heads * itemsize, workspace // 2
+    samples = min(batch, max(1, half // (grid.num_tokens * row_bytes)))
+    rest = grid.grid_tokens // grid.shape[0]
+    rows = min(grid.shape[0], max(1, half // (samples * rest * row_bytes)))
+    limit = min(half, CPU_CHUNK_BYTES) if cpu else half
+    return Cut(samples, rows, max(1, limit // (samples * pair_bytes)))
+
+
 def steps(
     parts: Parts, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Queries]]:
-    """As many samples, or else queries, at a time as fit half the workspace; chunks get the other half."""
-    grid, (N, B), recipe = schedule.grid, sources[0].shape[:2], parts.relative
-    row_bytes = BUFFERS * N * recipe.heads * torch.promote_types(sources[0].dtype, torch.float32).itemsize
-    half, rest = recipe.workspace // 2, grid.grid_tokens // grid.shape[0]
-    step = min(B, max(1, half // (N * row_bytes)))
-    rows = min(grid.shape[0], max(1, half // (step * rest * row_bytes)))
-    limit = min(half, CPU_CHUNK_BYTES) if sources[0].device.type == "cpu" else half
-    largest = max(1, limit // (step * pair_bytes(recipe, sources, banks)))
-    for start in range(0, B, step):
-        for queries in queries_of(schedule, rows, largest, sources[0].device):
-            yield slice(start, min(start + step, B)), queries
+    """All samples and queries, as many at a time as fit the workspace."""
+    recipe, batch, device = parts.relative, sources[0].shape[1], sources[0].device
+    itemsize = torch.promote_types(sources[0].dtype, torch.float32).itemsize
+    bytes_of_pair = pair_bytes(recipe, sources, banks)
+    cut = cut_of(
+        schedule.grid,
+        batch,
+        recipe.heads,
+        itemsize,
+        bytes_of_pair,
+        recipe.workspace,
+        device.type == "cpu",
+    )
+    for start in range(0, batch, cut.samples):
+        for queries in queries_of(schedule, cut.rows, cut.largest, device):
+            yield slice(start, min(start + cut.samples, batch)), queries

@@ -37,7 +37,7 @@ class BandChunk(BlockChunk):
         operands = _Operands.of(q, k, v, tiles)
         for tile in tiles.tiles:
             q_tile, k_tile, v_tile = operands.cut(tiles, tile, lse.dtype)
-            old, *old_outs = (_part(t, tile.queries) for t in (lse, *outs))
+            old, *old_outs = (_queries(t, tile, tiles) for t in (lse, *outs))
             p = _logits(q_tile, k_tile, recipe.scale, tile, scratch)
             highest = torch.maximum(p.amax(-1).view(old.shape), old)
             p = _exp(p.sub_(highest.reshape(p.shape[0], -1, 1)))
@@ -61,32 +61,32 @@ class BandChunk(BlockChunk):
         tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2])
         lse, delta, *grad_outs = (_head_major(self.rows("query", t), tiles) for t in state)
         operands = _Operands.of(q, k, v, tiles)
-        grads = [
-            [scratch((name, i), tuple(t.shape)) for i, t in enumerate(segments)]
-            for name, segments in (("∂q", q), ("∂k", k), ("∂v", v))
-        ]
-        for grad in (*grads[1], *grads[2]):
-            grad.zero_()
-        grad_q, grad_k, grad_v = ([_head_major(t, tiles) for t in segments] for segments in grads)
+        grad_q = [
+            t if query.bank is not None and not recipe.keep else scratch(("∂q", i), tuple(t.shape))
+            for i, (t, (query, _)) in enumerate(zip(q, recipe.logits, strict=True))
+        ]  # overwrites q, tile by tile, where it is not needed any more
+        grad_k, grad_v = (
+            [scratch((name, i), tuple(t.shape)).zero_() for i, t in enumerate(segments)]
+            for name, segments in (("q'", k), ("∂v", v))  # a buffer that the element-wise stage has anyway
+        )
+        to_q, to_k, to_v = ([_head_major(t, tiles) for t in grads] for grads in (grad_q, grad_k, grad_v))
         for tile in tiles.tiles:
             q_tile, k_tile, v_tile = operands.cut(tiles, tile, lse.dtype)
             p = _logits(q_tile, k_tile, recipe.scale, tile, scratch)
-            p = _exp(p.sub_(_part(lse, tile.queries).reshape(p.shape[0], -1, 1)))
+            p = _exp(p.sub_(_queries(lse, tile, tiles).reshape(p.shape[0], -1, 1)))
             grad_a = scratch("∂p", tuple(p.shape), p.dtype)
-            g_tile = [_rows(g, tiles, tile.queries, p.dtype) for g in grad_outs]
+            g_tile = [_matrices(_queries(g, tile, tiles), tile, tiles, p.dtype) for g in grad_outs]
             for i, (g, value) in enumerate(zip(g_tile, v_tile, strict=True)):
                 torch.baddbmm(grad_a, g, value.mT, beta=int(i > 0), out=grad_a)
-            grad_a.sub_(_part(delta, tile.queries).reshape(p.shape[0], -1, 1)).mul_(p).mul_(recipe.scale)
-            for grad, key in zip(grad_q, k_tile, strict=True):
-                here = _part(grad, tile.queries)
+            grad_a.sub_(_queries(delta, tile, tiles).reshape(p.shape[0], -1, 1)).mul_(p).mul_(recipe.scale)
+            for grad, query in zip(to_k, q_tile, strict=True):
+                _add_to_keys(grad, torch.bmm(grad_a.mT, query), tile, tiles)
+            for grad, key in zip(to_q, k_tile, strict=True):
+                here = _queries(grad, tile, tiles)
                 here.copy_(torch.bmm(grad_a, key).view(here.shape))
-            for grad, query in zip(grad_k, q_tile, strict=True):
-                here = _part(grad, tile.keys)
-                here.add_(torch.bmm(grad_a.mT, query).view(here.shape))
-            for grad, g in zip(grad_v, g_tile, strict=True):
-                here = _part(grad, tile.keys)
-                here.add_(torch.bmm(p.mT, g).view(here.shape))
-        return grads[0], grads[1], grads[2]
+            for grad, g in zip(to_v, g_tile, strict=True):
+                _add_to_keys(grad, torch.bmm(p.mT, g), tile, tiles)
+        return grad_q, grad_k, grad_v
 
 
 class _Operands(NamedTuple):
@@ -103,11 +103,11 @@ class _Operands(NamedTuple):
     def cut(
         self, tiles: Tiling, tile: Tile, dtype: torch.dtype
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The rows of a tile, [groups·B·H, rows, E], in the dtype of the statistics."""
+        """The rows of a tile, [batch, rows, E], in the dtype of the statistics."""
         return (
-            [_rows(t, tiles, tile.queries, dtype) for t in self.q],
-            [_rows(t, tiles, tile.keys, dtype) for t in self.k],
-            [_rows(t, tiles, tile.keys, dtype) for t in self.v],
+            [_matrices(_queries(t, tile, tiles), tile, tiles, dtype) for t in self.q],
+            [_matrices(_keys(t, tile, tiles), tile, tiles, dtype) for t in self.k],
+            [_matrices(_keys(t, tile, tiles), tile, tiles, dtype) for t in self.v],
         )
 
 
@@ -135,10 +135,37 @@ def _part(head_major: Tensor, sides: Sides) -> Tensor:
     return head_major
 
 
-def _rows(head_major: Tensor, tiles: Tiling, sides: Sides, dtype: torch.dtype) -> Tensor:
-    """A part of a head-major view as [groups·B·H, rows, E]; copied where it is no view."""
-    part = _part(head_major, sides)
-    return part.reshape(part.shape[: len(tiles.groups) + 2].numel(), -1, part.shape[-1]).to(dtype)
+def _queries(head_major: Tensor, tile: Tile, tiles: Tiling) -> Tensor:
+    """The tile's part of a query side, [*groups, B, H, (count,) *banded, …]."""
+    part = _part(head_major, tile.queries)
+    return part.unflatten(len(tiles.groups) + 2, (tile.count, -1)) if tile.count > 1 else part
+
+
+def _keys(head_major: Tensor, tile: Tile, tiles: Tiling) -> Tensor:
+    """The tile's windows of a key side, [*groups, B, H, (count,) *banded, E]."""
+    part, dim = _part(head_major, tile.keys), len(tiles.groups) + 2
+    return part.unfold(dim, tile.length[1], tile.length[0]).mT if tile.count > 1 else part
+
+
+def _add_to_keys(head_major: Tensor, windows: Tensor, tile: Tile, tiles: Tiling) -> None:
+    """Adds a gradient [batch, keys, E] to the keys of each window; windows may overlap."""
+    part, dim = _part(head_major, tile.keys), len(tiles.groups) + 2
+    if tile.count == 1:
+        part.add_(windows.view(part.shape))
+        return
+    length, window = tile.length
+    windows = windows.view(*part.shape[:dim], tile.count, window, part.shape[-1])
+    for start in range(0, window, length):
+        piece = windows.narrow(dim + 1, start, min(length, window - start))
+        size = piece.shape[dim + 1]
+        disjoint = part.narrow(dim, start, (tile.count - 1) * length + size).unfold(dim, size, length)
+        disjoint.mT.add_(piece)
+
+
+def _matrices(part: Tensor, tile: Tile, tiles: Tiling, dtype: torch.dtype) -> Tensor:
+    """[*groups, B, H, (count,) *banded, E] as [batch, rows, E]; copied where it is no view."""
+    batch = part.shape[: len(tiles.groups) + 2 + (tile.count > 1)].numel()
+    return part.reshape(batch, -1, part.shape[-1]).to(dtype)
 
 
 def _exp(a: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from models.offsets import Block, OffsetGrid
 from models.ops.walk.bands import BandChunk
 from models.ops.walk.chunks import BlockChunk, Chunk, ClassChunk
+from models.ops.walk.tiles import attended
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
+ONE_BY_ONE = 8  # work of a pair that is combined by itself, in pairs of an attention product
 _meta_stands_for = ["cuda"]
 
 
@@ -23,6 +25,7 @@ class Schedule:
 
     classes        runs of blocks of equal cost: residue classes, or a band each
     local_entry    where only some bank entries are held: entry → its index among those held
+    row_work       work of multiplying a row by an entry, in pairs
     """
 
     def __init__(
@@ -31,8 +34,9 @@ class Schedule:
         classes: Sequence[tuple[Block, ...]] | None = None,
         special_blocks: Sequence[Block] | None = None,
         local_entry: dict[int, int] | None = None,
+        row_work: float = 1.0,
     ) -> None:
-        self.grid = grid
+        self.grid, self.row_work = grid, row_work
         self.classes = _renumbered(grid.classes if classes is None else classes, local_entry)
         specials = grid.special_blocks if special_blocks is None else special_blocks
         (self.special_blocks,) = _renumbered([tuple(specials)], local_entry)
@@ -47,6 +51,17 @@ class Schedule:
     @property
     def pairs(self) -> int:
         return sum(b.pairs for blocks in (*self.classes, self.special_blocks) for b in blocks)
+
+    def work(self, block: Block) -> float:
+        """Of a block with a query, a key and a value projection, in pairs."""
+        queries, keys = block.products
+        return self.row_work * (queries + 2 * keys) + block.pairs
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows that a bank multiplies on the query side and on the key side."""
+        blocks = [b.products for blocks in (*self.classes, self.special_blocks) for b in blocks]
+        return sum(queries for queries, _ in blocks), sum(keys for _, keys in blocks)
 
     def batch_slice(self, batch: int, pair_bytes: int, workspace: int) -> int:
         """Samples worked on at once: as many as let the largest block, at `pair_bytes` a pair and sample,
@@ -85,15 +100,24 @@ class Schedule:
 
 def _strip_order(chunk: BlockChunk) -> tuple:
     widths, strips = chunk.shape["query"][1:], [chunk.parts[side].gather for side in ("query", "key")]
-    return -math.prod(widths), strips, -chunk.pairs
+    return -math.prod(widths), strips, -max(chunk.block.products)
 
 
 @lru_cache(maxsize=64)
-def whole_schedule(grid: OffsetGrid) -> Schedule:
-    """The schedule of all blocks of a grid, built once and shared by all layers."""
+def whole_schedule(grid: OffsetGrid, row_work: float = 1.0) -> Schedule:
+    """The schedule of all pairs of a grid, built once and shared by all layers.
+
+    Where offsets share entries, each entry's band is one block if that is less work: rows are then
+    multiplied once, but attention computes pairs beyond the band as well.
+    """
+    by_offset = Schedule(grid, row_work=row_work)
     if grid.num_entries == grid.num_offsets:
-        return Schedule(grid)
-    return Schedule(grid, [(block,) for block in grid.bands])
+        return by_offset
+    by_entry = Schedule(grid, [(block,) for block in grid.bands], row_work=row_work)
+    beyond = sum(attended(block) for block in grid.bands)
+    rows = by_entry.rows
+    work = row_work * (rows[0] + 2 * rows[1]) + beyond
+    return by_entry if work < (3 * row_work + ONE_BY_ONE) * by_offset.pairs else by_offset
 
 
 @contextmanager

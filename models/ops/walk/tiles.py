@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.offsets import Block, Range
 
-LOGITS = 1 << 19  # of a tile, unless it has few queries: about what one core's caches hold
+LOGITS = 1 << 18  # of a tile, unless it has few queries: about what one core's caches hold
 CALLS = 10_000  # logits that take as long as the calls of a tile
 FEW = 32  # queries: products of fewer rows are slow
 
@@ -39,17 +39,24 @@ class Tile(NamedTuple):
     """Queries and keys of a group: parts of head-major views.
 
     masked   runs of the window's keys, each with the geometry of its mask
+    length   of the queries and of the keys, along the first banded dimension
+    logits   of a group; `rows` on its longer side
+    count    so many equal tiles in one, each `length` queries further than the last
     """
 
     queries: Sides
     keys: Sides
     masked: tuple[tuple[slice, Geometry], ...]
+    length: tuple[int, int]
+    logits: int
+    rows: int
+    count: int = 1
 
 
 class Tiling:
     """The tiles of a block with a band.
 
-    groups   the dimensions of a single offset
+    groups   the dimensions of a single offset; `group_size` is their product
     banded   the other dimensions; head-major views are [*groups, B, H, *banded, …]
     tiles    every query of the block is in one, and meets a key there
     """
@@ -61,15 +68,39 @@ class Tiling:
         queries, keys, band = block.queries, block.keys, block.band
         self.groups = tuple(d for d, (least, greatest) in enumerate(band) if least == greatest)
         self.banded = tuple(d for d in range(len(band)) if d not in self.groups)
-        groups = math.prod(queries[d][1] - queries[d][0] for d in self.groups)
+        self.group_size = math.prod(queries[d][1] - queries[d][0] for d in self.groups)
         inside = Geometry(*(tuple(ranges[d] for d in self.banded) for ranges in (queries, keys, band)))
-        self.tiles = tuple(_cut(inside, batch * groups, len(self.groups) + 2))
+        tiles = list(_cut(inside, batch * self.group_size, len(self.groups) + 2))
+        self.tiles = _in_batches(tiles, batch * self.group_size) if len(self.banded) == 1 else tiles
 
 
 @lru_cache(maxsize=8192)
 def tiling(block: Block, batch: int) -> Tiling:
     """The tiles of a block for `batch` heads of all samples, built once."""
     return Tiling(block, batch)
+
+
+def attended(block: Block, batch: int = 16) -> int:
+    """The pairs that attention computes, with those beyond the band."""
+    if block.band is None:
+        return block.pairs
+    cut = tiling(block, batch)
+    return cut.group_size * sum(tile.count * tile.logits for tile in cut.tiles)
+
+
+class TileSize(NamedTuple):
+    """The most logits, and rows on either side, that a tile has for one head of one sample."""
+
+    logits: int
+    rows: int
+
+
+def largest_tile(block: Block, batch: int) -> TileSize:
+    cut = tiling(block, batch)
+    logits, rows = (
+        max(sizes) for sizes in zip(*((t.count * t.logits, t.count * t.rows) for t in cut.tiles), strict=True)
+    )
+    return TileSize(cut.group_size * logits, cut.group_size * rows)
 
 
 def _cut(whole: Geometry, batch: int, first: int) -> Iterator[Tile]:
@@ -84,7 +115,26 @@ def _cut(whole: Geometry, batch: int, first: int) -> Iterator[Tile]:
             _narrow(queries, whole.queries, first),
             _narrow(window, whole.keys, first),
             _masked(queries, window, whole.band),
+            (queries[0][1] - queries[0][0], window[0][1] - window[0][0]),
+            math.prod(b - a for a, b in (*queries, *window)),
+            max(math.prod(b - a for a, b in side) for side in (queries, window)),
         )
+
+
+def _in_batches(tiles: list[Tile], batch: int) -> list[Tile]:
+    """Joins tiles of a sequence that are equal but for their place, as many as a tile may have logits."""
+    joined: list[Tile] = []
+    for tile in tiles:
+        last = joined[-1] if joined else tile
+        fits = batch * tile.logits * (last.count + 1) <= LOGITS
+        if joined and fits and (tile.length, tile.masked) == (last.length, last.masked) and tile.keys:
+            (dim, start, length), (_, key, window) = *last.queries, *last.keys
+            if (tile.queries[0][1], tile.keys[0][1]) == (start + length, key + last.count * last.length[0]):
+                longer = (dim, start, length + tile.length[0]), (dim, key, window + tile.length[0])
+                joined[-1] = last._replace(queries=(longer[0],), keys=(longer[1],), count=last.count + 1)
+                continue
+        joined.append(tile)
+    return joined
 
 
 def _best_lengths(whole: Geometry, batch: int) -> tuple[int, ...]:
@@ -96,7 +146,10 @@ def _best_lengths(whole: Geometry, batch: int) -> tuple[int, ...]:
         largest = batch * rows * math.prod(side.window for side in choice)
         logits = batch * math.prod(side.logits for side in choice) * max(1.0, FEW / rows)
         crowded = max(1.0, largest / LOGITS) ** 0.2
-        return CALLS * math.prod(side.tiles for side in choice) + logits * crowded
+        tiles = math.prod(side.tiles for side in choice)
+        if len(sides) == 1:  # most of them in batches
+            tiles = 2 + max(1, tiles * largest // LOGITS)
+        return CALLS * tiles + logits * crowded
 
     return tuple(side.length for side in min(itertools.product(*sides), key=seconds))
 

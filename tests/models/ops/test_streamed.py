@@ -7,10 +7,10 @@ import torch
 
 from launch.bench.peak_memory import peak_memory
 from models import OffsetGrid
+from models.dealing import deal
 from models.ops.recipe import Operand, Recipe
 from models.ops.streamed import streamed
 from models.ops.walk.schedule import Schedule, whole_schedule
-from parallel.sharding.layout import offset_share
 
 CPU = torch.device("cpu")
 
@@ -75,9 +75,8 @@ def test_partial_causal_softmaxes_merge_even_if_some_ranks_have_no_pair_of_a_que
     grid = OffsetGrid((length,), causal=True)
     whole = Pass(grid, 2, 8, 2, dtype=torch.float64)
     (expected, *_), parts = whole(), []
-    for share in offset_share(grid, ranks):
-        local = {entry: number for number, entry in enumerate(share.entries)}
-        schedule = Schedule(grid, share.classes, share.special_blocks, local)
+    for share in deal(whole.schedule, ranks):
+        schedule = share.schedule(whole.schedule)
         banks = [bank[list(share.entries)] for bank in whole.banks]
         recipe = replace(whole.recipe, workspace=workspace)
         parts.append(Part())

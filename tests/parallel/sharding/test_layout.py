@@ -1,25 +1,13 @@
 """Which rank holds what: equal work, every value held, and every value counted once."""
 
-from collections import Counter
-
 import pytest
 import torch
 
-from models import GPTConfig, OffsetGrid, ViTConfig, build_model
+from models import GPTConfig, OffsetGrid, Translution, ViTConfig, build_model
 from parallel.errors import UserError
 from parallel.mesh import Mesh
-from parallel.sharding.layout import offset_share, shards
+from parallel.sharding.layout import offset_shares, shards
 
-GRIDS = {
-    "7x7": OffsetGrid((7, 7)),
-    "14x14 with class token": OffsetGrid((14, 14), class_token=True),
-    "odd sides": OffsetGrid((5, 8)),
-    "line with class token": OffsetGrid((9,), class_token=True),
-    "cube": OffsetGrid((2, 3, 4)),
-    "causal even": OffsetGrid((32,), causal=True),
-    "causal odd": OffsetGrid((33,), causal=True),
-    "shared": OffsetGrid((6, 6), class_token=True, share="clip(2)"),
-}
 MIXER = {"kind": "translution", "heads": 4, "head_dim": 2}
 VIT = {"image_size": 12, "patch_size": 4, "channels": 1, "classes": 5, "width": 8, "depth": 2, "mlp": 16}
 GPT = {"vocabulary": 11, "tokens": 9, "width": 8, "depth": 2, "mlp": 16, "mixer": MIXER}
@@ -41,38 +29,11 @@ def whole(name):
         return build_model(NETS[name])
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_pairs_are_dealt_once_and_evenly(grid, ranks):
-    shares = offset_share(grid, ranks)
-    dealt = Counter(block for share in shares for block in share.blocks)
-    assert dealt == Counter(b for blocks in (*grid.classes, grid.special_blocks) for b in blocks)
-    assert sum(share.pairs for share in shares) == grid.num_pairs
-    a_class = max(sum(block.pairs for block in blocks) for blocks in grid.classes)
-    pairs = [share.pairs for share in shares]
-    assert max(pairs) - min(pairs) <= a_class
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_entries_are_held_once_and_evenly(grid, ranks):
-    """A class of a d-dimensional grid has up to 2^d entries; shared entries are held by all."""
-    shares = offset_share(grid, ranks)
-    held = [share.entries for share in shares if share.entries is not None]
-    if grid.share != "none":
-        assert held == []
-        return
-    assert len(held) == ranks
-    assert sorted(entry for entries in held for entry in entries) == list(range(grid.num_entries))
-    sizes = [len(entries) for entries in held]
-    assert max(sizes) - min(sizes) <= 2 ** len(grid.shape)
-
-
-def test_a_rank_for_every_class_and_no_more():
-    grid = OffsetGrid((3, 2))
-    assert all(len(share.classes) == 1 for share in offset_share(grid, 6))
+def test_more_offset_ranks_than_residue_classes_are_refused():
+    mixer = Translution(8, OffsetGrid((3, 2)), 2, 4)
+    assert len(offset_shares(mixer, 6)) == 6
     with pytest.raises(UserError, match=r"parallel.offset=7 is more than the 6 residue classes of a grid of"):
-        offset_share(grid, 7)
+        offset_shares(mixer, 7)
 
 
 @pytest.mark.parametrize(("offset", "tensor"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (4, 2)])
