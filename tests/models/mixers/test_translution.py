@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from models import OffsetGrid, Translution
 from models.mixers.translution import RELATIVE
 from models.ops import naive
-from models.ops.walk import schedule
+from models.ops.walk import schedule, tiles
+from models.ops.walk.schedule import Schedule
 from models.positions.rope import Rope, RopePosition
 
 GRIDS = [
@@ -89,10 +90,11 @@ def test_full_translution_equals_naive(grid, relative, workspace):
     assert_equal_with_gradients(layer, naive_full)
 
 
+@pytest.mark.parametrize("workspace", [1, 4000, 64 << 20], ids=["a row of queries", "some", "all"])
 @pytest.mark.parametrize("relative", RELATIVE)
-@pytest.mark.parametrize("grid", [GRIDS[2], GRIDS[4], GRIDS[5]], ids=str)
-def test_alpha_translution_equals_naive(grid, relative):
-    layer = Translution(DIM, grid, HEADS, HEAD_DIM, relative, rank=3)
+@pytest.mark.parametrize("grid", [GRIDS[1], GRIDS[2], GRIDS[4], GRIDS[5], GRIDS[9]], ids=str)
+def test_alpha_translution_equals_naive(grid, relative, workspace):
+    layer = Translution(DIM, grid, HEADS, HEAD_DIM, relative, rank=3, workspace=workspace)
     assert_equal_with_gradients(layer, naive_alpha)
 
 
@@ -130,13 +132,51 @@ def test_rope_keeps_far_positions_apart_in_bfloat16():
     torch.testing.assert_close(rope(x.bfloat16()).float(), rope(x), rtol=0, atol=0.02)
 
 
+@pytest.fixture(params=[False, True], ids=["one tile", "many tiles"])
+def tile_size(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr(tiles, "LOGITS", 60)
+        monkeypatch.setattr(tiles, "FEW", 1)
+        monkeypatch.setattr(tiles, "CALLS", 1)
+    tiles.tiling.cache_clear()
+    yield
+    tiles.tiling.cache_clear()
+
+
+SHARED = [
+    OffsetGrid((13,), causal=True, share="log"),
+    OffsetGrid((13,), class_token=True, share="clip(2)"),
+    OffsetGrid((5, 4), class_token=True, share="clip(1)"),
+    OffsetGrid((5, 4), class_token=True, share="clip(0)"),
+    OffsetGrid((6, 5), share="log"),
+    OffsetGrid((3, 4, 4), class_token=True, share="clip(1)"),
+]
+
+
 @pytest.mark.parametrize("rank", [None, 3])
-@pytest.mark.parametrize("share", ["clip(0)", "clip(1)", "log"])
-@pytest.mark.parametrize("grid", [GRIDS[2], GRIDS[5]], ids=str)
-def test_shared_entries_equal_naive(grid, share, rank):
-    grid = OffsetGrid(grid.shape, grid.causal, grid.class_token, share)
-    layer = Translution(DIM, grid, HEADS, HEAD_DIM, rank=rank, workspace=4000)
+@pytest.mark.parametrize("relative", RELATIVE)
+@pytest.mark.parametrize("grid", SHARED, ids=str)
+def test_shared_entries_equal_naive(grid, relative, rank, tile_size):
+    layer = Translution(DIM, grid, HEADS, HEAD_DIM, relative, rank=rank)
+    layer.schedule = Schedule(grid, [(block,) for block in grid.bands])  # however small the grid is
     assert_equal_with_gradients(layer, naive_full if rank is None else naive_alpha)
+
+
+@pytest.mark.parametrize("memory", ["recompute", "keep"])
+@pytest.mark.parametrize("workspace", [1, 4000], ids=["a sample at a time", "some"])
+@pytest.mark.parametrize("grid", SHARED[:4], ids=str)
+def test_shared_entries_equal_naive_under_every_policy(grid, workspace, memory, tile_size):
+    layer = Translution(DIM, grid, HEADS, HEAD_DIM, memory=memory, workspace=workspace)
+    layer.schedule = Schedule(grid, [(block,) for block in grid.bands])
+    assert_equal_with_gradients(layer, naive_full)
+
+
+def test_bands_are_chosen_where_they_are_less_work():
+    """By count: rows of a band are multiplied once, but a tile's pairs beyond it are computed too."""
+    bands, offsets = ("log", "clip(1)"), ("none",)
+    for share in (*bands, *offsets):
+        layer = Translution(192, OffsetGrid((14, 14), share=share), 3, 64)
+        assert layer.schedule.in_bands == (share in bands)
 
 
 @pytest.mark.parametrize("workspace", [1, 64 << 20], ids=["blocks", "classes"])

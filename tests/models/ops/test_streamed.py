@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from launch.bench.peak_memory import peak_memory
-from models import OffsetGrid
+from models import OffsetGrid, Translution
 from models.dealing import deal
 from models.ops.recipe import Operand, Recipe
 from models.ops.streamed import streamed
@@ -105,3 +105,84 @@ def test_the_workspace_caps_the_temporaries():
     assert least < more[0] < more[1]
     assert more[0] <= least + (1 << 18)
     assert more[1] <= least + (1 << 20)
+
+
+class Merged:
+    """Merges the partial results of several parts, recorded by `Part`, and gives backward what they need."""
+
+    def __init__(self, parts):
+        lses = torch.stack([part.lse for part in parts])
+        self.lse, weights = lses.logsumexp(0), lses.softmax(0).unsqueeze(-1)
+        self.outs = [
+            sum(weight * out for weight, out in zip(weights, outs, strict=True))
+            for outs in zip(*(part.outs for part in parts), strict=True)
+        ]
+
+    def merge(self, lse, outs):
+        return self.lse, self.outs
+
+    def sum_gradients(self, grad_sources, grad_banks):
+        return grad_sources
+
+
+VARIANTS = {
+    "full": {},
+    "v": {"relative": "v"},
+    "qk": {"relative": "qk"},
+    "alpha": {"rank": 3},
+    "alpha kv": {"rank": 3, "relative": "kv"},
+}
+PARTED = [
+    OffsetGrid((4, 3), class_token=True),
+    OffsetGrid((9,), causal=True),
+    OffsetGrid((12, 11), class_token=True, share="log"),
+    OffsetGrid((40,), causal=True, share="clip(2)"),
+    OffsetGrid((5, 4), class_token=True, share="clip(0)"),
+]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("grid", PARTED, ids=str)
+def test_parts_of_the_pairs_merge_to_the_whole(grid, variant, ranks):
+    """Values, and the sums of the parts' gradients, of every walk."""
+    torch.manual_seed(0)
+    layer = Translution(6, grid, 2, 4, **VARIANTS[variant]).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    sources = [s.detach() for s in layer._sources(torch.randn(grid.num_tokens, 2, 6, dtype=torch.double))]
+    banks = [layer.get_parameter(f"{name}_bank").detach() for name in layer.relative]
+
+    def run(schedule, banks, combine=None):
+        inputs = [t.clone().requires_grad_() for t in (*sources, *banks)]
+        outs = streamed(layer.recipe, schedule, inputs[: len(sources)], inputs[len(sources) :], combine)
+        generator = torch.Generator().manual_seed(1)
+        grads = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outs]
+        return outs, torch.autograd.grad(outs, inputs, grads)
+
+    expected, expected_grads = run(layer.schedule, banks)
+    shares = deal(layer.schedule, ranks)
+    local = [banks if s.entries is None else [bank[list(s.entries)] for bank in banks] for s in shares]
+    parts = [Part() for _ in shares]
+    for share, own, part in zip(shares, local, parts, strict=True):
+        with torch.no_grad():
+            streamed(layer.recipe, share.schedule(layer.schedule), sources, own, part)
+    total = [torch.zeros_like(grad) for grad in expected_grads]
+    for share, own in zip(shares, local, strict=True):
+        outs, grads = run(share.schedule(layer.schedule), own, Merged(parts))
+        for out, want in zip(outs, expected, strict=True):
+            torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+        for i, grad in enumerate(grads):
+            if i < len(sources) or share.entries is None:
+                total[i] += grad
+            else:
+                total[i][list(share.entries)] += grad
+    for grad, want in zip(total, expected_grads, strict=True):
+        torch.testing.assert_close(grad, want, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("share", ["log", "clip(3)"])
+def test_memory_of_shared_entries_is_linear_in_the_length(share):
+    """Twice the tokens, at most twice the memory and a few more entries."""
+    short, long = (OffsetGrid((n,), causal=True, share=share) for n in (512, 1024))
+    assert extra(long, 2, 32, 2) < 2.2 * extra(short, 2, 32, 2)
