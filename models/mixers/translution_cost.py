@@ -150,7 +150,7 @@ def _saved(mixer: Translution, here: _Widths, load: Load, T: int) -> int:
 def _kept(mixer: Translution, here: _Widths) -> int:
     """Numbers of q, k and v that a sample keeps."""
     dense = set() if mixer.schedule.in_bands else _dense_operands(mixer.recipe)
-    rows = dict(zip(("query", "key"), mixer.schedule.rows, strict=True))
+    rows: dict[str, int] = dict(zip(("query", "key"), mixer.schedule.rows, strict=True))
     if not mixer.schedule.in_bands:
         rows = dict.fromkeys(rows, mixer.schedule.pairs)
     return sum(rows[side] * width for operand, side, width in here.operands if operand not in dense)

@@ -8,14 +8,14 @@ memory: logits and weights [B, H, I, N] for the products, [H, I·N, B] for the v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from models.ops.dense.columns import Columns
-from models.ops.dense.parts import parts_of, steps
-from models.ops.dense.relative import Relative, at_queries, take
+from models.ops.dense.parts import Parts, Queries, parts_of, steps
+from models.ops.dense.relative import Projected, Relative, at_queries, take
 from models.ops.recipe import Recipe
 from models.ops.walk.operands import operand_width
 from models.ops.walk.products import Bank
@@ -30,7 +30,7 @@ class DenseWalk:
     def forward(
         recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        parts, (N, B), H, grid = parts_of(recipe), sources[0].shape[:2], recipe.heads, schedule.grid
+        parts, (N, B), H = parts_of(recipe), sources[0].shape[:2], recipe.heads
         statistics = torch.promote_types(sources[0].dtype, torch.float32)
         widths = [operand_width(value, sources, banks) // H for value in recipe.values]
         lse = sources[0].new_empty((N, B, H), dtype=statistics)
@@ -39,44 +39,10 @@ class DenseWalk:
         kept: list[Tensor] = []
         for samples, queries in steps(parts, schedule, sources, banks):
             here = [source[:, samples] for source in sources]
-            batch, count = here[0].shape[1], queries.tokens.stop - queries.tokens.start
-            relative = Relative(parts.relative, grid, here, entries, scratch)
-            a = scratch("a", (batch, H, count, N), statistics)
-            pairs = scratch("pairs", (H, count * N, batch), statistics)
-            if parts.logits.logits:
-                if queries.missing is not None:
-                    pairs.fill_(-torch.inf)
-                for chunk, index in queries.chunks:
-                    q, k, _ = relative.project(parts.logits, chunk, kept)
-                    pairs.index_copy_(1, index, relative.dots(q, k, statistics).mul_(recipe.scale))
-                a.copy_(_from_pairs(pairs, count))
-            else:
-                a.zero_()
-                if queries.missing is not None:
-                    a.flatten(2).index_fill_(2, queries.missing, -torch.inf)
-            flat, heads = a.flatten(0, 1), _head_major(here, H, statistics)
-            for q, k in parts.dense_logits:
-                query, key = heads[q][:, queries.tokens], heads[k]
-                torch.baddbmm(flat, query, key.mT, alpha=recipe.scale, out=flat)
-            highest = a.amax(-1, keepdim=True).clamp_min_(torch.finfo(statistics).min)
-            total = a.sub_(highest).exp_().sum(-1, keepdim=True)
-            a.div_(total.clamp_min(torch.finfo(statistics).tiny))  # a query may have no pair here
-            lse[queries.tokens, samples] = total.log_().add_(highest).squeeze(-1).permute(2, 0, 1)
-            for place, source in parts.dense_values:
-                _add(outs[place][queries.tokens, samples], torch.bmm(flat, heads[source]))
-            if parts.places:
-                _to_pairs(a, pairs)
-            sums = [_channel_major(outs[place][:, samples]) for place in parts.places]
-            summed = Columns(dict(enumerate(sums)), grid, scratch, sums=True)
-            for chunk, index in queries.chunks if parts.places else ():
-                *_, v = relative.project(parts.values, chunk, kept)
-                weight = torch.index_select(pairs, 1, index)
-                for i, value in enumerate(v):
-                    out = relative.times(value, weight, ("weighted", i)).flatten(0, 1)
-                    relative.add_to_queries(summed, i, chunk, out)
-            summed.finish()
-            for place, out in zip(parts.places, sums, strict=True):
-                outs[place][:, samples] = out.unflatten(0, (H, -1)).permute(2, 3, 0, 1)
+            part = _Part(parts, schedule, queries, here, entries, scratch, statistics)
+            a = part.logits(kept)
+            lse[queries.tokens, samples] = _softmax(a).permute(2, 0, 1)
+            part.add_values(a, [out[:, samples] for out in outs], kept)
         return lse, outs, kept
 
     @staticmethod
@@ -90,84 +56,183 @@ class DenseWalk:
         delta: Tensor,
         grads: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        parts, (N, _, H), statistics, grid = parts_of(recipe), lse.shape, lse.dtype, schedule.grid
-        grad_sources = [torch.zeros(s.shape, dtype=statistics, device=s.device) for s in sources]
-        entries, scratch, saved = [Bank(bank) for bank in banks], Scratch(sources[0]), iter(kept)
+        parts, saved = parts_of(recipe), iter(kept)
+        grad_sources = [torch.zeros(s.shape, dtype=lse.dtype, device=s.device) for s in sources]
+        entries, scratch = [Bank(bank) for bank in banks], Scratch(sources[0])
         for samples, queries in steps(parts, schedule, sources, banks):
-            here, batch = [source[:, samples] for source in sources], sources[0][:, samples].shape[1]
-            count = queries.tokens.stop - queries.tokens.start
-            relative = Relative(parts.relative, grid, here, entries, scratch)
-            heads = _head_major(here, H, statistics)
-            grad_heads = [
-                g[:, queries.tokens] for g in _head_major([g[:, samples] for g in grads], H, statistics)
-            ]
-            p, grad_a = (
-                _minus(t[queries.tokens, samples], scratch(name, (batch, H, count, N), statistics))
-                for t, name in ((lse, "a"), (delta, "∂a"))
-            )
-            flat_p, flat_grad = p.flatten(0, 1), grad_a.flatten(0, 1)
-            for q, k in parts.dense_logits:
-                query, key = heads[q][:, queries.tokens], heads[k]
-                torch.baddbmm(flat_p, query, key.mT, alpha=recipe.scale, out=flat_p)
-            for place, source in parts.dense_values:
-                torch.baddbmm(flat_grad, grad_heads[place], heads[source].mT, out=flat_grad)
-            p_pairs, grad_pairs = (
-                _to_pairs(t, scratch(name, (H, count * N, batch), statistics))
-                for t, name in ((p, "pairs"), (grad_a, "∂pairs"))
-            )
-            g_columns = {i: _channel_major(grads[place][:, samples]) for i, place in enumerate(parts.places)}
-            outs = Columns(g_columns, grid, Scratch(grads[0]))
-            sums = relative.new_sums(statistics)
-            summed = Columns(sums, grid, scratch, sums=True)
-            q_k = [take(parts.logits, saved) for _ in queries.chunks] if recipe.keep else []
-            values = [take(parts.values, saved) for _ in queries.chunks] if recipe.keep else []
-            for number, (chunk, index) in enumerate(queries.chunks):
-                if recipe.keep:
-                    q, k, v = q_k[number][0], q_k[number][1], values[number][2]
-                else:
-                    q, k, v = relative.project(parts.relative, chunk, [])
-                g = [at_queries(outs, i, chunk, batch).unflatten(0, (H, -1)) for i in range(len(v))]
-                weight, grad_logit = (torch.index_select(t, 1, index) for t in (p_pairs, grad_pairs))
-                if q:
-                    weight.add_(relative.dots(q, k, statistics), alpha=recipe.scale)
-                if v:
-                    grad_logit.add_(relative.dots(g, v, statistics))
-                weight.exp_()
-                grad_logit.mul_(weight).mul_(recipe.scale)
-                p_pairs.index_copy_(1, index, weight)
-                grad_pairs.index_copy_(1, index, grad_logit)
-                weight, grad_logit = weight.to(sources[0].dtype), grad_logit.to(sources[0].dtype)
-                projected = (
-                    [relative.times(t, grad_logit, ("∂q", i)) for i, t in enumerate(k)],
-                    [relative.times(t, grad_logit, ("∂k", i)) for i, t in enumerate(q)],
-                    [relative.times(t, weight, ("∂v", i)) for i, t in enumerate(g)],
-                )
-                relative.backpropagate(parts.relative, chunk, projected, summed)
-            summed.finish()
-            for source, columns in sums.items():
-                grad_sources[source][:, samples] += columns.permute(1, 2, 0)
-            for t, pairs in ((p, p_pairs), (grad_a, grad_pairs)):
-                if queries.missing is not None:
-                    pairs.index_fill_(1, queries.missing, 0)
-                t.copy_(_from_pairs(pairs, count))
-            for q, k in parts.dense_logits:
-                query, key = heads[q][:, queries.tokens], heads[k]
-                _add(grad_sources[q][queries.tokens, samples], torch.bmm(flat_grad, key))
-                _add(grad_sources[k][:, samples], torch.bmm(flat_grad.mT, query))
-            for place, source in parts.dense_values:
-                _add(grad_sources[source][:, samples], torch.bmm(flat_p.mT, grad_heads[place]))
+            here, g, sums = ([t[:, samples] for t in ts] for ts in (sources, grads, grad_sources))
+            part = _Part(parts, schedule, queries, here, entries, scratch, lse.dtype)
+            part.backpropagate(lse[queries.tokens, samples], delta[queries.tokens, samples], g, sums, saved)
         return grad_sources, [bank.gradient() for bank in entries]
 
 
-def _head_major(tensors: Sequence[Tensor], heads: int, dtype: torch.dtype) -> list[Tensor]:
-    """Each [N, B, D] or [N, B, H, E] as [B·H, N, E]."""
-    four = (t.unflatten(2, (heads, -1)) if t.dim() == 3 else t for t in tensors)
-    return [t.permute(1, 2, 0, 3).flatten(0, 1).to(dtype) for t in four]
+class _Part:
+    """The work on some queries I of some samples B, whose sources are [N, B, C]."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        schedule: Schedule,
+        queries: Queries,
+        sources: Sequence[Tensor],
+        entries: Sequence[Bank],
+        scratch: Scratch,
+        statistics: torch.dtype,
+    ) -> None:
+        self._parts, self._grid, self._queries, self._scratch = parts, schedule.grid, queries, scratch
+        self._statistics, self._dtype = statistics, sources[0].dtype
+        self._heads, self._scale = parts.relative.heads, parts.relative.scale
+        self._keep, (self._keys, self._batch) = parts.relative.keep, sources[0].shape[:2]
+        self._count = queries.tokens.stop - queries.tokens.start
+        self._relative = Relative(parts.relative, schedule.grid, sources, entries, scratch)
+        self._dense = self._head_major(sources)
+
+    def logits(self, kept: list[Tensor]) -> Tensor:
+        """a[B, H, I, N], −inf for pairs that are not here."""
+        a, missing = self._buffer("a"), self._queries.missing
+        if self._parts.logits.logits:
+            pairs = self._pair_buffer("pairs")
+            if missing is not None:
+                pairs.fill_(-torch.inf)
+            for chunk, index in self._queries.chunks:
+                q, k, _ = self._relative.project(self._parts.logits, chunk, kept)
+                dots = self._relative.dots(q, k, self._statistics)
+                pairs.index_copy_(1, index, dots.mul_(self._scale))
+            a.copy_(_from_pairs(pairs, self._count))
+        else:
+            a.zero_()
+            if missing is not None:
+                a.flatten(2).index_fill_(2, missing, -torch.inf)
+        self._add_dense_logits(a)
+        return a
+
+    def add_values(self, weights: Tensor, outs: Sequence[Tensor], kept: list[Tensor]) -> None:
+        """Adds Σ α_ij v_ij to the queries' outs [N, B, H, E]."""
+        for place, source in self._parts.dense_values:
+            _add(outs[place][self._queries.tokens], torch.bmm(weights.flatten(0, 1), self._dense[source]))
+        if not self._parts.places:
+            return
+        pairs = _to_pairs(weights, self._pair_buffer("pairs"))
+        relative = [outs[place] for place in self._parts.places]
+        totals = {i: _channel_major(out).zero_() for i, out in enumerate(relative)}
+        sums = Columns(totals, self._grid, self._scratch, sums=True)
+        for chunk, index in self._queries.chunks:
+            *_, v = self._relative.project(self._parts.values, chunk, kept)
+            weight = torch.index_select(pairs, 1, index)
+            for i, value in enumerate(v):
+                weighted = self._relative.times(value, weight, ("weighted", i))
+                self._relative.add_to_queries(sums, i, chunk, weighted.flatten(0, 1))
+        sums.finish()
+        for i, out in enumerate(relative):
+            out.add_(totals[i].unflatten(0, (self._heads, -1)).permute(2, 3, 0, 1))
+
+    def backpropagate(
+        self,
+        lse: Tensor,
+        delta: Tensor,
+        grads: Sequence[Tensor],
+        grad_sources: Sequence[Tensor],
+        kept: Iterator[Tensor],
+    ) -> None:
+        """Adds to the gradients of the sources and of the banks. lse and delta are [I, B, H], the gradients
+        of the outs [N, B, H, E]."""
+        parts, tokens = self._parts, self._queries.tokens
+        grad_outs = [g[:, tokens] for g in self._head_major(grads)]
+        p, grad_a = _minus(lse, self._buffer("a")), _minus(delta, self._buffer("∂a"))
+        self._add_dense_logits(p)
+        for place, source in parts.dense_values:
+            flat = grad_a.flatten(0, 1)
+            torch.baddbmm(flat, grad_outs[place], self._dense[source].mT, out=flat)
+        self._visit(p, grad_a, [grads[place] for place in parts.places], grad_sources, kept)
+        p, grad_a = p.flatten(0, 1), grad_a.flatten(0, 1)
+        for q, k in parts.dense_logits:
+            _add(grad_sources[q][tokens], torch.bmm(grad_a, self._dense[k]))
+            _add(grad_sources[k], torch.bmm(grad_a.mT, self._dense[q][:, tokens]))
+        for place, source in parts.dense_values:
+            _add(grad_sources[source], torch.bmm(p.mT, grad_outs[place]))
+
+    def _visit(
+        self,
+        a: Tensor,
+        grad_weight: Tensor,
+        grads: Sequence[Tensor],
+        grad_sources: Sequence[Tensor],
+        kept: Iterator[Tensor],
+    ) -> None:
+        """Backpropagates through the relative parts, and makes weights and gradients of logits [B, H, I, N]
+        of what is given: the dense parts of a, less lse, and of the weights' gradients, less delta."""
+        parts, relative, H, dtype = self._parts, self._relative, self._heads, self._statistics
+        pairs = _to_pairs(a, self._pair_buffer("pairs"))
+        grad_pairs = _to_pairs(grad_weight, self._pair_buffer("∂pairs"))
+        outs = Columns({i: _channel_major(g) for i, g in enumerate(grads)}, self._grid, Scratch(a))
+        totals = relative.new_sums(dtype)
+        sums = Columns(totals, self._grid, self._scratch, sums=True)
+        for (chunk, index), (q, k, v) in zip(self._queries.chunks, self._operands(kept), strict=True):
+            g = [at_queries(outs, i, chunk, self._batch).unflatten(0, (H, -1)) for i in range(len(v))]
+            weight, grad_logit = (torch.index_select(t, 1, index) for t in (pairs, grad_pairs))
+            if q:
+                weight.add_(relative.dots(q, k, dtype), alpha=self._scale)
+            if v:
+                grad_logit.add_(relative.dots(g, v, dtype))
+            weight.exp_()
+            grad_logit.mul_(weight).mul_(self._scale)
+            pairs.index_copy_(1, index, weight)
+            grad_pairs.index_copy_(1, index, grad_logit)
+            weight, grad_logit = weight.to(self._dtype), grad_logit.to(self._dtype)
+            gradients = (
+                [relative.times(t, grad_logit, ("∂q", i)) for i, t in enumerate(k)],
+                [relative.times(t, grad_logit, ("∂k", i)) for i, t in enumerate(q)],
+                [relative.times(t, weight, ("∂v", i)) for i, t in enumerate(g)],
+            )
+            relative.backpropagate(parts.relative, chunk, gradients, sums)
+        sums.finish()
+        for source, columns in totals.items():
+            grad_sources[source].add_(columns.permute(1, 2, 0))
+        for t, of_pairs in ((a, pairs), (grad_weight, grad_pairs)):
+            if self._queries.missing is not None:
+                of_pairs.index_fill_(1, self._queries.missing, 0)
+            t.copy_(_from_pairs(of_pairs, self._count))
+
+    def _operands(self, kept: Iterator[Tensor]) -> Iterator[Projected]:
+        """q, k and v of each chunk, kept or projected again."""
+        if not self._keep:
+            for chunk, _ in self._queries.chunks:
+                yield self._relative.project(self._parts.relative, chunk, [])
+            return
+        logits = [take(self._parts.logits, kept) for _ in self._queries.chunks]
+        values = [take(self._parts.values, kept) for _ in self._queries.chunks]
+        for (q, k, _), (*_, v) in zip(logits, values, strict=True):
+            yield q, k, v
+
+    def _add_dense_logits(self, a: Tensor) -> None:
+        flat = a.flatten(0, 1)
+        for q, k in self._parts.dense_logits:
+            query, key = self._dense[q][:, self._queries.tokens], self._dense[k]
+            torch.baddbmm(flat, query, key.mT, alpha=self._scale, out=flat)
+
+    def _head_major(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each [N, B, D] or [N, B, H, E] as [B·H, N, E] in the statistics' dtype."""
+        four = (t.unflatten(2, (self._heads, -1)) if t.dim() == 3 else t for t in tensors)
+        return [t.permute(1, 2, 0, 3).flatten(0, 1).to(self._statistics) for t in four]
+
+    def _buffer(self, name: str) -> Tensor:
+        return self._scratch(name, (self._batch, self._heads, self._count, self._keys), self._statistics)
+
+    def _pair_buffer(self, name: str) -> Tensor:
+        return self._scratch(name, (self._heads, self._count * self._keys, self._batch), self._statistics)
 
 
 def _channel_major(t_NBHE: Tensor) -> Tensor:
     """[N, B, H, E] as [H·E, N, B], contiguous."""
     return t_NBHE.flatten(2).permute(2, 0, 1).contiguous()
+
+
+def _softmax(a_BHIN: Tensor) -> Tensor:
+    """Softmax over the keys, in place; a query may have none here. Returns the log-sum-exp [B, H, I]."""
+    highest = a_BHIN.amax(-1, keepdim=True).clamp_min_(torch.finfo(a_BHIN.dtype).min)
+    total = a_BHIN.sub_(highest).exp_().sum(-1, keepdim=True)
+    a_BHIN.div_(total.clamp_min(torch.finfo(a_BHIN.dtype).tiny))
+    return total.log_().add_(highest).squeeze(-1)
 
 
 def _minus(t_IBH: Tensor, out_BHIN: Tensor) -> Tensor:

@@ -136,35 +136,35 @@ def _part(head_major: Tensor, sides: Sides) -> Tensor:
 
 
 def _queries(head_major: Tensor, tile: Tile, tiles: Tiling) -> Tensor:
-    """The tile's part of a query side, [*groups, B, H, (count,) *banded, …]."""
+    """The tile's part of a query side, [*groups, B, H, (repeats,) *banded, …]."""
     part = _part(head_major, tile.queries)
-    return part.unflatten(len(tiles.groups) + 2, (tile.count, -1)) if tile.count > 1 else part
+    return part.unflatten(len(tiles.groups) + 2, (tile.repeats, -1)) if tile.repeats > 1 else part
 
 
 def _keys(head_major: Tensor, tile: Tile, tiles: Tiling) -> Tensor:
-    """The tile's windows of a key side, [*groups, B, H, (count,) *banded, E]."""
+    """The tile's windows of a key side, [*groups, B, H, (repeats,) *banded, E]."""
     part, dim = _part(head_major, tile.keys), len(tiles.groups) + 2
-    return part.unfold(dim, tile.length[1], tile.length[0]).mT if tile.count > 1 else part
+    return part.unfold(dim, tile.length[1], tile.length[0]).mT if tile.repeats > 1 else part
 
 
 def _add_to_keys(head_major: Tensor, windows: Tensor, tile: Tile, tiles: Tiling) -> None:
     """Adds a gradient [batch, keys, E] to the keys of each window; windows may overlap."""
     part, dim = _part(head_major, tile.keys), len(tiles.groups) + 2
-    if tile.count == 1:
+    if tile.repeats == 1:
         part.add_(windows.view(part.shape))
         return
     length, window = tile.length
-    windows = windows.view(*part.shape[:dim], tile.count, window, part.shape[-1])
+    windows = windows.view(*part.shape[:dim], tile.repeats, window, part.shape[-1])
     for start in range(0, window, length):
         piece = windows.narrow(dim + 1, start, min(length, window - start))
         size = piece.shape[dim + 1]
-        disjoint = part.narrow(dim, start, (tile.count - 1) * length + size).unfold(dim, size, length)
+        disjoint = part.narrow(dim, start, (tile.repeats - 1) * length + size).unfold(dim, size, length)
         disjoint.mT.add_(piece)
 
 
 def _matrices(part: Tensor, tile: Tile, tiles: Tiling, dtype: torch.dtype) -> Tensor:
-    """[*groups, B, H, (count,) *banded, E] as [batch, rows, E]; copied where it is no view."""
-    batch = part.shape[: len(tiles.groups) + 2 + (tile.count > 1)].numel()
+    """[*groups, B, H, (repeats,) *banded, E] as [batch, rows, E]; copied where it is no view."""
+    batch = part.shape[: len(tiles.groups) + 2 + (tile.repeats > 1)].numel()
     return part.reshape(batch, -1, part.shape[-1]).to(dtype)
 
 

@@ -41,7 +41,7 @@ class Tile(NamedTuple):
     masked   runs of the window's keys, each with the geometry of its mask
     length   of the queries and of the keys, along the first banded dimension
     logits   of a group; `rows` on its longer side
-    count    so many equal tiles in one, each `length` queries further than the last
+    repeats  so many equal tiles in one, each `length` queries further than the last
     """
 
     queries: Sides
@@ -50,7 +50,7 @@ class Tile(NamedTuple):
     length: tuple[int, int]
     logits: int
     rows: int
-    count: int = 1
+    repeats: int = 1
 
 
 class Tiling:
@@ -85,7 +85,7 @@ def attended(block: Block, batch: int = 16) -> int:
     if block.band is None:
         return block.pairs
     cut = tiling(block, batch)
-    return cut.group_size * sum(tile.count * tile.logits for tile in cut.tiles)
+    return cut.group_size * sum(tile.repeats * tile.logits for tile in cut.tiles)
 
 
 class TileSize(NamedTuple):
@@ -98,7 +98,7 @@ class TileSize(NamedTuple):
 def largest_tile(block: Block, batch: int) -> TileSize:
     cut = tiling(block, batch)
     logits, rows = (
-        max(sizes) for sizes in zip(*((t.count * t.logits, t.count * t.rows) for t in cut.tiles), strict=True)
+        max(sizes) for sizes in zip(*((t.repeats * t.logits, t.repeats * t.rows) for t in cut.tiles), strict=True)
     )
     return TileSize(cut.group_size * logits, cut.group_size * rows)
 
@@ -126,12 +126,12 @@ def _in_batches(tiles: list[Tile], batch: int) -> list[Tile]:
     joined: list[Tile] = []
     for tile in tiles:
         last = joined[-1] if joined else tile
-        fits = batch * tile.logits * (last.count + 1) <= LOGITS
+        fits = batch * tile.logits * (last.repeats + 1) <= LOGITS
         if joined and fits and (tile.length, tile.masked) == (last.length, last.masked) and tile.keys:
             (dim, start, length), (_, key, window) = *last.queries, *last.keys
-            if (tile.queries[0][1], tile.keys[0][1]) == (start + length, key + last.count * last.length[0]):
+            if (tile.queries[0][1], tile.keys[0][1]) == (start + length, key + last.repeats * last.length[0]):
                 longer = (dim, start, length + tile.length[0]), (dim, key, window + tile.length[0])
-                joined[-1] = last._replace(queries=(longer[0],), keys=(longer[1],), count=last.count + 1)
+                joined[-1] = last._replace(queries=(longer[0],), keys=(longer[1],), repeats=last.repeats + 1)
                 continue
         joined.append(tile)
     return joined

@@ -41,12 +41,12 @@ def met(block, cut):
     q, k = (t[..., None, None].permute(order) for t in (q, k))
     dim = len(cut.groups) + 2
     for tile in cut.tiles:
-        for number in range(tile.count):
+        for number in range(tile.repeats):
             sides = []
             for t, parts, length in ((q, tile.queries, tile.length[0]), (k, tile.keys, tile.length[1])):
                 for axis, start, size in parts:
                     t = t.narrow(axis, start, size)
-                if tile.count > 1:
+                if tile.repeats > 1:
                     t = t.narrow(dim, number * tile.length[0], length)
                 sides.append(t.reshape(cut.group_size, -1))
             bias = torch.zeros(sides[0].shape[1], sides[1].shape[1])
@@ -77,7 +77,7 @@ def test_every_pair_of_a_band_is_in_one_tile(grid, sizes):
         assert torch.equal(met(block, cut), inside(block).long())
         assert int(inside(block).sum()) == block.pairs
         for tile in cut.tiles:
-            assert 2 * cut.group_size * tile.count * tile.logits <= tiles.LOGITS or tile.count == 1
+            assert 2 * cut.group_size * tile.repeats * tile.logits <= tiles.LOGITS or tile.repeats == 1
 
 
 @given(st.integers(2, 60), st.integers(0, 6), st.booleans())
@@ -93,7 +93,7 @@ def test_every_pair_of_a_sequence_is_in_one_band(length, radius, causal):
 def test_equal_tiles_of_a_sequence_are_one_batch():
     """1,022 queries of a narrow band are a few calls, not one for each run of queries."""
     (block,) = (b for b in OffsetGrid((1024,), causal=True, share="log").bands if b.band == ((2, 3),))
-    assert sum(tile.count for tile in Tiling(block, 6).tiles) > 10
+    assert sum(tile.repeats for tile in Tiling(block, 6).tiles) > 10
     assert len(Tiling(block, 6).tiles) <= 4
 
 
