@@ -19,7 +19,9 @@ from torch import Tensor
 
 from models.offsets import Block, Range
 
-LOGITS = 1 << 18  # of a tile, unless it has few queries: about what one core's caches hold
+LOGITS = 3 << 16  # of a tile, unless it has few queries: about what one core's caches hold
+ROW = 64  # logits that take as much memory as a row of a batch, which is copied
+CROWDING = 0.2  # the power with which time grows beyond that
 CALLS = 10_000  # logits that take as long as the calls of a tile
 FEW = 32  # queries: products of fewer rows are slow
 
@@ -42,6 +44,7 @@ class Tile(NamedTuple):
     length   of the queries and of the keys, along the first banded dimension
     logits   of a group; `rows` on its longer side
     repeats  so many equal tiles in one, each `length` queries further than the last
+    groups   in so many groups
     """
 
     queries: Sides
@@ -50,6 +53,7 @@ class Tile(NamedTuple):
     length: tuple[int, int]
     logits: int
     rows: int
+    groups: int
     repeats: int = 1
 
 
@@ -70,8 +74,11 @@ class Tiling:
         self.banded = tuple(d for d in range(len(band)) if d not in self.groups)
         self.group_size = math.prod(queries[d][1] - queries[d][0] for d in self.groups)
         inside = Geometry(*(tuple(ranges[d] for d in self.banded) for ranges in (queries, keys, band)))
-        tiles = list(_cut(inside, batch * self.group_size, len(self.groups) + 2))
-        self.tiles = _in_batches(tiles, batch * self.group_size) if len(self.banded) == 1 else tiles
+        tiles = list(_cut(inside, batch, self.group_size, len(self.groups) + 2))
+        if len(self.banded) == 1:
+            tiles = _in_batches(tiles, batch * self.group_size)
+        first = queries[self.groups[0]] if self.groups else (0, 1)
+        self.tiles = [part for tile in tiles for part in _by_groups(tile, first, batch * self.group_size)]
 
 
 @lru_cache(maxsize=8192)
@@ -85,7 +92,7 @@ def attended(block: Block, batch: int = 16) -> int:
     if block.band is None:
         return block.pairs
     cut = tiling(block, batch)
-    return cut.group_size * sum(tile.repeats * tile.logits for tile in cut.tiles)
+    return sum(tile.groups * tile.repeats * tile.logits for tile in cut.tiles)
 
 
 class TileSize(NamedTuple):
@@ -98,13 +105,14 @@ class TileSize(NamedTuple):
 def largest_tile(block: Block, batch: int) -> TileSize:
     cut = tiling(block, batch)
     logits, rows = (
-        max(sizes) for sizes in zip(*((t.repeats * t.logits, t.repeats * t.rows) for t in cut.tiles), strict=True)
+        max(sizes)
+        for sizes in zip(*((t.repeats * t.logits, t.repeats * t.rows) for t in cut.tiles), strict=True)
     )
     return TileSize(cut.group_size * logits, cut.group_size * rows)
 
 
-def _cut(whole: Geometry, batch: int, first: int) -> Iterator[Tile]:
-    lengths = _best_lengths(whole, batch)
+def _cut(whole: Geometry, batch: int, groups: int, first: int) -> Iterator[Tile]:
+    lengths = _best_lengths(whole, batch * groups)
     starts = (range(*queries, n) for queries, n in zip(whole.queries, lengths, strict=True))
     for corner in itertools.product(*starts):
         queries = tuple(
@@ -118,6 +126,7 @@ def _cut(whole: Geometry, batch: int, first: int) -> Iterator[Tile]:
             (queries[0][1] - queries[0][0], window[0][1] - window[0][0]),
             math.prod(b - a for a, b in (*queries, *window)),
             max(math.prod(b - a for a, b in side) for side in (queries, window)),
+            groups,
         )
 
 
@@ -126,7 +135,8 @@ def _in_batches(tiles: list[Tile], batch: int) -> list[Tile]:
     joined: list[Tile] = []
     for tile in tiles:
         last = joined[-1] if joined else tile
-        fits = batch * tile.logits * (last.repeats + 1) <= LOGITS
+        numbers = tile.logits + ROW * sum(tile.length)
+        fits = batch * numbers * (last.repeats + 1) <= LOGITS
         if joined and fits and (tile.length, tile.masked) == (last.length, last.masked) and tile.keys:
             (dim, start, length), (_, key, window) = *last.queries, *last.keys
             if (tile.queries[0][1], tile.keys[0][1]) == (start + length, key + last.repeats * last.length[0]):
@@ -137,19 +147,36 @@ def _in_batches(tiles: list[Tile], batch: int) -> list[Tile]:
     return joined
 
 
+def _by_groups(tile: Tile, first: Range, batch: int) -> list[Tile]:
+    """The tile for some groups at a time, along the first of their dimensions, if it is too large."""
+    size = first[1] - first[0]
+    numbers = batch * tile.repeats * (tile.logits + ROW * sum(tile.length))
+    length = max(1, -(-size // max(1, -(-numbers // (2 * LOGITS)))))
+    if length >= size:
+        return [tile]
+    parts = [((0, start, min(length, size - start)),) for start in range(0, size, length)]
+    return [
+        tile._replace(
+            queries=part + tile.queries, keys=part + tile.keys, groups=tile.groups * part[0][2] // size
+        )
+        for part in parts
+    ]
+
+
 def _best_lengths(whole: Geometry, batch: int) -> tuple[int, ...]:
     """The sides of a tile for which logits and calls take the least time."""
     sides = [_side_costs(*ranges, few=len(whole.queries) > 1) for ranges in zip(*whole, strict=True)]
 
     def seconds(choice: tuple[_SideCost, ...]) -> float:
-        rows = math.prod(side.length for side in choice)
-        largest = batch * rows * math.prod(side.window for side in choice)
+        rows, window = (
+            math.prod(sides) for sides in zip(*((c.length, c.window) for c in choice), strict=True)
+        )
         logits = batch * math.prod(side.logits for side in choice) * max(1.0, FEW / rows)
-        crowded = max(1.0, largest / LOGITS) ** 0.2
+        numbers = batch * (rows * window + ROW * (rows + window))
         tiles = math.prod(side.tiles for side in choice)
         if len(sides) == 1:  # most of them in batches
-            tiles = 2 + max(1, tiles * largest // LOGITS)
-        return CALLS * tiles + logits * crowded
+            tiles = 2 + max(1, tiles * numbers // LOGITS)
+        return CALLS * tiles + logits * max(1.0, numbers / LOGITS) ** CROWDING
 
     return tuple(side.length for side in min(itertools.product(*sides), key=seconds))
 
