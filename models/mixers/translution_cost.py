@@ -14,7 +14,7 @@ from torch import nn
 
 from models.mixers.cost import Cost, Load
 from models.offsets import OffsetGrid
-from models.ops.recipe import Operand, Recipe
+from models.ops.recipe import Operand, Recipe, workspace_bytes
 from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
 
 
@@ -138,7 +138,8 @@ def _saved(mixer: Translution, here: _Widths, load: Load, T: int) -> int:
 
 def _temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
     """Bytes of the largest chunk of pairs in backward; ops/streamed.py cuts the chunks."""
-    size, schedule, workspace = load.sizes, mixer.schedule, mixer.recipe.workspace
+    size, schedule = load.sizes, mixer.schedule
+    workspace = workspace_bytes(mixer.recipe.workspace, "cpu" if load.cpu else "cuda")
     read = {(operand.source, side) for operand, side, _ in here.operands}
     summed = 0  # products that are summed, in the statistics' dtype
     if size.product != size.statistics:

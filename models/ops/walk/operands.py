@@ -8,10 +8,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.ops.recipe import Operand, Recipe
+from models.ops.recipe import Operand, Recipe, workspace_bytes
 from models.ops.walk.products import Bank, gathered_bytes
 from models.ops.walk.rows import RowGradients, Rows, Side, Tokens, view_tokens
-from models.ops.walk.schedule import Chunk, Schedule
+from models.ops.walk.schedule import Chunk, Schedule, device_type
 from models.ops.walk.stage import Scratch
 
 
@@ -105,10 +105,11 @@ def steps(
     batch, device = sources[0].shape[1], sources[0].device
     bytes_of_pair = pair_bytes(recipe, sources, banks)
     entry_bytes = gathered_bytes(banks, sources[0])
-    step = schedule.batch_slice(batch, bytes_of_pair, recipe.workspace)
+    workspace = workspace_bytes(recipe.workspace, device_type(device))
+    step = schedule.batch_slice(batch, bytes_of_pair, workspace)
     for start in range(0, batch, step):
         samples = slice(start, min(start + step, batch))
-        chunks = schedule.chunks(samples.stop - start, bytes_of_pair, recipe.workspace, device, entry_bytes)
+        chunks = schedule.chunks(samples.stop - start, bytes_of_pair, workspace, device, entry_bytes)
         yield samples, chunks
 
 

@@ -232,7 +232,7 @@ class Schedule:
         pair_bytes   of a pair of one sample
         entry_bytes  of a bank entry that is gathered for a grouped product
         """
-        if (device.type if device.type != "meta" else _meta_stands_for[-1]) == "cpu":
+        if device_type(device) == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
         runs = max(map(len, self.classes), default=1)
         fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes + runs * entry_bytes)
@@ -260,6 +260,11 @@ def _strip_order(chunk: BlockChunk) -> tuple:
 def whole_schedule(grid: OffsetGrid) -> Schedule:
     """The schedule of all blocks of a grid, built once and shared by all layers."""
     return Schedule(grid)
+
+
+def device_type(device: torch.device) -> str:
+    """The device's type; for the meta device, of what it stands for."""
+    return _meta_stands_for[-1] if device.type == "meta" else device.type
 
 
 @contextmanager
