@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from models.mixers.measured_cost import FusedAttention, LiveBytes, part_of
-from models.ops.cards import Card
+from models.ops.cards import Card, meta_is
 from models.ops.count import LaunchCounter
-from models.ops.kernel_choice import meta_is
 from models.ops.recipe import Kernel
 
 

@@ -11,11 +11,14 @@ scaled from it by multiprocessors and clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
 from models.ops.kernel_cost import KernelCost
+from models.ops.recipe import Kernel
 
 HOST_LAUNCH = 5e-6  # seconds that the host takes to launch a kernel from Python
 
@@ -68,3 +71,42 @@ def card_for(capability: tuple[int, int]) -> Card:
     older = [card for card in CARDS.values() if card.capability <= capability]
     newest = max((card.capability for card in older), default=(8, 0))
     return next(card for card in CARDS.values() if card.capability == newest)
+
+
+@dataclass
+class MetaCard:
+    """The card that the meta device stands for, and the choices made there.
+
+    chosen    the kernel of each pass over pairs, in order
+    refused   the kernels that cannot serve, and why
+    """
+
+    card: Card
+    chosen: list[Kernel] = field(default_factory=list)
+    refused: dict[Kernel, str] = field(default_factory=dict)
+
+
+_meta_cards: list[MetaCard] = []
+
+
+@contextmanager
+def meta_is(card: Card) -> Iterator[MetaCard]:
+    """Chooses on the meta device as on this card, to count what a layer costs there."""
+    _meta_cards.append(MetaCard(card))
+    try:
+        yield _meta_cards[-1]
+    finally:
+        _meta_cards.pop()
+
+
+def card_at(device: torch.device) -> Card | None:
+    """The card that a device is, or stands for inside `meta_is`; None for the CPU."""
+    stand_in = stood_for(device)
+    if stand_in is not None:
+        return stand_in.card
+    return card_of(device) if device.type == "cuda" else None
+
+
+def stood_for(device: torch.device) -> MetaCard | None:
+    """What the meta device stands for inside `meta_is`."""
+    return _meta_cards[-1] if device.type == "meta" and _meta_cards else None

@@ -7,9 +7,7 @@ that two runs of one config always take the same kernels and end with the same b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import cast
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from models.ops.cards import Card, card_of
+from models.ops.cards import Card, card_at, meta_is, stood_for
 from models.ops.count import LaunchCounter, TooSlow
 from models.ops.recipe import Kernel, Recipe
 from models.ops.walk.interface import Walk
@@ -34,39 +32,6 @@ _WALKS: dict[tuple[Kernel, bool], tuple[str, str]] = {  # (kernel, α-Translutio
     ("loop", False): ("models.ops.streamed", "PairWalk"),
     ("loop", True): ("models.ops.streamed", "PairWalk"),
 }
-
-
-@dataclass
-class MetaCard:
-    """The card that the meta device stands for, and the choices made there.
-
-    chosen    the kernel of each pass over pairs, in order
-    refused   the kernels that cannot serve, and why
-    """
-
-    card: Card
-    chosen: list[Kernel] = field(default_factory=list)
-    refused: dict[Kernel, str] = field(default_factory=dict)
-
-
-_meta_cards: list[MetaCard] = []
-
-
-@contextmanager
-def meta_is(card: Card) -> Iterator[MetaCard]:
-    """Chooses on the meta device as on this card, to count what a layer costs there."""
-    _meta_cards.append(MetaCard(card))
-    try:
-        yield _meta_cards[-1]
-    finally:
-        _meta_cards.pop()
-
-
-def card_at(device: torch.device) -> Card | None:
-    """The card that a device is, or stands for inside `meta_is`; None for the CPU."""
-    if device.type == "meta" and _meta_cards:
-        return _meta_cards[-1].card
-    return card_of(device) if device.type == "cuda" else None
 
 
 def choose_walk(
@@ -92,9 +57,10 @@ def choose_walk(
             refused[kernel] = reason
     able = tuple(kernel for kernel, form in _WALKS if form == alpha and kernel not in refused)
     kernel = _fastest(able, alpha, recipe, schedule, _shapes(sources), _shapes(banks), card)
-    if sources[0].is_meta:
-        _meta_cards[-1].chosen.append(kernel)
-        _meta_cards[-1].refused.update(refused)
+    stand_in = stood_for(sources[0].device)
+    if stand_in is not None:
+        stand_in.chosen.append(kernel)
+        stand_in.refused.update(refused)
     return _walk(kernel, alpha)
 
 

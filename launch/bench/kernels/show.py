@@ -29,7 +29,7 @@ def _legend(result: dict[str, Any]) -> str:
     host = 1e6 * result["host_launch_seconds"]
     return f"""
 Counted, not measured. A kernel's time is the longest of: its memory's bytes over {memory:.2f} TB/s, its
-cache's over {cache:.1f} TB/s, its FLOPs over {rate:.0f} TFLOP/s, and {launch:.0f} µs. Projections are included.
+cache's over {cache:.1f} TB/s, its FLOPs over {rate:.0f} TFLOP/s, and {launch:.0f} µs.
 by: the kernels, the fastest by count. done: FLOPs done over useful ones. floor: ms of the useful FLOPs.
 of floor: floor over ms. before: ms (and floor over ms) of loops and grouped products with 64 MiB.
 host: launches of {host:.0f} µs each on the host, over ms. extra: peak memory beside x,
