@@ -42,22 +42,22 @@ def choose_walk(
     Raises ValueError, with the reason, for a kernel that cannot run.
     """
     alpha = len(recipe.logits) + len(recipe.values) > 2
+    card, stand_in = card_at(sources[0].device), stood_for(sources[0].device)
+    refused: dict[Kernel, str] = {}
     if recipe.kernel != "auto":
         reason = why_not(recipe.kernel, alpha, recipe, schedule, sources, banks)
         if reason is not None:
             raise ValueError(f"mixer.kernel={recipe.kernel}: {reason}")
-        return _walk(recipe.kernel, alpha)
-    card = card_at(sources[0].device)
-    if card is None:
-        return _walk("loop", alpha)
-    refused: dict[Kernel, str] = {}
-    for kernel in ("fused", "grouped"):
-        reason = why_not(kernel, alpha, recipe, schedule, sources, banks)
-        if reason is not None:
-            refused[kernel] = reason
-    able = tuple(kernel for kernel, form in _WALKS if form == alpha and kernel not in refused)
-    kernel = _fastest(able, alpha, recipe, schedule, _shapes(sources), _shapes(banks), card)
-    stand_in = stood_for(sources[0].device)
+        kernel: Kernel = recipe.kernel
+    elif card is None:
+        kernel = "loop"
+    else:
+        for name in ("fused", "grouped"):
+            reason = why_not(name, alpha, recipe, schedule, sources, banks)
+            if reason is not None:
+                refused[name] = reason
+        able = tuple(name for name, form in _WALKS if form == alpha and name not in refused)
+        kernel = _fastest(able, alpha, recipe, schedule, _shapes(sources), _shapes(banks), card)
     if stand_in is not None:
         stand_in.chosen.append(kernel)
         stand_in.refused.update(refused)

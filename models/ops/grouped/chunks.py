@@ -6,7 +6,7 @@ and device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ class Chunk:
             "query": torch.cat([_tokens(positions, b.queries, b.pairs) for b in blocks]),
             "key": torch.cat([_tokens(positions, b.keys, b.pairs) for b in blocks]),
         }
-        sizes = torch.tensor([sum(b.pairs for b in blocks) for blocks in groups.values()])
+        sizes = torch.tensor([_pairs(blocks) for blocks in groups.values()])
         self.pairs = int(sizes.sum())
         self._stops = sizes.cumsum(0)
         self._device = device
@@ -83,27 +83,41 @@ def plan(schedule: Schedule, batch: int, budget: Budget, device: torch.device) -
     """As many whole classes a chunk as fit beside their entries with the whole batch; where not even one
     fits, one class a chunk and the batch in slices."""
     classes = _classes(schedule)
-    pairs = max((sum(block.pairs for block in blocks) for blocks in classes), default=1)
-    entries = max((len({block.entry for block in blocks}) for blocks in classes), default=1)
-    room = budget.workspace - entries * budget.entry
-    samples = min(batch, max(1, room // (pairs * budget.pair)))
-    fitting = budget.workspace // (pairs * samples * budget.pair + entries * budget.entry)
-    count = min(max(1, fitting), MAX_RUNS // entries)
-    return Plan(_cut(schedule, count, device), samples)
+    room = min(
+        ((budget.workspace - _entries(blocks) * budget.entry) // (_pairs(blocks) * budget.pair))
+        for blocks in classes
+    )
+    samples = min(batch, max(1, room))
+    return Plan(_cut(schedule, samples, budget, device), samples)
 
 
 @lru_cache(maxsize=64)
-def _cut(schedule: Schedule, count: int, device: torch.device) -> Sequence[Chunk]:
-    classes, seen = _classes(schedule), set[int]()
+def _cut(schedule: Schedule, samples: int, budget: Budget, device: torch.device) -> Sequence[Chunk]:
+    seen: set[int] = set()
     chunks = []
-    for start in range(0, len(classes), count):
-        groups: dict[int, list[Block]] = {}
-        for blocks in classes[start : start + count]:
-            for block in blocks:
-                groups.setdefault(block.entry, []).append(block)
+    for groups in _pack(_classes(schedule), samples, budget):
         chunks.append(Chunk(schedule.grid, groups, seen, device))
         seen.update(groups)
     return chunks
+
+
+def _pack(
+    classes: Sequence[tuple[Block, ...]], samples: int, budget: Budget
+) -> Iterator[dict[int, list[Block]]]:
+    """The blocks of each chunk by entry; a chunk is filled until the next class does not fit."""
+    groups: dict[int, list[Block]] = {}
+    pairs = 0
+    for blocks in classes:
+        together = groups.keys() | {block.entry for block in blocks}
+        needed = (pairs + _pairs(blocks)) * samples * budget.pair + len(together) * budget.entry
+        if groups and (needed > budget.workspace or len(together) > MAX_RUNS):
+            yield groups
+            groups, pairs = {}, 0
+        for block in blocks:
+            groups.setdefault(block.entry, []).append(block)
+        pairs += _pairs(blocks)
+    if groups:
+        yield groups
 
 
 def used_entries(schedule: Schedule) -> set[int]:
@@ -112,8 +126,16 @@ def used_entries(schedule: Schedule) -> set[int]:
 
 
 def _classes(schedule: Schedule) -> list[tuple[Block, ...]]:
-    """The class token's blocks are one class more."""
-    return [*schedule.classes, *([schedule.special_blocks] if schedule.special_blocks else [])]
+    """Each of the class token's blocks counts as a class."""
+    return [*schedule.classes, *((block,) for block in schedule.special_blocks)]
+
+
+def _pairs(blocks: Sequence[Block]) -> int:
+    return sum(block.pairs for block in blocks)
+
+
+def _entries(blocks: Sequence[Block]) -> int:
+    return len({block.entry for block in blocks})
 
 
 def _tokens(positions: Tensor, rectangle: tuple[tuple[int, int], ...] | None, pairs: int) -> Tensor:

@@ -71,14 +71,7 @@ class GroupedWalk:
         out = sources[0].new_zeros((N, B, H, width // H), dtype=torch.float32)
         kept: list[Tensor] = []
         for step in _steps(recipe, schedule, sources, banks):
-            chunk, rows = step.chunk, _Rows(recipe, step, sources)
-            products = rows.project(step.packed)
-            if recipe.keep:
-                kept += products
-            first, pair = chunk.of["query"]
-            key, start, samples = chunk.token["key"], step.start, step.samples
-            operands, own = rows.operands(products), rows.by_pair
-            grouped_merge(*operands, lse, out, first, pair, key, start, samples, recipe.scale, own)
+            kept += _Rows(recipe, step, sources).forward(lse, out)
         return lse, [out], kept
 
     @staticmethod
@@ -94,35 +87,21 @@ class GroupedWalk:
     ) -> tuple[list[Tensor], list[Tensor]]:
         totals = [torch.zeros(s.shape, dtype=torch.float32, device=s.device) for s in sources]
         grad_banks = [_gradient_of(bank, schedule) for bank in banks]
-        grad_out, saved = grads[0].contiguous(), iter(kept)
-        sums: list[Tensor] | None = None
+        state, saved = (lse, delta, grads[0].contiguous()), iter(kept)
+        sums: list[Tensor] = []
         for step in _steps(recipe, schedule, sources, banks):
-            chunk, rows = step.chunk, _Rows(recipe, step, sources)
-            if recipe.keep:
-                products = [next(saved) for _ in rows.sides]
-                targets = [torch.empty_like(product) for product in products]
-            else:
-                targets = products = rows.project(step.packed)
-            operands, gradients = rows.operands(products), rows.gradients(targets)
-            query, key = chunk.token["query"], chunk.token["key"]
-            tail = (query, key, step.start, step.samples, recipe.scale, rows.by_pair)
-            grouped_gradients(*operands, *gradients, lse, delta, grad_out, *tail)
-            for source, side, gradient in rows.backpropagate(targets, gradients, step.packed):
-                at, total = chunk.of[side], totals[source]
-                grouped_sum_rows(gradient, total, at.first, at.pair, step.start, step.samples)
-            new = rows.bank_gradients(targets, len(banks))
-            if step.whole:
-                grouped_scatter(new, chunk.entries, chunk.again, grad_banks)
-                continue
+            rows = _Rows(recipe, step, sources)
+            products = [next(saved) for _ in rows.sides] if recipe.keep else None
+            new = rows.backward(products, state, totals)
             if step.start == 0:
-                sums = [product.float() for product in new]
+                sums = new if step.whole else [product.float() for product in new]
             else:
-                assert sums is not None
                 for total, product in zip(sums, new, strict=True):
                     total.add_(product)
+            del rows, products, new  # before the next step makes its own
             if step.last:
-                assert sums is not None
-                grouped_scatter(sums, chunk.entries, chunk.again, grad_banks)
+                grouped_scatter(sums, step.chunk.entries, step.chunk.again, grad_banks)
+                sums.clear()
         return totals, grad_banks
 
 
@@ -149,8 +128,10 @@ def _steps(
     entry = C * D * len(banks) * (2 * dtype.itemsize + 4)
     workspace = workspace_bytes(recipe.workspace, device_type(device))
     chunks, samples = plan(schedule, batch, Budget(workspace, pair, entry), device)
+    most = max(len(chunk.entries) for chunk in chunks)
+    buffer = torch.empty((most, C, D * len(banks)), dtype=dtype, device=device)
     for chunk in chunks:
-        packed = torch.empty((len(chunk.entries), C, D * len(banks)), dtype=dtype, device=device)
+        packed = buffer[: len(chunk.entries)]
         grouped_gather(list(banks), chunk.entries, packed)
         for start in range(0, batch, samples):
             count = min(samples, batch - start)
@@ -165,62 +146,92 @@ class _Rows:
     """
 
     def __init__(self, recipe: Recipe, step: _Step, sources: Sequence[Tensor]) -> None:
-        self._step, self._sources = step, sources
+        self._recipe, self._step, self._sources = recipe, step, sources
         self._operands = _operands(recipe)
-        self.by_pair = [operand.bank is not None for operand in self._operands]
+        self._by_pair = [operand.bank is not None for operand in self._operands]
         self._banked: dict[Side, list[int]] = {}  # the operands of each side, by number
         for number, (operand, side) in enumerate(zip(self._operands, _SIDES, strict=True)):
             if operand.bank is not None:
                 self._banked.setdefault(side, []).append(number)
         self.sides = list(self._banked)
         self._source = next(operand.source for operand in self._operands if operand.bank is not None)
+        self._stops = step.chunk.stops(step.samples)
         self._rows: dict[Side, Tensor] = {}
 
-    def project(self, packed: Tensor) -> list[Tensor]:
-        """The product [pairs·samples, ·] of each side."""
-        stops = self._step.chunk.stops(self._step.samples)
-        return [grouped_mm(self._read(side), self._columns(side, packed), offs=stops) for side in self.sides]
+    def forward(self, lse: Tensor, out: Tensor) -> list[Tensor]:
+        """Merges the step's pairs into lse and out; what backward is to be given if `recipe.keep`."""
+        chunk, start, samples = self._step.chunk, self._step.start, self._step.samples
+        products = self._project()
+        first, pair = chunk.of["query"]
+        where = (first, pair, chunk.token["key"], start, samples)
+        grouped_merge(*self._parts(products), lse, out, *where, self._recipe.scale, self._by_pair)
+        return products if self._recipe.keep else []
 
-    def operands(self, products: Sequence[Tensor]) -> list[Tensor]:
-        """q, k and v: columns of a product, or the source [N·B, D] of one that no bank multiplies."""
-        return [
-            self._cut(number, products) if own else self._sources[operand.source].flatten(0, 1)
-            for number, (operand, own) in enumerate(zip(self._operands, self.by_pair, strict=True))
-        ]
-
-    def gradients(self, targets: Sequence[Tensor]) -> list[Tensor]:
-        """Where ∂q, ∂k and ∂v go: columns of `targets`, or new rows [pairs·samples, D]."""
-        rows = self._step.chunk.pairs * self._step.samples
-        return [
-            self._cut(number, targets)
-            if own
-            else targets[0].new_empty((rows, self._sources[operand.source].shape[2]))
-            for number, (operand, own) in enumerate(zip(self._operands, self.by_pair, strict=True))
-        ]
-
-    def backpropagate(
-        self, targets: Sequence[Tensor], gradients: Sequence[Tensor], packed: Tensor
-    ) -> Iterator[tuple[int, Side, Tensor]]:
-        """The sources with the gradients of their rows [pairs·samples, C] on either side."""
-        stops = self._step.chunk.stops(self._step.samples)
+    def backward(
+        self, products: list[Tensor] | None, state: tuple[Tensor, Tensor, Tensor], totals: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Adds the step's gradients to those of the sources, `totals`; returns those of the groups' entries
+        [G, C, D], by bank. `products` are those that forward kept; `state` is lse, delta and ∂out."""
+        chunk, start, samples = self._step.chunk, self._step.start, self._step.samples
+        if products is None:
+            targets = products = self._project()  # gradients overwrite products
+        else:
+            targets = [torch.empty_like(product) for product in products]
+        gradients = self._parts(targets, new_rows=True)
+        where = (chunk.token["query"], chunk.token["key"], start, samples)
+        operands = self._parts(products)
+        grouped_gradients(*operands, *gradients, *state, *where, self._recipe.scale, self._by_pair)
         for side, target in zip(self.sides, targets, strict=True):
-            yield self._source, side, grouped_mm(target, self._columns(side, packed).mT, offs=stops)
+            weights = self._columns(side).mT
+            self._add(grouped_mm(target, weights, offs=self._stops), side, totals[self._source])
         for operand, side, gradient in zip(self._operands, _SIDES, gradients, strict=True):
             if operand.bank is None:
-                yield operand.source, side, gradient
+                self._add(gradient, side, totals[operand.source])
+        return self._bank_gradients(targets)
 
-    def bank_gradients(self, targets: Sequence[Tensor], banks: int) -> list[Tensor]:
+    def _project(self) -> list[Tensor]:
+        """The product [pairs·samples, ·] of each side."""
+        return [grouped_mm(self._read(side), self._columns(side), offs=self._stops) for side in self.sides]
+
+    def _parts(self, products: Sequence[Tensor], new_rows: bool = False) -> list[Tensor]:
+        """For q, k and v: the columns of a product; where no bank multiplies, the source [N·B, D], or new
+        rows [pairs·samples, D]."""
+        rows = self._step.chunk.pairs * self._step.samples
+        parts = []
+        for number, (operand, side) in enumerate(zip(self._operands, _SIDES, strict=True)):
+            source, numbers = self._sources[operand.source], self._banked.get(side, [])
+            if operand.bank is not None:
+                product = products[self.sides.index(side)]
+                parts.append(product.chunk(len(numbers), 1)[numbers.index(number)])
+            elif new_rows:
+                parts.append(source.new_empty((rows, source.shape[2])))
+            else:
+                parts.append(source.flatten(0, 1))
+        return parts
+
+    def _add(self, rows: Tensor, side: Side, total: Tensor) -> None:
+        """Adds the rows [pairs·samples, C] of one side to their tokens."""
+        first, pair = self._step.chunk.of[side]
+        grouped_sum_rows(rows, total, first, pair, self._step.start, self._step.samples)
+
+    def _bank_gradients(self, targets: Sequence[Tensor]) -> list[Tensor]:
         """rowsᵀ·∂ of each group [G, C, D], in the order of the banks."""
-        stops = self._step.chunk.stops(self._step.samples)
         found: dict[int, Tensor] = {}
         for side, target in zip(self.sides, targets, strict=True):
-            product = grouped_mm(self._read(side).t(), target, offs=stops)
-            numbers = self._banked[side]
-            for number, part in zip(numbers, product.chunk(len(numbers), 2), strict=True):
-                bank = self._operands[number].bank
-                assert bank is not None
-                found[bank] = part
-        return [found[bank] for bank in range(banks)]
+            product = grouped_mm(self._read(side).t(), target, offs=self._stops)
+            banks = self._banks(side)
+            found |= zip(banks, product.chunk(len(banks), 2), strict=True)
+        return [found[bank] for bank in range(len(found))]
+
+    def _banks(self, side: Side) -> list[int]:
+        banks = [self._operands[number].bank for number in self._banked[side]]
+        return [bank for bank in banks if bank is not None]
+
+    def _columns(self, side: Side) -> Tensor:
+        """The entries [G, C, ·] that multiply the rows of this side."""
+        packed, banks = self._step.packed, self._banks(side)
+        width = packed.shape[2] // sum(map(len, self._banked.values()))
+        return packed[:, :, banks[0] * width : (banks[0] + len(banks)) * width]
 
     def _read(self, side: Side) -> Tensor:
         if side not in self._rows:
@@ -228,17 +239,6 @@ class _Rows:
             x = self._sources[self._source][:, step.start : step.start + step.samples]
             self._rows[side] = x.index_select(0, step.chunk.token[side]).flatten(0, 1)
         return self._rows[side]
-
-    def _columns(self, side: Side, packed: Tensor) -> Tensor:
-        places = [self._operands[number].bank for number in self._banked[side]]
-        banks = [place for place in places if place is not None]
-        width = packed.shape[2] // sum(map(len, self._banked.values()))
-        return packed[:, :, banks[0] * width : (banks[0] + len(banks)) * width]
-
-    def _cut(self, number: int, products: Sequence[Tensor]) -> Tensor:
-        side = _SIDES[number]
-        product, numbers = products[self.sides.index(side)], self._banked[side]
-        return product.chunk(len(numbers), 1)[numbers.index(number)]
 
 
 _SIDES: tuple[Side, Side, Side] = ("query", "key", "key")
