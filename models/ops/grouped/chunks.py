@@ -15,7 +15,9 @@ from torch import Tensor
 
 from models.offsets import Block, OffsetGrid
 from models.ops.walk.rows import Side
-from models.ops.walk.schedule import MAX_RUNS, Schedule
+from models.ops.walk.schedule import Schedule
+
+MAX_GROUPS = 1023  # the most that one grouped product takes
 
 
 class Budget(NamedTuple):
@@ -110,7 +112,7 @@ def _pack(
     for blocks in classes:
         together = groups.keys() | {block.entry for block in blocks}
         needed = (pairs + _pairs(blocks)) * samples * budget.pair + len(together) * budget.entry
-        if groups and (needed > budget.workspace or len(together) > MAX_RUNS):
+        if groups and (needed > budget.workspace or len(together) > MAX_GROUPS):
             yield groups
             groups, pairs = {}, 0
         for block in blocks:

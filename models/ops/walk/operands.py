@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.ops.recipe import Operand, Recipe, workspace_bytes
-from models.ops.walk.products import Bank, gathered_bytes
+from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows, Side, Tokens, view_tokens
 from models.ops.walk.schedule import Chunk, Schedule, device_type
 from models.ops.walk.stage import Scratch
@@ -104,12 +104,11 @@ def steps(
     """All chunks, for as many samples at a time as fit the workspace."""
     batch, device = sources[0].shape[1], sources[0].device
     bytes_of_pair = pair_bytes(recipe, sources, banks)
-    entry_bytes = gathered_bytes(banks, sources[0])
     workspace = workspace_bytes(recipe.workspace, device_type(device))
     step = schedule.batch_slice(batch, bytes_of_pair, workspace)
     for start in range(0, batch, step):
         samples = slice(start, min(start + step, batch))
-        chunks = schedule.chunks(samples.stop - start, bytes_of_pair, workspace, device, entry_bytes)
+        chunks = schedule.chunks(samples.stop - start, bytes_of_pair, workspace, device)
         yield samples, chunks
 
 

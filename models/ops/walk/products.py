@@ -1,20 +1,13 @@
-"""The matrix products of a chunk: runs of rows, each with the bank entry of its offset.
-
-On CUDA, where the grouped kernel supports the device, dtype and widths, all runs of a chunk are one
-grouped product; elsewhere they are a loop of plain products (there `grouped_mm` is itself a loop, and
-one that waits for the device).
-"""
+"""The matrix products of a chunk: runs of rows, each with the bank entry of its offset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
 
-from models.ops.walk.schedule import MAX_RUNS, Runs
+from models.ops.walk.schedule import Runs
 
 
 class Bank:
@@ -29,19 +22,11 @@ class Bank:
 
     def multiply(self, rows: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
         """Multiplies rows[n·B, C] by the entries of their runs, into out[n·B, D]."""
-        if _grouped(rows, self.width, runs):
-            entries, stops = runs.groups(batch, rows.device)
-            out.copy_(grouped_mm(rows, self._bank[entries].to(rows.dtype), offs=stops))
-            return
         for entry, rows_run, out_run in _pieces(runs, batch, rows, out):
             torch.mm(rows_run, _cast(self._entries[entry], rows), out=out_run)
 
     def multiply_back(self, grad: Tensor, runs: Runs, batch: int, out: Tensor) -> None:
         """Multiplies grad[n·B, D] by the transposed entries, and adds to out[n·B, C]."""
-        if _grouped(grad, out.shape[1], runs):
-            entries, stops = runs.groups(batch, grad.device)
-            out.add_(grouped_mm(grad, self._bank[entries].to(grad.dtype).mT, offs=stops))
-            return
         for entry, grad_run, out_run in _pieces(runs, batch, grad, out):
             weight = _cast(self._entries[entry], grad).t()
             if out.dtype == grad.dtype:
@@ -55,12 +40,6 @@ class Bank:
             self._total = torch.empty_like(self._bank, memory_format=torch.contiguous_format)
             self._gradient = self._total.unbind(0)
             self._unwritten = set(range(len(self._gradient)))
-        if _grouped(rows, self.width, runs):
-            entries, stops = runs.groups(batch, rows.device)
-            self._zero_unwritten()
-            products = grouped_mm(rows.t(), grad, offs=stops)
-            self._total.index_add_(0, entries, products.to(self._total.dtype))
-            return
         for entry, rows_run, grad_run in _pieces(runs, batch, rows, grad):
             total, first = self._gradient[entry], entry in self._unwritten
             if rows.dtype != total.dtype:
@@ -97,25 +76,3 @@ def _pieces(runs: Runs, batch: int, a: Tensor, b: Tensor) -> Iterable[tuple[int,
 
 def _cast(weight: Tensor, like: Tensor) -> Tensor:
     return weight if weight.dtype == like.dtype else weight.to(like.dtype)
-
-
-def gathered_bytes(banks: Sequence[Tensor], rows: Tensor) -> int:
-    """Bytes of an entry in a grouped product: gathered, and cast to the dtype of the rows."""
-    if not (banks and _has_kernel(rows)):
-        return 0
-    return max(bank[0].numel() * (bank.element_size() + rows.element_size()) for bank in banks)
-
-
-def _grouped(rows: Tensor, width: int, runs: Runs) -> bool:
-    """Whether rows[n, C] times entries[C, width] go to the grouped kernel."""
-    aligned = rows.shape[1] % 8 == 0 and width % 8 == 0  # strides of 16 bytes
-    return 1 < len(runs.spans) <= MAX_RUNS and aligned and _has_kernel(rows)
-
-
-def _has_kernel(rows: Tensor) -> bool:
-    return rows.is_cuda and rows.dtype == torch.bfloat16 and _capability(rows.device)[0] in (9, 10)
-
-
-@lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)

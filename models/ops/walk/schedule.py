@@ -21,7 +21,6 @@ from models.offsets import Block, OffsetGrid
 from models.ops.walk.rows import Index, Part, Side, Strip, Tokens
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
-MAX_RUNS = 1023  # runs in a chunk of classes: the most that one grouped product takes
 _meta_stands_for = ["cuda"]
 
 
@@ -38,19 +37,12 @@ class Runs:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = tuple(spans)
-        self.groups = lru_cache(maxsize=4)(self._groups)
         self.slices = lru_cache(maxsize=4)(self._slices)
         self.only = self.spans[0].entry if len(self.spans) == 1 else None
 
     def _slices(self, batch: int) -> list[tuple[int, slice]]:
         """The entry and the rows of each run, for a loop of products."""
         return [(entry, slice(start * batch, stop * batch)) for entry, start, stop in self.spans]
-
-    def _groups(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """For a grouped product: the entries [G] and where each one's rows end [G] (int32)."""
-        entries = torch.tensor([span.entry for span in self.spans])
-        stops = torch.tensor([span.stop * batch for span in self.spans], dtype=torch.int32)
-        return entries.to(device, non_blocking=True), stops.to(device, non_blocking=True)
 
 
 class Chunk(Protocol):
@@ -224,21 +216,15 @@ class Schedule:
         n = self.grid.grid_tokens
         return max((n - n // side for side in self.grid.shape[1:]), default=0) if whole_batch else n
 
-    def chunks(
-        self, batch: int, pair_bytes: int, workspace: int, device: torch.device, entry_bytes: int = 0
-    ) -> Sequence[Chunk]:
-        """All blocks, as whole classes if one or more fit the workspace, else one by one.
-
-        pair_bytes   of a pair of one sample
-        entry_bytes  of a bank entry that is gathered for a grouped product
-        """
+    def chunks(self, batch: int, pair_bytes: int, workspace: int, device: torch.device) -> Sequence[Chunk]:
+        """All blocks, as whole classes if one or more fit the workspace at `pair_bytes` a pair and sample,
+        else one by one."""
         if device_type(device) == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
-        runs = max(map(len, self.classes), default=1)
-        fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes + runs * entry_bytes)
+        fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes)
         if fitting == 0 or not self.classes:
             return self._block_chunks()
-        return self._class_chunks(min(fitting, len(self.classes), max(1, MAX_RUNS // runs)), device)
+        return self._class_chunks(min(fitting, len(self.classes)), device)
 
     def _cut_blocks(self) -> Sequence[Chunk]:
         """Largest first; blocks that read the same strips follow each other."""
