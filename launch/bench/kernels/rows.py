@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from launch.bench.kernels.before import BEFORE
+from launch.bench.kernels.before import before
 from models.mixers.attention import Attention
 from models.mixers.cost import Load
 from models.mixers.counted_pass import CountedPass, count_pass
@@ -123,7 +123,7 @@ def _kernels(counted: CountedPass) -> int:
 
 def _before(size: Size, name: str, card_name: str, floor: float) -> dict[str, Any] | None:
     """The same count of the code as it was before there were kernels of its own."""
-    then = BEFORE.get((size.shape, name, size.c, size.batch))
+    then = before(size.shape, name, size.c, size.batch, card_name)
     if then is None:
         return None
     milliseconds = then.milliseconds[card_name]
