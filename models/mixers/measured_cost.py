@@ -183,6 +183,10 @@ class LiveBytes(TorchDispatchMode):
         self._changes: list[tuple[int, int]] = []  # number, bytes
         self._count = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch's compiler is loaded, which takes a second
+
     def add(self, storage: UntypedStorage) -> None:
         identity, size = storage._cdata, storage.nbytes()
         if identity in self._live or not size:

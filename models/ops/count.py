@@ -43,6 +43,10 @@ class LaunchCounter(TorchDispatchMode):
         self.seconds = 0.0
         self.by_operator: Counter[str] = Counter()  # launches
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch's compiler is loaded, which takes a second
+
     def add(self, name: str, launches: Iterable[KernelCost]) -> None:
         for launch in launches:
             self.kernels += 1

@@ -1,8 +1,9 @@
 """Chooses the walk that visits the pairs: the fastest by count for the card and the shapes.
 
 On the CPU it is the loop. On a card each walk that can run there is counted once per shape on the meta
-device (count.py), and the choice is kept. It is counted rather than measured even where there is a card, so
-that two runs of one config always take the same kernels and end with the same bits.
+device (count.py), and the choice is kept; the loop, which does what grouped products do in more launches and
+more passes over memory, serves only where no other can. It is counted rather than measured even where there
+is a card, so that two runs of one config always take the same kernels and end with the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from models.ops.walk.schedule import Schedule
 
 Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
-# from the one that is fastest on most shapes, so that the others' counts end early
 _WALKS: dict[tuple[Kernel, bool], tuple[str, str]] = {  # (kernel, α-Translution)
     ("fused", False): ("models.ops.fused.walk", "FusedWalk"),
     ("fused", True): ("models.ops.fused.alpha", "AlphaWalk"),
@@ -56,7 +56,7 @@ def choose_walk(
             reason = why_not(name, alpha, recipe, schedule, sources, banks)
             if reason is not None:
                 refused[name] = reason
-        able = tuple(name for name, form in _WALKS if form == alpha and name not in refused)
+        able = tuple(name for name in ("fused", "grouped") if name not in refused) or ("loop",)
         kernel = _fastest(able, alpha, recipe, schedule, _shapes(sources), _shapes(banks), card)
     if stand_in is not None:
         stand_in.chosen.append(kernel)

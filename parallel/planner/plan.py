@@ -5,7 +5,7 @@ Everything is computed from the config on the meta device.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from models import ModelConfig
@@ -31,6 +31,7 @@ class Plan:
     breakeven_batch    see the function of this name
     remarks            what every rank computes whole, and what could not be planned
     complete           False where something could not be planned: memory, traffic and FLOPs are lower bounds
+    net                what was planned
     """
 
     mesh: Mesh
@@ -47,6 +48,7 @@ class Plan:
     breakeven_batch: int | None
     remarks: tuple[str, ...] = ()
     complete: bool = True
+    net: LayerKinds = field(kw_only=True, repr=False, compare=False)
 
     @property
     def total(self) -> int:
@@ -133,6 +135,7 @@ def plan(
         breakeven_batch(net, mesh, parallel, precision),
         (*net.replicated(mesh), *(f"not planned: {name} ({why})" for name, why in net.not_planned.items())),
         not net.not_planned,
+        net=net,
     )
 
 
