@@ -45,8 +45,8 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "done": f"{row['flops_done'] / row['flops_useful']:.2f}",
         "ms": f"{row['milliseconds']:.3g}",
         "floor": f"{row['floor_milliseconds']:.3g}",
-        "of floor": f"{row['fraction']:.2f}",
-        "before": f"{then['milliseconds']:.3g} ({then['fraction']:.3f})" if then else "–",
+        "of floor": f"{row['fraction']:.2g}",
+        "before": f"{then['milliseconds']:.3g} ({then['fraction']:.2g})" if then else "–",
         "host": f"{row['launch_share']:.0%}",
         "extra": f"{row['extra_in_x']:.1f}",
     }
