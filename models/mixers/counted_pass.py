@@ -44,7 +44,7 @@ def count_pass(
     `mixer`, with its `dim` and `num_tokens`, is on the meta device. Banks stay float32, as an optimizer
     holds them; everything else is in `dtype`.
     """
-    part = _cast(part_of(mixer, head_parts, pair_parts), dtype)
+    part = cast_dense(part_of(mixer, head_parts, pair_parts), dtype)
     x = torch.empty((samples, part.num_tokens, part.dim), dtype=dtype, device="meta", requires_grad=True)
     live = LiveBytes()
     with meta_is(card) as choice:
@@ -62,7 +62,8 @@ def count_pass(
     )
 
 
-def _cast(part: Any, dtype: torch.dtype) -> Any:
+def cast_dense(part: Any, dtype: torch.dtype) -> Any:
+    """The mixer, with all parameters but its banks in `dtype`."""
     banks = {name for name, dims in part.axes().items() if "entry" in dims.values()}
     for name, parameter in part.named_parameters():
         if name not in banks:
