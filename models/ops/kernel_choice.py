@@ -27,7 +27,7 @@ Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 _WALKS: dict[tuple[Kernel, bool], tuple[str, str]] = {  # (kernel, α-Translution)
     ("fused", False): ("models.ops.fused.walk", "FusedWalk"),
-    ("fused", True): ("models.ops.fused.alpha", "AlphaWalk"),
+    ("fused", True): ("models.ops.fused.alpha.walk", "AlphaWalk"),
     ("grouped", False): ("models.ops.grouped.walk", "GroupedWalk"),
     ("loop", False): ("models.ops.streamed", "PairWalk"),
     ("loop", True): ("models.ops.streamed", "PairWalk"),

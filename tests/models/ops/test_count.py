@@ -93,3 +93,12 @@ def test_a_card_that_is_not_listed_is_the_nearest_older_one():
     assert card_for((8, 9)) == CARDS["a100"]
     assert card_for((9, 0)) == CARDS["h100"]
     assert card_for((12, 0)) == CARDS["b200"]
+
+
+def test_an_operator_of_ours_without_a_cost_is_an_error(monkeypatch):
+    from models.ops.grouped.operators import grouped_sum_rows
+
+    monkeypatch.delitem(COSTS, torch.ops.translution.grouped_sum_rows.default)
+    first, pair = (torch.empty(3, dtype=torch.int32, device="meta") for _ in range(2))
+    with pytest.raises(NotImplementedError, match="grouped_sum_rows"):
+        count(lambda: grouped_sum_rows(meta(4, 2), meta(2, 2, 2), first, pair, 0, 2))
