@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from models.mixers.cost import Cost, Load
+from models.ops.kernel_cost import WORKSPACES
 from models.ops.walk.schedule import Schedule, meta_stands_for
 
 MOST_SAMPLES = 16
@@ -212,6 +213,10 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.add(leaf.untyped_storage())
+        if func in WORKSPACES:
+            inside = WORKSPACES[func](*args, **(kwargs or {}))
+            self._count += 1
+            self._changes += [(self._count, inside), (self._count, -inside)]
         return out
 
 
