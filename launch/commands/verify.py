@@ -8,7 +8,7 @@ import typer
 from trainer.errors import exit_code
 
 if TYPE_CHECKING:
-    from trainer.verify.kernels import Check
+    from models.mixers.kernel_check import Check
     from trainer.verify.verify import LayoutResult
 
 
@@ -40,15 +40,14 @@ def verify(
     agree = True
 
     def compare_kernels() -> None:
-        import torch
-
+        from launch.card_report import check_device, describe
+        from models.mixers.kernel_check import CASES, LARGE_CASES, check_kernels
         from parallel.errors import UserError
-        from trainer.verify.kernels import CASES, LARGE_CASES, check_kernels, describe
 
         nonlocal agree
         if config is not None:
             raise UserError(f"--device {device}: compares the operator's kernels and takes no config")
-        where = torch.device(device or "cpu")
+        where = check_device(device or "cpu")
         checks = list(check_kernels(where, CASES + LARGE_CASES * (device == "cuda")))
         _show_kernels(describe(where), checks)
         agree = all(check.agrees for check in checks)
@@ -100,8 +99,8 @@ def _show(title: str, results: "list[LayoutResult]", skipped: list[str]) -> None
 
 
 def _show_kernels(machine: str, checks: "list[Check]") -> None:
+    from models.mixers.kernel_check import TOLERANCES
     from trainer.reporting.table import Table
-    from trainer.verify.kernels import TOLERANCES
 
     table = Table(f"Kernels of the operator on {machine}")
     for check in checks:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
+from models.mixers.kernel_check import CASES, Check, check_kernels, relative_error
 from models.ops import kernel_choice
 from models.ops.streamed import PairWalk
-from parallel.errors import UserError
-from trainer.verify.kernels import CASES, Check, check_kernels, describe, relative_error
 
 CPU = torch.device("cpu")
 FULL = [case for case in CASES if "α" not in case.name]
@@ -94,28 +93,3 @@ def test_not_a_number_does_not_agree():
     assert not Check(
         "", torch.float32, "fused", relative_error([wanted[0] * torch.nan, wanted[1]], wanted)
     ).agrees
-
-
-def test_the_command_ends_in_a_table(translution):
-    outcome = translution("verify", "--device", "cpu")
-    assert outcome.code == 0, outcome.err
-    assert describe(CPU) in outcome.out
-    assert "2-D, bfloat16, loop" in outcome.out
-    assert f"all {2 * len(CASES)} agree" in outcome.out
-
-
-def test_the_command_fails_where_a_kernel_is_wrong(fused, translution):
-    fused("SlightlyOff")
-    outcome = translution("verify", "--device", "cpu")
-    assert outcome.code == 1
-    assert "DISAGREES" in outcome.out
-
-
-def test_a_missing_card_is_one_line(translution):
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    outcome = translution("verify", "--device", "cuda")
-    assert outcome.code == 2
-    assert outcome.err.strip() == "error: --device cuda: this machine has no CUDA device that torch can use"
-    with pytest.raises(UserError):
-        list(check_kernels(torch.device("cuda"), CASES))
