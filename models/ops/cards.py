@@ -107,6 +107,15 @@ def card_at(device: torch.device) -> Card | None:
     return card_of(device) if device.type == "cuda" else None
 
 
+def capability_at(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of a CUDA device, or of the card that the meta device stands for; None for
+    neither, (0, 0) for a card that is not NVIDIA's."""
+    if device.type == "cuda":
+        return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
+    stand_in = stood_for(device)
+    return stand_in.card.capability if stand_in else None
+
+
 def stood_for(device: torch.device) -> MetaCard | None:
     """What the meta device stands for inside `meta_is`."""
     return _meta_cards[-1] if device.type == "meta" and _meta_cards else None

@@ -9,9 +9,8 @@ is a card, so that two runs of one config always take the same kernels and end w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib import import_module
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +21,6 @@ from models.ops.count import LaunchCounter, TooSlow
 from models.ops.recipe import Kernel, Recipe
 from models.ops.walk.interface import Walk
 from models.ops.walk.schedule import Schedule
-
-Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 _WALKS: dict[tuple[Kernel, bool], tuple[str, str]] = {  # (kernel, α-Translution)
     ("fused", False): ("models.ops.fused.walk", "FusedWalk"),
@@ -41,27 +38,56 @@ def choose_walk(
 
     Raises ValueError, with the reason, for a kernel that cannot run.
     """
+    device, stand_in = sources[0].device, stood_for(sources[0].device)
     alpha = len(recipe.logits) + len(recipe.values) > 2
-    card, stand_in = card_at(sources[0].device), stood_for(sources[0].device)
+    key = (recipe, schedule, device, stand_in and stand_in.card, _shapes(sources), _shapes(banks))
+    choice = _choices.get(key)
+    if choice is None:
+        if len(_choices) >= MOST_CHOICES:
+            _choices.clear()
+        choice = _choices[key] = _choose(alpha, recipe, schedule, sources, banks)
+    if stand_in is not None:
+        stand_in.chosen.append(choice.kernel)
+        stand_in.refused.update(choice.refused)
+    return _walk(choice.kernel, alpha)
+
+
+class _Choice(NamedTuple):
+    kernel: Kernel
+    refused: dict[Kernel, str]
+
+
+MOST_CHOICES = 256
+_choices: dict[tuple[object, ...], _Choice] = {}
+
+
+def _choose(
+    alpha: bool, recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
+) -> _Choice:
     refused: dict[Kernel, str] = {}
     if recipe.kernel != "auto":
         reason = why_not(recipe.kernel, alpha, recipe, schedule, sources, banks)
         if reason is not None:
             raise ValueError(f"mixer.kernel={recipe.kernel}: {reason}")
-        kernel: Kernel = recipe.kernel
-    elif card is None:
-        kernel = "loop"
-    else:
-        for name in ("fused", "grouped"):
-            reason = why_not(name, alpha, recipe, schedule, sources, banks)
-            if reason is not None:
-                refused[name] = reason
-        able = tuple(name for name in ("fused", "grouped") if name not in refused) or ("loop",)
-        kernel = _fastest(able, alpha, recipe, schedule, _shapes(sources), _shapes(banks), card)
-    if stand_in is not None:
-        stand_in.chosen.append(kernel)
-        stand_in.refused.update(refused)
-    return _walk(kernel, alpha)
+        return _Choice(recipe.kernel, refused)
+    card = card_at(sources[0].device)
+    if card is None:
+        return _Choice("loop", refused)
+    for name in ("fused", "grouped"):
+        reason = why_not(name, alpha, recipe, schedule, sources, banks)
+        if reason is not None:
+            refused[name] = reason
+    able: list[Kernel] = [name for name in ("fused", "grouped") if name not in refused]
+    if len(able) < 2:
+        return _Choice((able or ["loop"])[0], refused)
+    best, least = able[0], float("inf")
+    for name in able:
+        try:
+            counted = count_walk(_walk(name, alpha), recipe, schedule, sources, banks, card, least)
+        except TooSlow:
+            continue
+        best, least = name, counted.seconds
+    return _Choice(best, refused)
 
 
 def why_not(
@@ -84,47 +110,22 @@ def why_not(
 
 
 def count_walk(
-    kernel: Kernel,
-    alpha: bool,
+    walk: type[Walk],
     recipe: Recipe,
     schedule: Schedule,
-    sources: Shapes,
-    banks: Shapes,
+    sources: Sequence[Tensor],
+    banks: Sequence[Tensor],
     card: Card,
     limit: float = float("inf"),
 ) -> LaunchCounter:
-    """Counts a forward and a backward pass; raises TooSlow beyond `limit` seconds."""
-    walk = _walk(kernel, alpha)
+    """Counts a forward and a backward pass over tensors like these; raises TooSlow beyond `limit` seconds."""
     with _disable_current_modes(), torch.no_grad():
-        meta = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in sources]
-        meta_banks = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in banks]
+        like, like_banks = ([torch.empty_like(t, device="meta") for t in ts] for ts in (sources, banks))
         with meta_is(card), LaunchCounter(card, limit) as counter:
-            lse, outs, kept = walk.forward(recipe, schedule, meta, meta_banks)
-            delta, grads = torch.empty_like(lse), [torch.empty_like(out, dtype=sources[0][1]) for out in outs]
-            walk.backward(recipe, schedule, meta, meta_banks, kept, lse, delta, grads)
+            lse, outs, kept = walk.forward(recipe, schedule, like, like_banks)
+            delta, grads = torch.empty_like(lse), [out.to(like[0].dtype) for out in outs]
+            walk.backward(recipe, schedule, like, like_banks, kept, lse, delta, grads)
     return counter
-
-
-@lru_cache(maxsize=256)
-def _fastest(
-    able: tuple[Kernel, ...],
-    alpha: bool,
-    recipe: Recipe,
-    schedule: Schedule,
-    sources: Shapes,
-    banks: Shapes,
-    card: Card,
-) -> Kernel:
-    if len(able) == 1:
-        return able[0]
-    best, least = able[0], float("inf")
-    for kernel in able:
-        try:
-            counted = count_walk(kernel, alpha, recipe, schedule, sources, banks, card, least)
-        except TooSlow:
-            continue
-        best, least = kernel, counted.seconds
-    return best
 
 
 def _walk(kernel: Kernel, alpha: bool) -> type[Walk]:
@@ -133,5 +134,5 @@ def _walk(kernel: Kernel, alpha: bool) -> type[Walk]:
     return cast("type[Walk]", getattr(import_module(module), name))
 
 
-def _shapes(tensors: Sequence[Tensor]) -> Shapes:
+def _shapes(tensors: Sequence[Tensor]) -> tuple[object, ...]:
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)

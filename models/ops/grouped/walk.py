@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from models.ops.cards import card_at
+from models.ops.cards import capability_at
 from models.ops.grouped.chunks import Budget, Chunk, plan, used_entries
 from models.ops.grouped.operators import (
     grouped_gather,
@@ -53,9 +53,10 @@ class GroupedWalk:
             return None if interpreting else "grouped products need a CUDA device"
         if sources[0].dtype != torch.bfloat16:
             return f"grouped products take bfloat16, not {str(sources[0].dtype).removeprefix('torch.')}"
-        card = card_at(device)
-        if card is not None and card.capability[0] not in CAPABILITIES:
-            return f"torch has no grouped products for {card.name}, only for capabilities 9 and 10"
+        capability = capability_at(device)
+        if capability is not None and capability[0] not in CAPABILITIES:
+            own = ".".join(map(str, capability))
+            return f"torch has grouped products for compute capabilities 9 and 10, this card has {own}"
         if device.type == "cuda" and find_spec("triton") is None:
             return "triton is not installed"
         return None

@@ -69,7 +69,7 @@ def test_json_has_a_row_for_each_size_and_mixer(two_sizes, translution):
         (m, c) for m in ("full", "alpha-8") for c in (64, 192)
     ]
     assert all(row.keys() >= FIELDS for row in rows)
-    assert "no grouped products for NVIDIA A100" in result["not_counted"]["full, grouped"]
+    assert "this card has 8.0" in result["not_counted"]["full, grouped"]
 
 
 def test_the_table_says_that_nothing_is_measured(two_sizes, translution):

@@ -74,7 +74,7 @@ def test_temporaries_stay_within_the_workspace():
     ("options", "card", "reason"),
     [
         ({"rank": 8}, "h100", "does not know α-Translution"),
-        ({}, "a100", "no grouped products for NVIDIA A100"),
+        ({}, "a100", "9 and 10, this card has 8.0"),
         ({"head_dim": 4}, "h100", "no multiples of 8"),
     ],
 )
