@@ -130,6 +130,17 @@ def repeats():
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def kept_stays():
+    """A second backward pass over what forward kept gives the same as the first."""
+    grid = OffsetGrid((4,))
+    (q, k, v), sources, banks = operands(grid, "qkv")
+    inputs = [tensor.requires_grad_() for tensor in (*sources, *banks)]
+    recipe = Recipe(((q, k),), (v,), HEADS, HEAD_DIM**-0.5, keep=True, kernel="grouped")
+    (out,) = streamed(recipe, whole_schedule(grid), sources, banks)
+    first, second = (torch.autograd.grad(out.sum(), inputs, retain_graph=True) for _ in range(2))
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def same_as_equations():
     """The loop above against models/ops/naive.py."""
     grid = OffsetGrid((2, 3))
@@ -147,6 +158,7 @@ if __name__ == "__main__":
         "unseen": unseen,
         "bfloat16": bfloat16_errors(),
         "repeats": repeats(),
+        "kept_stays": kept_stays(),
         "same_as_equations": same_as_equations(),
     }
     print(json.dumps(results))

@@ -52,6 +52,10 @@ def test_two_runs_end_with_the_same_bits(interpreted):
     assert interpreted["repeats"]
 
 
+def test_backward_leaves_what_forward_kept_as_it_was(interpreted):
+    assert interpreted["kept_stays"]
+
+
 @pytest.mark.parametrize("batch", [32, 256])
 @pytest.mark.parametrize("width", [192, 768])
 def test_a_layer_takes_at_most_2000_kernels(width, batch):
