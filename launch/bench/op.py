@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from launch.bench.kernels.measured import measure_kernels, show_measured
 from launch.bench.peak_memory import peak_memory
 from models.offsets import OffsetGrid
 from models.ops.recipe import Operand, Recipe
@@ -64,7 +65,8 @@ def bench_op(
     device: Literal["cpu", "cuda"],
     precision: Literal["fp32", "bf16"],
 ) -> dict[str, Any]:
-    """Measure the named shapes, or all if none is named, under both memory policies on one thread.
+    """Measure the named shapes, or all if none is named, under both memory policies on one thread; on CUDA
+    also the layers of `bench kernels`, beside their counts.
 
     Raises UserError for an unknown shape, or if there is no CUDA device.
     """
@@ -82,6 +84,7 @@ def bench_op(
             print(f"measuring {name}, {policy} …", file=sys.stderr, flush=True)
             rows.append(_measure(name, policy, repeat, compiled, where, precision))
     return {
+        "kernels": measure_kernels(where, repeat) if device == "cuda" else [],
         "device": f"{device} ({machine})",
         "torch": torch.__version__,
         "threads": 1,
@@ -241,3 +244,5 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         f"\n{SIDE}³ product: {result['matrix_gflops']:.1f} GFLOP/s. "
         f"Tables of a 32×32 grid: {result['tables_32x32_seconds']:.3f} s (target < 0.2)."
     )
+    if result["kernels"]:
+        show_measured(result["kernels"], result["device"], result["repeat"])

@@ -63,6 +63,23 @@ def op_command(
     raise typer.Exit(exit_code(action, debug))
 
 
+@app.command("kernels")
+def kernels_command(
+    card: Annotated[str, typer.Option(help="a100, h100, h200 or b200.")] = "h100",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Kernels, bytes and time of a layer on a card, counted on this machine without one."""
+
+    def action() -> None:
+        from launch.bench.kernels.rows import bench_kernels
+        from launch.bench.kernels.show import show
+
+        show(bench_kernels(card), as_json)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
 @app.command("parallel")
 def parallel_command(
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,

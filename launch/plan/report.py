@@ -26,6 +26,8 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
     net.pieces(Mesh(1, config.parallel.offset, config.parallel.tensor))  # refuses what does not divide
     mesh = mesh_of(config.parallel, cluster.world)
     cpu = config.device == "cpu"
+    if cpu:
+        cluster = dataclasses.replace(cluster, card=None)
     own = plan(net, config.parallel, mesh, train.batch, train.accumulate, config.precision, cpu)
     best = recommend(net, train.batch, train.accumulate, config.precision, cluster)
     if as_json:
@@ -137,7 +139,8 @@ def _work(own: Plan, cluster: Cluster) -> list[str]:
     share = size_text(own.share.training, "FLOP")
     lines = [
         f"Work per sample: {forward} forward; {training} in training with recomputation, {share} of it on a "
-        f"rank. A step takes about {cluster.step_seconds(own):.3g} s if communication overlaps with nothing."
+        f"rank. A step takes about {cluster.step_seconds(own):.3g} s ({cluster.basis(own)}) if communication "
+        "overlaps with nothing."
     ]
     if own.breakeven_batch is not None:
         lines.append(
@@ -172,7 +175,12 @@ def _overrides(best: Plan) -> list[str]:
 def _values(own: Plan, best: Plan | None, cluster: Cluster) -> dict[str, object]:
     return {
         "cluster": dataclasses.asdict(cluster),
-        "plan": own.as_dict() | {"fits": own.fits(cluster.memory), "step_seconds": cluster.step_seconds(own)},
+        "plan": own.as_dict()
+        | {
+            "fits": own.fits(cluster.memory),
+            "step_seconds": cluster.step_seconds(own),
+            "step_seconds_basis": cluster.basis(own),
+        },
         "recommended": best and best.as_dict() | {"step_seconds": cluster.step_seconds(best)},
         "recommended_overrides": best and _overrides(best),
     }

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from models.dealing import deal
 from models.mixers.cost import Cost, Load
+from models.ops.kernel_cost import WORKSPACES
 from models.ops.walk.schedule import meta_stands_for
 
 MOST_SAMPLES = 16
@@ -48,10 +49,10 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
 
 
 def _measure(module: nn.Module, load: Load) -> Cost:
-    part = _part(module, load.head_parts, load.pair_parts)
+    part = part_of(module, load.head_parts, load.pair_parts)
     shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
     x = torch.empty(shape, device="meta", requires_grad=True)
-    merging, live = _MergingRecorder(), _LiveBytes()
+    merging, live = _MergingRecorder(), LiveBytes()
     head_inputs: list[int] = []
     if hasattr(part, "head_input"):
         part.combine = merging  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,7 +70,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
     with (
         meta_stands_for("cpu" if load.cpu else "cuda"),
         _flop_counter() as forward,
-        _FusedAttention(),
+        FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
     ):
         y = part(x)
@@ -114,7 +115,7 @@ def _flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """On the meta device torch decomposes attention into its N² weights; kernels on real devices do not."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -130,7 +131,7 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _part(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
+def part_of(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
     """A copy with one part of the heads, and of the pairs and the bank entries that they use."""
     schedule = getattr(module, "schedule", None)
     part: Any = copy.deepcopy(module, {} if schedule is None else {id(schedule): schedule})
@@ -171,7 +172,7 @@ class _MergingRecorder:
         return grad_sources
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """The bytes of all storages that operators make while it is on, and of those that were added."""
 
     def __init__(self) -> None:
@@ -179,6 +180,10 @@ class _LiveBytes(TorchDispatchMode):
         self._live: dict[int, int] = {}  # storage → its number
         self._changes: list[tuple[int, int]] = []  # number, bytes
         self._count = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch's compiler is loaded, which takes a second
 
     def add(self, storage: UntypedStorage) -> None:
         identity, size = storage._cdata, storage.nbytes()
@@ -205,6 +210,10 @@ class _LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.add(leaf.untyped_storage())
+        if func in WORKSPACES:
+            inside = WORKSPACES[func](*args, **(kwargs or {}))
+            self._count += 1
+            self._changes += [(self._count, inside), (self._count, -inside)]
         return out
 
 

@@ -40,7 +40,7 @@ class Translution(Mixer):
     init       "linear": every matrix as nn.Linear draws it. "reference": banks as the public code
                draws them, within ±1/√(C·D)
     memory     "recompute" saves nothing per pair; "keep" saves q, k and v of all pairs for backward
-    workspace  limit in bytes of the operator's temporaries
+    workspace  limit in bytes of the operator's temporaries; None: 64 MiB on the CPU, 1 GiB on a card
     compiled   fuse the element-wise stage with torch.compile
     kernel     "loop" of plain products, "grouped" products or "fused" kernels (both CUDA only), or "auto"
 
@@ -59,7 +59,7 @@ class Translution(Mixer):
         position: PositionConfig | None = None,
         init: str = "linear",
         memory: str = "recompute",
-        workspace: int = 64 << 20,
+        workspace: int | None = None,
         compiled: bool = False,
         kernel: Kernel = "auto",
     ) -> None:
@@ -93,7 +93,7 @@ class Translution(Mixer):
         self._recipe = self._build_recipe(heads, memory == "keep", workspace, compiled, kernel)
         multiplied, attended = (dim, inner) if rank is None else (narrow, inner + narrow)
         row_work = multiplied * (inner if rank is None else narrow) / (2 * attended)
-        self.schedule: Schedule = whole_schedule(grid, row_work)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.schedule: Schedule = whole_schedule(grid, row_work, kernel in ("auto", "loop"))  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_banks()
 
     @property
@@ -107,7 +107,9 @@ class Translution(Mixer):
         logits = "qk" if "q" in self.relative or "k" in self.relative else ""
         return logits + ("v" if "v" in self.relative else "")
 
-    def _build_recipe(self, heads: int, keep: bool, workspace: int, compiled: bool, kernel: Kernel) -> Recipe:
+    def _build_recipe(
+        self, heads: int, keep: bool, workspace: int | None, compiled: bool, kernel: Kernel
+    ) -> Recipe:
         """The operator's recipe; numbers sources in the order of `_sources`."""
         bank = {name: index for index, name in enumerate(self.relative)}
         if self.rank is None:
@@ -193,7 +195,7 @@ class TranslutionConfig(MixerConfig):
     share: Share = "none"
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
-    workspace: int = Field(default=64 << 20, ge=1)
+    workspace: int | None = Field(default=None, ge=1)
     compiled: bool = False
     kernel: Kernel = "auto"
 

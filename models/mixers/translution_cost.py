@@ -15,7 +15,7 @@ from models.dealing import deal
 from models.mixers.cost import Cost, Load, Sizes
 from models.offsets import OffsetGrid
 from models.ops.dense.parts import BUFFERS, Parts, cut_of, has_dense_part, parts_of
-from models.ops.recipe import Operand, Recipe
+from models.ops.recipe import Operand, Recipe, workspace_bytes
 from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
 from models.ops.walk.tiles import largest_tile
 
@@ -165,6 +165,10 @@ def _temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
     return _pair_temporaries(mixer, here, load)
 
 
+def _workspace(mixer: Translution, load: Load) -> int:
+    return workspace_bytes(mixer.recipe.workspace, "cpu" if load.cpu else "cuda")
+
+
 def _pair_bytes(here: _Widths, operands: Sequence[tuple[Operand, str, int]], size: Sizes) -> int:
     """See `models.ops.walk.operands.pair_bytes`."""
     read = {(operand.source, side) for operand, side, _ in operands}
@@ -176,7 +180,7 @@ def _pair_bytes(here: _Widths, operands: Sequence[tuple[Operand, str, int]], siz
 
 
 def _pair_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
-    size, schedule, workspace = load.sizes, mixer.schedule, mixer.recipe.workspace
+    size, schedule, workspace = load.sizes, mixer.schedule, _workspace(mixer, load)
     read = {(operand.source, side) for operand, side, _ in here.operands}
     summed = 0
     if size.product != size.statistics:
@@ -202,7 +206,7 @@ def _band_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
     """Strips, the rows of a block with their gradients, and the logits of a tile with theirs."""
     size, schedule = load.sizes, mixer.schedule
     pair_bytes = _pair_bytes(here, here.operands, size)
-    step = schedule.batch_slice(load.samples, pair_bytes, mixer.recipe.workspace)
+    step = schedule.batch_slice(load.samples, pair_bytes, _workspace(mixer, load))
     multiplied = {(o.source, side) for o, side, _ in here.operands if o.bank is not None}
     copied = schedule.largest_copy(step == load.samples)
     rows = copied * sum(here.sources[source] for source, _ in multiplied) * (size.product + size.statistics)
@@ -221,7 +225,7 @@ def _dense_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
     relative = [each for each in here.operands if each[0] in _relative_operands(parts)]
     pair_bytes = _pair_bytes(here, relative, size)
     cut = cut_of(
-        grid, load.samples, here.heads, size.statistics, pair_bytes, mixer.recipe.workspace, load.cpu
+        grid, load.samples, here.heads, size.statistics, pair_bytes, _workspace(mixer, load), load.cpu
     )
     rest = grid.grid_tokens // grid.shape[0]
     held = BUFFERS * cut.samples * here.heads * cut.rows * rest * grid.num_tokens * size.statistics

@@ -59,7 +59,7 @@ class Recipe:
     scale      of the summed logits
     keep       save the projected q, k, v of all pairs for backward (N²·B·D numbers each) instead of
                recomputing them
-    workspace  limit in bytes of a chunk's temporaries
+    workspace  limit in bytes of a chunk's temporaries; None: by device, see `workspace_bytes`
     compiled   fuse the element-wise stage with torch.compile, in chunks of whole classes
     kernel     which kernels visit the pairs; "auto" is the fastest for the device and the shapes
     """
@@ -69,6 +69,14 @@ class Recipe:
     heads: int
     scale: float
     keep: bool = False
-    workspace: int = 64 << 20
+    workspace: int | None = None
     compiled: bool = False
     kernel: Kernel = "auto"
+
+
+def workspace_bytes(workspace: int | None, device_type: str) -> int:
+    """The limit of a chunk's temporaries: as given, else 64 MiB on the CPU and 1 GiB on a card, which wants
+    few, large kernels."""
+    if workspace is not None:
+        return workspace
+    return 64 << 20 if device_type == "cpu" else 1 << 30

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.dense.parts import has_dense_part
-from models.ops.dense.walk import DenseWalk
+from models.ops.kernel_choice import choose_walk
 from models.ops.recipe import AllPairs, Combine, Recipe
-from models.ops.walk.interface import Walk
 from models.ops.walk.operands import Operands, operand_width, segments, steps, view_all
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows
@@ -145,10 +143,3 @@ class PairWalk:
                 operands.backpropagate(*grad_qkv, grad_tokens, grad_rows)
             grad_rows.finish()
         return grad_sources, [bank.gradient() for bank in entries]
-
-
-def choose_walk(
-    recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
-) -> type[Walk]:
-    """The walk that is fastest for these tensors."""
-    return DenseWalk if has_dense_part(recipe) and not schedule.in_bands else PairWalk

@@ -14,7 +14,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from models.mixers.cost import Cost, Load
+from models.mixers.counted_pass import CountedPass, count_pass
 from models.mixers.interface import Mixer
+from models.ops.cards import Card
 from models.stages import LayerSpec
 from models.transformer import Layer, ModelConfig, build_model
 from parallel.mesh import Mesh
@@ -71,6 +73,7 @@ class LayerKinds:
         self.not_planned: dict[str, str] = {}
         self._pieces: dict[tuple[int, int, int], list[Piece]] = {}
         self._costs: dict[tuple[nn.Module, Load], Cost | None] = {}
+        self._counted: dict[tuple[nn.Module, Load, Card], CountedPass | None] = {}
         specs = config.layer_specs()
         counts = Counter(spec.key for spec in specs)
         distinct: dict[tuple[Any, ...], LayerSpec] = {spec.key: spec for spec in specs}
@@ -107,6 +110,17 @@ class LayerKinds:
                 grid = kind.mixer.schedule.grid
                 found.append(BankEntries(kind.repeats, grid.share, grid.num_entries, grid.num_offsets))
         return tuple(found)
+
+    def counted(self, mixer: Mixer, load: Load, card: Card) -> CountedPass | None:
+        """A mixer's kernels for one part of a load, in bfloat16; None where it does not run on the meta
+        device."""
+        key = (mixer, load, card)
+        if key not in self._counted:
+            try:
+                self._counted[key] = count_pass(mixer, load.samples, card, load.head_parts, load.pair_parts)
+            except Exception:  # of code that we did not write
+                self._counted[key] = None
+        return self._counted[key]
 
     def replicated(self, mesh: Mesh) -> list[str]:
         """A line for each kind of mixer that several ranks compute whole."""

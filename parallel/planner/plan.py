@@ -5,7 +5,7 @@ Everything is computed from the config on the meta device.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from models import ModelConfig
@@ -32,6 +32,7 @@ class Plan:
     banks              how each kind of layer shares its bank entries
     remarks            what every rank computes whole, and what could not be planned
     complete           False where something could not be planned: memory, traffic and FLOPs are lower bounds
+    net                what was planned
     """
 
     mesh: Mesh
@@ -49,6 +50,7 @@ class Plan:
     banks: tuple[BankEntries, ...] = ()
     remarks: tuple[str, ...] = ()
     complete: bool = True
+    net: LayerKinds = field(kw_only=True, repr=False, compare=False)
 
     @property
     def total(self) -> int:
@@ -137,6 +139,7 @@ def plan(
         net.bank_entries(),
         (*net.replicated(mesh), *(f"not planned: {name} ({why})" for name, why in net.not_planned.items())),
         not net.not_planned,
+        net=net,
     )
 
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from models import ModelConfig
+from models.ops.cards import CARDS, Card
 from parallel.engine.torch_engine import Precision
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import fullest_rank, step_memory
 from parallel.planner.plan import Plan, layer_kinds, plan
+from parallel.planner.seconds import compute_seconds
+from parallel.planner.units import size_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Cluster:
     memory     bytes of a device
     bandwidth  bytes per second from a device to others of its node
     network    the same to other nodes
-    speed      FLOPs per second that a device reaches in large matrix products
+    card       the device, for which bf16 runs are counted; None: their time is FLOPs over `speed`
+    speed      FLOPs per second that a device reaches, for fp32 runs and where there is no card
     """
 
     nodes: int = 1
@@ -29,6 +33,7 @@ class Cluster:
     memory: float = 80e9
     bandwidth: float = 300e9
     network: float = 25e9
+    card: Card | None = CARDS["h100"]
     speed: float = 150e12
 
     @property
@@ -41,9 +46,31 @@ class Cluster:
         return self.bandwidth if ranks <= self.devices else self.network
 
     def step_seconds(self, run: Plan) -> float:
-        """Compute time plus communication time, nothing overlapped: good for comparing meshes."""
-        samples = run.batch // run.mesh.data
-        seconds = run.share.training * samples / self.speed
+        """Compute time plus communication time, nothing overlapped: good for comparing meshes. Nothing of it
+        is measured."""
+        card = self._card_for(run)
+        if card is None:
+            return self.least_seconds(run)
+        return compute_seconds(run, card) + self._sending_seconds(run)
+
+    def least_seconds(self, run: Plan) -> float:
+        """The same with all FLOPs at the card's rate; takes no time to compute."""
+        card, samples = self._card_for(run), run.batch // run.mesh.data
+        rate = card.rate if card else self.speed
+        return run.share.training * samples / rate + self._sending_seconds(run)
+
+    def basis(self, run: Plan) -> str:
+        """What the seconds of a step rest on."""
+        card = self._card_for(run)
+        if card is None:
+            return f"from FLOPs at {size_text(self.speed, 'FLOP/s')}"
+        return f"kernels counted for {card.name}, not measured"
+
+    def _card_for(self, run: Plan) -> Card | None:
+        return self.card if run.precision == "bf16" else None
+
+    def _sending_seconds(self, run: Plan) -> float:
+        seconds = 0.0
         for axis, sent in run.sent.items():
             seconds += sent / self.axis_bandwidth(axis, run.mesh)
         return seconds
@@ -67,9 +94,15 @@ def recommend(
     ]
     if net.not_planned:
         return None
-    enough = 1.1 * min(map(cluster.step_seconds, found), default=0.0)
-    quick = [run for run in found if cluster.step_seconds(run) <= enough]
-    return min(quick, key=lambda run: (run.mesh.tensor, cluster.step_seconds(run)), default=None)
+    timed: list[tuple[float, Plan]] = []
+    enough = float("inf")
+    for run in sorted(found, key=cluster.least_seconds):
+        if cluster.least_seconds(run) > enough:
+            break
+        timed.append((cluster.step_seconds(run), run))
+        enough = 1.1 * min(seconds for seconds, _ in timed)
+    quick = [(seconds, run) for seconds, run in timed if seconds <= enough]
+    return min(quick, key=lambda timed: (timed[1].mesh.tensor, timed[0]), default=(0, None))[1]
 
 
 def trains(net: LayerKinds, precision: Precision, cluster: Cluster) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from models.offsets import OffsetGrid
 from models.ops.dense.strips import StripChunk, strip_chunks
-from models.ops.recipe import Recipe
+from models.ops.recipe import Recipe, workspace_bytes
 from models.ops.walk.operands import pair_bytes
-from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
+from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule, device_type
 
 BUFFERS = 4  # numbers of a pair and head that are held at once
 
@@ -120,8 +120,8 @@ def steps(
         recipe.heads,
         itemsize,
         bytes_of_pair,
-        recipe.workspace,
-        device.type == "cpu",
+        workspace_bytes(recipe.workspace, device_type(device)),
+        device_type(device) == "cpu",
     )
     for start in range(0, batch, cut.samples):
         for queries in queries_of(schedule, cut.rows, cut.largest, device):

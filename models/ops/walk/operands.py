@@ -8,11 +8,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.ops.recipe import Operand, Recipe
+from models.ops.recipe import Operand, Recipe, workspace_bytes
 from models.ops.walk.chunks import Chunk
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows, Side, Tokens, view_tokens
-from models.ops.walk.schedule import Schedule
+from models.ops.walk.schedule import Schedule, device_type
 from models.ops.walk.stage import Scratch
 
 
@@ -105,10 +105,11 @@ def steps(
     """All chunks, for as many samples at a time as fit the workspace."""
     batch, device = sources[0].shape[1], sources[0].device
     bytes_of_pair = pair_bytes(recipe, sources, banks)
-    step = schedule.batch_slice(batch, bytes_of_pair, recipe.workspace)
+    workspace = workspace_bytes(recipe.workspace, device_type(device))
+    step = schedule.batch_slice(batch, bytes_of_pair, workspace)
     for start in range(0, batch, step):
         samples = slice(start, min(start + step, batch))
-        chunks = schedule.chunks(samples.stop - start, bytes_of_pair, recipe.workspace, device)
+        chunks = schedule.chunks(samples.stop - start, bytes_of_pair, workspace, device)
         yield samples, chunks
 
 

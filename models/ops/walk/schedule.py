@@ -76,7 +76,7 @@ class Schedule:
     def chunks(self, batch: int, pair_bytes: int, workspace: int, device: torch.device) -> Sequence[Chunk]:
         """All blocks, as whole classes if one or more fit the workspace, else one by one; `pair_bytes` of a
         pair of one sample."""
-        if (device.type if device.type != "meta" else _meta_stands_for[-1]) == "cpu":
+        if device_type(device) == "cpu":
             workspace = min(workspace, CPU_CHUNK_BYTES)
         fitting = workspace // (self.grid.grid_tokens * batch * pair_bytes)
         if fitting == 0 or not self.classes or self.in_bands:
@@ -104,20 +104,25 @@ def _strip_order(chunk: BlockChunk) -> tuple:
 
 
 @lru_cache(maxsize=64)
-def whole_schedule(grid: OffsetGrid, row_work: float = 1.0) -> Schedule:
+def whole_schedule(grid: OffsetGrid, row_work: float = 1.0, in_bands: bool = True) -> Schedule:
     """The schedule of all pairs of a grid, built once and shared by all layers.
 
-    Where offsets share entries, each entry's band is one block if that is less work: rows are then
-    multiplied once, but attention computes pairs beyond the band as well.
+    Where offsets share entries, each entry's band is one block if that is less work, unless told otherwise:
+    rows are then multiplied once, but attention computes pairs beyond the band as well.
     """
     by_offset = Schedule(grid, row_work=row_work)
-    if grid.num_entries == grid.num_offsets:
+    if grid.num_entries == grid.num_offsets or not in_bands:
         return by_offset
     by_entry = Schedule(grid, [(block,) for block in grid.bands], row_work=row_work)
     beyond = sum(attended(block) for block in grid.bands)
     rows = by_entry.rows
     work = row_work * (rows[0] + 2 * rows[1]) + beyond
     return by_entry if work < (3 * row_work + ONE_BY_ONE) * by_offset.pairs else by_offset
+
+
+def device_type(device: torch.device) -> str:
+    """The device's type; for the meta device, of what it stands for."""
+    return _meta_stands_for[-1] if device.type == "meta" else device.type
 
 
 @contextmanager

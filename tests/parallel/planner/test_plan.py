@@ -202,6 +202,19 @@ def test_the_command_shows_a_plan_and_recommends(base_16, translution: Callable[
     assert shown.code == 0, shown.err
     for words in ("15,608,200,168 parameters", "data 1 × offset 8 × tensor 1", "fits 80 GB", "Recommended:"):
         assert words in shown.out
+    assert "kernels counted for NVIDIA H100 SXM, not measured" in shown.out
+
+
+def test_a_card_brings_its_memory_and_teraflops_replace_its_kernels(base_16, translution: Callable[..., Any]):
+    words = (base_16, "parallel.offset=8", "train.batch=256", "precision=bf16", "--json")
+    h200, flops = (
+        json.loads(translution("plan", *words, *more).out)
+        for more in (("--card", "h200"), ("--teraflops", "100"))
+    )
+    assert h200["cluster"]["memory"] == 141e9
+    assert h200["plan"]["step_seconds_basis"] == "kernels counted for NVIDIA H200, not measured"
+    assert flops["plan"]["step_seconds_basis"] == "from FLOPs at 100 TFLOP/s"
+    assert "--card v100: one of a100, h100, h200, b200" in translution("plan", *words, "--card", "v100").err
 
 
 def test_the_command_says_everything_as_json(base_16, translution: Callable[..., Any]):

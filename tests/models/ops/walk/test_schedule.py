@@ -8,7 +8,7 @@ import torch
 from models import OffsetGrid, Translution
 from models.offsets import MASKED
 from models.ops.walk.rows import view_tokens
-from models.ops.walk.schedule import CPU_CHUNK_BYTES, MAX_RUNS, Schedule, whole_schedule
+from models.ops.walk.schedule import CPU_CHUNK_BYTES, whole_schedule
 from tests.models.test_offsets import GRIDS
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
@@ -17,7 +17,7 @@ ONE_CLASS, ALL = "one class", "all classes"
 
 def chunks_of(grid, size):
     workspace = {"blocks": 1, ONE_CLASS: grid.grid_tokens, ALL: 1 << 20}[size]
-    return whole_schedule(grid).chunks(1, 1, workspace, CPU)
+    return whole_schedule(grid, in_bands=False).chunks(1, 1, workspace, CPU)
 
 
 def pairs_of(chunk, grid):
@@ -74,14 +74,13 @@ def test_tables_are_built_once_per_grid_and_shared_by_all_layers():
     first, second = (layer.schedule.chunks(2, 100, 1 << 20, CPU) for layer in layers)
     assert first is second
     runs = first[0].runs["key"]
-    assert runs.slices(2) is runs.slices(2)
-    assert runs.groups(2, CPU)[0] is runs.groups(2, CPU)[0]
+    assert runs.pieces(2) is runs.pieces(2)
 
 
 @pytest.mark.parametrize("grid", GRIDS[2:], ids=str)
 @pytest.mark.parametrize("samples", [1, 3, 8])
 def test_a_step_fits_the_workspace_whenever_one_block_of_one_sample_does(grid, samples):
-    schedule = whole_schedule(grid)
+    schedule = whole_schedule(grid, in_bands=False)
     for workspace in (1, 10 * schedule.largest_block, 40 * schedule.largest_block, 10_000, 1_000_000):
         step = schedule.batch_slice(samples, 10, workspace)
         assert 1 <= step <= samples
@@ -100,17 +99,3 @@ def test_chunks_stay_in_one_core_s_caches_on_the_cpu_only():
         for device in (CPU, DEVICE)
     }
     assert pairs == {"cpu": 2 * 64, "meta": 16 * 64}
-
-
-def test_gathered_entries_count_towards_the_workspace():
-    schedule = whole_schedule(OffsetGrid((8, 8)))  # up to 4 entries a class
-    chunks = schedule.chunks(1, 10, 10_000, DEVICE, entry_bytes=160)
-    assert max(chunk.pairs for chunk in chunks) == 10_000 // (640 + 640) * 64
-
-
-@pytest.mark.parametrize("grid", [OffsetGrid((32, 32)), OffsetGrid((3000,), causal=True)], ids=str)
-def test_no_chunk_has_more_runs_than_a_grouped_product_takes(grid):
-    chunks = Schedule(grid).chunks(1, 1, 1 << 40, DEVICE)
-    runs = [len(chunk.runs["key"].spans) for chunk in chunks]
-    assert MAX_RUNS / 2 < max(runs) <= MAX_RUNS
-    assert sum(runs) == grid.num_entries
