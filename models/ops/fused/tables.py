@@ -1,0 +1,222 @@
+"""Index tables that the fused kernels walk over: every geometry is the same kernel with another table.
+
+All pairs of a schedule are numbered. The numbering is cut into *chunks*; inside a chunk the pairs of one
+bank entry are consecutive, a *run*. For products whose rows are tokens (a query with its keys, or a key
+with its queries), P neighbouring tokens form a *group*, and a group has a list of *steps*: a run, and the
+pair of each of its P tokens or −1. Groups take their steps in the same order, so that few bank entries are
+in use at any time and stay in the second-level cache. Tables are int32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.offsets import Block, OffsetGrid
+from models.ops.walk.rows import Side
+from models.ops.walk.schedule import Schedule
+
+
+class Pairs(NamedTuple):
+    """All pairs: query[pairs] and key[pairs] tokens; run r is the pairs run_start[r] … run_start[r + 1], of
+    the bank entry run_entry[r]; run_again[r] is 1 if an earlier run, in another chunk, has this entry."""
+
+    query: Tensor
+    key: Tensor
+    run_start: Tensor
+    run_entry: Tensor
+    run_again: Tensor
+
+
+class Groups(NamedTuple):
+    """Groups of P tokens: tokens[G, P] (−1 for none); in chunk c group g takes the steps bounds[c, g] …
+    bounds[c + 1, g], each the run step_run[S] and the pairs step_pair[S, P] (−1 for none)."""
+
+    tokens: Tensor
+    bounds: Tensor
+    step_run: Tensor
+    step_pair: Tensor
+
+
+class Tiles(NamedTuple):
+    """Tiles of rows (pair, sample), each within one run: its run[T], and its first row[T] in the run."""
+
+    run: Tensor
+    first: Tensor
+
+
+@dataclass(frozen=True)
+class PairOrder:
+    """The numbering of a schedule's pairs, on the host.
+
+    run         [pairs] the run of each pair
+    step        per side: [pairs] numbers that are equal for pairs that one step may join
+    chunk_pairs, chunk_runs   where each chunk begins, and the end
+    """
+
+    grid: OffsetGrid
+    pairs: Pairs
+    run: Tensor
+    step: dict[Side, Tensor]
+    chunk_pairs: tuple[int, ...]
+    chunk_runs: tuple[int, ...]
+
+    @property
+    def spans_chunks(self) -> bool:
+        """Whether a bank entry has runs in more than one chunk."""
+        return bool(self.pairs.run_again.any())
+
+    def groups(self, side: Side, size: int) -> Groups:
+        """Groups of up to `size` tokens of this side; those with most steps come first."""
+        tokens = _group_tokens(self.grid, size)
+        group = torch.empty(self.grid.num_tokens, dtype=torch.long)
+        place = torch.empty_like(group)
+        at = (tokens >= 0).nonzero()
+        group[tokens[at[:, 0], at[:, 1]]] = at[:, 0]
+        place[tokens[at[:, 0], at[:, 1]]] = at[:, 1]
+        token = (self.pairs.query if side == "query" else self.pairs.key).long()
+        stride = len(token) + 1
+        steps, step_of_pair = torch.unique(group[token] * stride + self.step[side], return_inverse=True)
+        step_run = torch.zeros(len(steps), dtype=torch.int32)
+        step_run[step_of_pair] = self.run.int()
+        step_pair = torch.full((len(steps), size), -1, dtype=torch.int32)
+        step_pair[step_of_pair, place[token]] = torch.arange(len(token), dtype=torch.int32)
+        marks = torch.arange(len(tokens))[None] * stride + torch.tensor(self.chunk_pairs)[:, None]
+        bounds = torch.searchsorted(steps, marks)
+        longest_first = torch.argsort(bounds[0] - bounds[-1], stable=True)
+        return Groups(tokens[longest_first].int(), bounds[:, longest_first].int(), step_run, step_pair)
+
+    def tiles(self, rows: int, batch: int) -> tuple[Tiles, tuple[int, ...]]:
+        """Tiles of `rows` rows, and where each chunk's begin, and the end."""
+        counts = (self.pairs.run_start.diff().long() * batch + rows - 1) // rows
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        run = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        first = (torch.arange(len(run)) - starts[run]) * rows
+        return Tiles(run.int(), first.int()), tuple(starts[list(self.chunk_runs)].tolist())
+
+
+def order_pairs(schedule: Schedule, chunk_pairs: int) -> PairOrder:
+    """Numbers the pairs, with at most `chunk_pairs` of them in a chunk, or one class (a causal sequence:
+    one offset) where that has more."""
+    return _order(schedule, max(1, chunk_pairs))
+
+
+@lru_cache(maxsize=64)
+def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
+    grid = schedule.grid
+    positions = torch.arange(grid.grid_tokens).view(grid.shape) + grid.class_token
+    sides: dict[Side, list[Tensor]] = {"query": [], "key": []}
+    steps: dict[Side, list[Tensor]] = {"query": [], "key": []}
+    run_start, run_entry, run_again, chunk_pair_starts, chunk_run_starts = [], [], [], [], []
+    seen: set[int] = set()
+    count = 0
+    for chunk in _chunks(_units(schedule), chunk_pairs):
+        chunk_pair_starts.append(count)
+        chunk_run_starts.append(len(run_entry))
+        for entry, blocks in chunk.items():
+            run_start.append(count)
+            run_entry.append(entry)
+            run_again.append(entry in seen)
+            for block in blocks:
+                rectangles = {"query": block.queries, "key": block.keys}
+                each = torch.arange(count, count + block.pairs)
+                for side, rectangle in rectangles.items():
+                    tokens = _cut(positions, rectangle)
+                    alone = rectangle is None  # the class token: one pair a step
+                    sides[side].append(tokens.expand(block.pairs))
+                    steps[side].append(each if alone else torch.full_like(each, count))
+                count += block.pairs
+        seen.update(chunk)
+    query, key = (_join(sides[side]).int() for side in ("query", "key"))
+    starts = torch.tensor([*run_start, count], dtype=torch.int32)
+    run = torch.repeat_interleave(torch.arange(len(run_entry)), starts.diff().long())
+    entries, again = (torch.tensor(numbers, dtype=torch.int32) for numbers in (run_entry, run_again))
+    return PairOrder(
+        grid,
+        Pairs(query, key, starts, entries, again),
+        run,
+        {side: _join(numbers) for side, numbers in steps.items()},
+        (*chunk_pair_starts, count),
+        (*chunk_run_starts, len(run_entry)),
+    )
+
+
+def _units(schedule: Schedule) -> list[tuple[Block, ...]]:
+    """What is not divided between chunks, in the order all programs share: whole classes, so that all
+    queries and all keys are in step; a causal sequence's offsets, nearest first, for the same reason."""
+    specials = [(block,) for block in schedule.special_blocks]
+    if not schedule.grid.causal:
+        return [*schedule.classes, *specials]
+    blocks = [block for blocks in schedule.classes for block in blocks]
+    return [(block,) for block in sorted(blocks, key=lambda block: block.queries or ())] + specials
+
+
+def _chunks(units: Sequence[tuple[Block, ...]], limit: int) -> list[dict[int, list[Block]]]:
+    """The blocks of each chunk by entry, in order of the entries' first appearance."""
+    chunks: list[dict[int, list[Block]]] = []
+    pairs = limit
+    for unit in units:
+        size = sum(block.pairs for block in unit)
+        if pairs + size > limit:
+            chunks.append({})
+            pairs = 0
+        pairs += size
+        for block in unit:
+            chunks[-1].setdefault(block.entry, []).append(block)
+    return chunks
+
+
+def _cut(positions: Tensor, rectangle: tuple[tuple[int, int], ...] | None) -> Tensor:
+    if rectangle is None:
+        return torch.zeros(1, dtype=torch.long)
+    return positions[tuple(slice(start, stop) for start, stop in rectangle)].flatten()
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+
+def _group_tokens(grid: OffsetGrid, size: int) -> Tensor:
+    """tokens[G, size]: rectangles of the grid, then the class token by itself; −1 where there is none."""
+    sides = _group_shape(grid.shape, size)
+    padded = [math.ceil(n / side) * side for n, side in zip(grid.shape, sides, strict=True)]
+    tokens = torch.full(padded, -1)
+    tokens[tuple(slice(n) for n in grid.shape)] = (
+        torch.arange(grid.grid_tokens).view(grid.shape) + grid.class_token
+    )
+    split = [length for n, side in zip(padded, sides, strict=True) for length in (n // side, side)]
+    outer = range(0, len(split), 2)
+    tokens = tokens.view(split).permute(*outer, *(d + 1 for d in outer)).reshape(-1, math.prod(sides))
+    table = torch.full((len(tokens) + grid.class_token, size), -1)
+    table[: len(tokens), : tokens.shape[1]] = tokens
+    if grid.class_token:
+        table[-1, 0] = 0
+    return table
+
+
+@lru_cache
+def _group_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """The rectangle of at most `size` tokens with the fewest steps: a class divides a group that lies
+    across one of its seams."""
+
+    def steps(sides: tuple[int, ...]) -> float:
+        groups = [math.ceil(n / side) for n, side in zip(shape, sides, strict=True)]
+        return math.prod(g + (n - g) / n for g, n in zip(groups, shape, strict=True))
+
+    powers = [1 << p for p in range(size.bit_length())]
+    candidates = [s for s in product(powers, repeat=len(shape)) if math.prod(s) <= size]
+    return min(candidates, key=steps)
+
+
+def mean_steps(grid: OffsetGrid, size: int) -> float:
+    """About how many steps a class takes over all groups of this size: the price of grouping."""
+    sides = _group_shape(grid.shape, size)
+    groups = [math.ceil(n / side) for n, side in zip(grid.shape, sides, strict=True)]
+    return math.prod(g + (n - g) / n for g, n in zip(groups, grid.shape, strict=True))
