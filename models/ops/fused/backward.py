@@ -1,0 +1,179 @@
+"""Triton kernels of the fused backward pass: no atomics, every sum in a fixed order.
+
+For each chunk of pairs, `pair_gradients` recomputes q, k and v and writes ∂q, ∂k, ∂v once;
+`bank_gradients` and `token_gradients` are products that sum over an entry's or a token's pairs in registers.
+"""
+
+import triton
+import triton.language as tl
+
+from models.ops.fused.forward import dot, head_sums, load_tile, per_head, project, project_two, store_tile
+
+
+@triton.jit(do_not_specialize=["first_tile", "first_pair", "first_run", "length"])
+def pair_gradients(
+    xq, xk, xv, wq, wk, wv, kept_q, kept_k, kept_v, query, key, run_start, run_entry, tile_run, tile_first,
+    lse, delta, grad, grad_q, grad_k, grad_v, B, first_tile, first_pair, first_run, scale, length,
+    CQ: tl.constexpr, CK: tl.constexpr, CV: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
+    Q_BANK: tl.constexpr, K_BANK: tl.constexpr, V_BANK: tl.constexpr, JOINT: tl.constexpr,
+    SLOTS: tl.constexpr, KEPT: tl.constexpr,
+    HP: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """∂q, ∂k, ∂v [pairs of the chunk, B, D] of BM rows (pair, sample) of one run, HP heads.
+
+    lse, delta [N, B, H] and grad [N, B, D] are the merged ones of the queries.
+    """
+    D: tl.constexpr = HEADS * E
+    WHOLE: tl.constexpr = EP == E
+    tile = first_tile + tl.program_id(0)
+    run = tl.load(tile_run + tile)
+    m = tl.load(tile_first + tile) + tl.arange(0, BM)
+    pair = tl.load(run_start + run) + m // B
+    b = m % B
+    ok = pair < tl.load(run_start + run + 1)
+    query_row = tl.load(query + pair, mask=ok, other=0) * B + b
+    key_row = tl.load(key + pair, mask=ok, other=0) * B + b
+    if SLOTS:
+        entry = (run - first_run).to(tl.int64)
+    else:
+        entry = tl.load(run_entry + run).to(tl.int64)
+    wide = tl.arange(0, HP * EP)
+    column = (tl.program_id(1) * HP + wide // EP) * E + wide % EP
+    real = wide % EP < E
+    head = tl.program_id(1) * HP + tl.arange(0, HP)
+    at = query_row[:, None] * HEADS + head[None, :]
+    pair_row = pair.to(tl.int64) * B + b
+    zero = tl.zeros([BM, HP * EP], tl.float32)
+    if not JOINT:  # the value is needed for one number a row only, so it goes first
+        if not V_BANK:
+            v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+        elif KEPT:
+            v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+        else:
+            v = project(xv, key_row, ok, wv + entry * CV * D, column, real, zero, length, CV, D, BK, WHOLE, PRECISION)
+        grad_weight = head_sums(v * load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32), BM, HP, EP)
+    if not Q_BANK:
+        q = load_tile(xq, query_row, ok, column, real, D, WHOLE).to(tl.float32)
+    elif KEPT:
+        q = load_tile(kept_q, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+    else:
+        q = project(xq, query_row, ok, wq + entry * CQ * D, column, real, zero, length, CQ, D, BK, WHOLE, PRECISION)
+        q = q.to(xq.dtype.element_ty)
+    if JOINT:
+        k, v = project_two(
+            xk, key_row, ok, wk + entry * CK * D, wv + entry * CV * D, column, real, zero, zero, length,
+            CK, D, BK, WHOLE, PRECISION,
+        )  # fmt: skip
+        grad_weight = head_sums(v * load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32), BM, HP, EP)
+    elif not K_BANK:
+        k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+    elif KEPT:
+        k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+    else:
+        k = project(xk, key_row, ok, wk + entry * CK * D, column, real, zero, length, CK, D, BK, WHOLE, PRECISION)
+    a = head_sums(q * k, BM, HP, EP) * scale
+    weight = tl.exp(a - tl.load(lse + at, mask=ok[:, None], other=float("inf")))
+    grad_a = weight * (grad_weight - tl.load(delta + at, mask=ok[:, None], other=0.0)) * scale
+    row = (pair - first_pair) * B + b
+    grad_a = per_head(grad_a, BM, HP, EP)
+    store_tile(grad_q, row, ok, column, real, D, WHOLE, grad_a * k)
+    store_tile(grad_k, row, ok, column, real, D, WHOLE, grad_a * q)
+    g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
+    store_tile(grad_v, row, ok, column, real, D, WHOLE, per_head(weight, BM, HP, EP) * g)
+
+
+@triton.jit(do_not_specialize=["first_pair", "first_run"])
+def bank_gradients(
+    x, d, tokens, run_start, run_entry, run_again, out, B, first_pair, first_run,
+    C: tl.constexpr, D: tl.constexpr, SPANS: tl.constexpr,
+    BC: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile [BC, BD] of one entry's gradient: Σ x[token]ᵀ·d[pair] over the rows (pair, sample) of its run.
+
+    With SPANS an entry that an earlier chunk has met is added to, else it is written.
+    """
+    run = first_run + tl.program_id(1)
+    tile = tl.program_id(0)
+    across: tl.constexpr = (D + BD - 1) // BD
+    c = tile // across * BC + tl.arange(0, BC)
+    e = tile % across * BD + tl.arange(0, BD)
+    start = tl.load(run_start + run)
+    rows = (tl.load(run_start + run + 1) - start) * B
+    acc = tl.zeros([BC, BD], tl.float32)
+    for first in range(0, rows, BR):
+        m = first + tl.arange(0, BR)
+        ok = m < rows
+        pair = start + m // B
+        row = tl.load(tokens + pair, mask=ok, other=0) * B + m % B
+        d_row = (pair - first_pair) * B + m % B
+        a = load_tile(x, row, ok, c, c < C, C, C % BC == 0)
+        g = load_tile(d, d_row, ok, e, e < D, D, D % BD == 0)
+        acc = dot(tl.trans(a), g, acc, PRECISION)
+    entry = tl.load(run_entry + run).to(tl.int64)
+    at = out + entry * C * D + c[:, None] * D + e[None, :]
+    inside = (c < C)[:, None] & (e < D)[None, :]
+    if SPANS:
+        acc += tl.load(at, mask=inside & (tl.load(run_again + run) != 0), other=0.0)
+    tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def back_project(
+    acc, d, row, ok, w, c, e,
+    C: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc + d[row, e]·w[c, e]ᵀ."""
+    g = load_tile(d, row, ok, e, e < D, D, D % BK == 0)
+    at = w + c[None, :] * D + e[:, None]
+    if D % BK == 0 and C % BC == 0:
+        b = tl.load(at)
+    else:
+        b = tl.load(at, mask=(c < C)[None, :] & (e < D)[:, None], other=0.0)
+    acc = dot(g, b, acc, PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["groups", "chunk", "first_pair", "first_run", "length"])
+def token_gradients(
+    d0, d1, w0, w1, tokens, bounds, step_run, step_pair, run_entry, out, B, groups, chunk, first_pair, first_run, length,
+    C: tl.constexpr, D: tl.constexpr, BANK: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
+    P: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds to out [N, B, C] of P tokens × BB samples, BC columns, the sum over the tokens' pairs in the
+    chunk of d[pair]·w[entry]ᵀ (of two such products with TWO), or of d[pair] itself without BANK."""
+    BM: tl.constexpr = P * BB
+    group = tl.program_id(0)
+    m = tl.arange(0, BM)
+    b = tl.program_id(2) * BB + m % BB
+    token = tl.load(tokens + group * P + m // BB)
+    own = (token >= 0) & (b < B)
+    row = token * B + b
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    at = out + row[:, None] * C + c[None, :]
+    inside = own[:, None] & (c < C)[None, :]
+    acc = tl.load(at, mask=inside, other=0.0)
+    first = tl.load(bounds + chunk * groups + group)
+    last = tl.load(bounds + (chunk + 1) * groups + group)
+    for step in range(first, last):
+        pair = tl.load(step_pair + step * P + m // BB)
+        ok = own & (pair >= 0)
+        d_row = (pair - first_pair) * B + b
+        if BANK:
+            run = tl.load(step_run + step)
+            if SLOTS:
+                entry = (run - first_run).to(tl.int64)
+            else:
+                entry = tl.load(run_entry + run).to(tl.int64)
+            skip = entry * C * D
+            for first_width in range(0, length, BK):
+                e = first_width + tl.arange(0, BK)
+                acc = back_project(acc, d0, d_row, ok, w0 + skip, c, e, C, D, BC, BK, PRECISION)
+                if TWO:
+                    acc = back_project(acc, d1, d_row, ok, w1 + skip, c, e, C, D, BC, BK, PRECISION)
+        else:
+            acc += load_tile(d0, d_row, ok, c, c < C, D, D % BC == 0).to(tl.float32)
+    # loaded again, not held in registers over the loop
+    token = tl.load(tokens + group * P + m // BB, volatile=True)
+    row = token * B + b
+    own = (token >= 0) & (b < B)
+    tl.store(out + row[:, None] * C + c[None, :], acc, mask=own[:, None] & (c < C)[None, :])
