@@ -14,7 +14,7 @@ from models.ops.fused.forward import dot, head_sums, load_tile, per_head, projec
 def pair_gradients(
     xq, xk, xv, wq, wk, wv, kept_q, kept_k, kept_v, query, key, run_start, run_entry, tile_run, tile_first,
     lse, delta, grad, grad_q, grad_k, grad_v, B, first_tile, first_pair, first_run, scale, length,
-    CQ: tl.constexpr, CK: tl.constexpr, CV: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
+    C: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
     Q_BANK: tl.constexpr, K_BANK: tl.constexpr, V_BANK: tl.constexpr, JOINT: tl.constexpr,
     SLOTS: tl.constexpr, KEPT: tl.constexpr,
     HP: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
@@ -50,19 +50,19 @@ def pair_gradients(
         elif KEPT:
             v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
         else:
-            v = project(xv, key_row, ok, wv + entry * CV * D, column, real, zero, length, CV, D, BK, WHOLE, PRECISION)
+            v = project(xv, key_row, ok, wv + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         grad_weight = head_sums(v * load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32), BM, HP, EP)
     if not Q_BANK:
         q = load_tile(xq, query_row, ok, column, real, D, WHOLE).to(tl.float32)
     elif KEPT:
         q = load_tile(kept_q, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
     else:
-        q = project(xq, query_row, ok, wq + entry * CQ * D, column, real, zero, length, CQ, D, BK, WHOLE, PRECISION)
+        q = project(xq, query_row, ok, wq + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         q = q.to(xq.dtype.element_ty)
     if JOINT:
         k, v = project_two(
-            xk, key_row, ok, wk + entry * CK * D, wv + entry * CV * D, column, real, zero, zero, length,
-            CK, D, BK, WHOLE, PRECISION,
+            xk, key_row, ok, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
+            C, D, BK, WHOLE, PRECISION,
         )  # fmt: skip
         grad_weight = head_sums(v * load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32), BM, HP, EP)
     elif not K_BANK:
@@ -70,7 +70,7 @@ def pair_gradients(
     elif KEPT:
         k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
     else:
-        k = project(xk, key_row, ok, wk + entry * CK * D, column, real, zero, length, CK, D, BK, WHOLE, PRECISION)
+        k = project(xk, key_row, ok, wk + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     a = head_sums(q * k, BM, HP, EP) * scale
     weight = tl.exp(a - tl.load(lse + at, mask=ok[:, None], other=float("inf")))
     grad_a = weight * (grad_weight - tl.load(delta + at, mask=ok[:, None], other=0.0)) * scale
@@ -113,7 +113,8 @@ def bank_gradients(
     at = out + entry * C * D + c[:, None] * D + e[None, :]
     inside = (c < C)[:, None] & (e < D)[None, :]
     if SPANS:
-        acc += tl.load(at, mask=inside & (tl.load(run_again + run) != 0), other=0.0)
+        if tl.load(run_again + run) != 0:
+            acc += tl.load(at, mask=inside, other=0.0)
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 
 

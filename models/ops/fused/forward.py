@@ -107,7 +107,7 @@ def cast_entries(bank, run_entry, out, first_run, SIZE: tl.constexpr, BLOCK: tl.
 def attend(
     xq, xk, xv, wq, wk, wv, tokens, bounds, step_run, step_pair, key, run_entry, kept_q, kept_k, kept_v, lse, out,
     B, groups, first_chunk, last_chunk, first_run, scale, length,
-    CQ: tl.constexpr, CK: tl.constexpr, CV: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
+    C: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
     Q_BANK: tl.constexpr, K_BANK: tl.constexpr, V_BANK: tl.constexpr, JOINT: tl.constexpr,
     SLOTS: tl.constexpr, KEEP: tl.constexpr, RESUME: tl.constexpr,
     HP: tl.constexpr, EP: tl.constexpr, P: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
@@ -156,16 +156,16 @@ def attend(
         key_row = tl.load(key + pair, mask=ok, other=0) * B + b
         if Q_BANK:
             zero = tl.zeros([BM, HP * EP], tl.float32)
-            q = project(xq, row, ok, wq + entry * CQ * D, column, real, zero, length, CQ, D, BK, WHOLE, PRECISION)
+            q = project(xq, row, ok, wq + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             q = q.to(xq.dtype.element_ty)  # fewer registers; backward rounds the same
         zero = tl.zeros([BM, HP * EP], tl.float32)
         if JOINT:
             k, v = project_two(
-                xk, key_row, ok, wk + entry * CK * D, wv + entry * CV * D, column, real, zero, zero, length,
-                CK, D, BK, WHOLE, PRECISION,
+                xk, key_row, ok, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
+                C, D, BK, WHOLE, PRECISION,
             )  # fmt: skip
         elif K_BANK:
-            k = project(xk, key_row, ok, wk + entry * CK * D, column, real, zero, length, CK, D, BK, WHOLE, PRECISION)
+            k = project(xk, key_row, ok, wk + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         else:
             k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
         a = head_sums(q * k, BM, HP, EP) * scale
@@ -184,7 +184,7 @@ def attend(
                 store_tile(kept_k, pair_row, ok, column, real, D, WHOLE, k)
         if not JOINT:
             if V_BANK:
-                v = project(xv, key_row, ok, wv + entry * CV * D, column, real, zero, length, CV, D, BK, WHOLE, PRECISION)
+                v = project(xv, key_row, ok, wv + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             else:
                 v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
         if KEEP and V_BANK:

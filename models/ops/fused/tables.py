@@ -4,7 +4,7 @@ All pairs of a schedule are numbered. The numbering is cut into *chunks*; inside
 bank entry are consecutive, a *run*. For products whose rows are tokens (a query with its keys, or a key
 with its queries), P neighbouring tokens form a *group*, and a group has a list of *steps*: a run, and the
 pair of each of its P tokens or −1. Groups take their steps in the same order, so that few bank entries are
-in use at any time and stay in the second-level cache. Tables are int32.
+in use at any time and stay in the second-level cache. Tables are int32 arrays on the host.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from models.offsets import Block, OffsetGrid
 from models.ops.walk.rows import Side
@@ -28,33 +27,33 @@ class Pairs(NamedTuple):
     """All pairs: query[pairs] and key[pairs] tokens; run r is the pairs run_start[r] … run_start[r + 1], of
     the bank entry run_entry[r]; run_again[r] is 1 if an earlier run, in another chunk, has this entry."""
 
-    query: Tensor
-    key: Tensor
-    run_start: Tensor
-    run_entry: Tensor
-    run_again: Tensor
+    query: np.ndarray
+    key: np.ndarray
+    run_start: np.ndarray
+    run_entry: np.ndarray
+    run_again: np.ndarray
 
 
 class Groups(NamedTuple):
     """Groups of P tokens: tokens[G, P] (−1 for none); in chunk c group g takes the steps bounds[c, g] …
     bounds[c + 1, g], each the run step_run[S] and the pairs step_pair[S, P] (−1 for none)."""
 
-    tokens: Tensor
-    bounds: Tensor
-    step_run: Tensor
-    step_pair: Tensor
+    tokens: np.ndarray
+    bounds: np.ndarray
+    step_run: np.ndarray
+    step_pair: np.ndarray
 
 
 class Tiles(NamedTuple):
     """Tiles of rows (pair, sample), each within one run: its run[T], and its first row[T] in the run."""
 
-    run: Tensor
-    first: Tensor
+    run: np.ndarray
+    first: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairOrder:
-    """The numbering of a schedule's pairs, on the host.
+    """The numbering of a schedule's pairs.
 
     run         [pairs] the run of each pair
     step        per side: [pairs] numbers that are equal for pairs that one step may join
@@ -63,8 +62,8 @@ class PairOrder:
 
     grid: OffsetGrid
     pairs: Pairs
-    run: Tensor
-    step: dict[Side, Tensor]
+    run: np.ndarray
+    step: dict[Side, np.ndarray]
     chunk_pairs: tuple[int, ...]
     chunk_runs: tuple[int, ...]
 
@@ -73,33 +72,34 @@ class PairOrder:
         """Whether a bank entry has runs in more than one chunk."""
         return bool(self.pairs.run_again.any())
 
-    def groups(self, side: Side, size: int) -> Groups:
-        """Groups of up to `size` tokens of this side; those with most steps come first."""
+    def groups(self, side: Side, size: int) -> tuple[Groups, tuple[int, ...]]:
+        """Groups of up to `size` tokens of this side, those with most steps first; and how many steps all
+        groups take before each chunk, and in the end."""
         tokens = _group_tokens(self.grid, size)
-        group = torch.empty(self.grid.num_tokens, dtype=torch.long)
-        place = torch.empty_like(group)
-        at = (tokens >= 0).nonzero()
-        group[tokens[at[:, 0], at[:, 1]]] = at[:, 0]
-        place[tokens[at[:, 0], at[:, 1]]] = at[:, 1]
-        token = (self.pairs.query if side == "query" else self.pairs.key).long()
+        group, place = np.zeros((2, self.grid.num_tokens), dtype=np.int64)
+        rows, columns = (tokens >= 0).nonzero()
+        group[tokens[rows, columns]], place[tokens[rows, columns]] = rows, columns
+        token = self.pairs.query if side == "query" else self.pairs.key
         stride = len(token) + 1
-        steps, step_of_pair = torch.unique(group[token] * stride + self.step[side], return_inverse=True)
-        step_run = torch.zeros(len(steps), dtype=torch.int32)
-        step_run[step_of_pair] = self.run.int()
-        step_pair = torch.full((len(steps), size), -1, dtype=torch.int32)
-        step_pair[step_of_pair, place[token]] = torch.arange(len(token), dtype=torch.int32)
-        marks = torch.arange(len(tokens))[None] * stride + torch.tensor(self.chunk_pairs)[:, None]
-        bounds = torch.searchsorted(steps, marks)
-        longest_first = torch.argsort(bounds[0] - bounds[-1], stable=True)
-        return Groups(tokens[longest_first].int(), bounds[:, longest_first].int(), step_run, step_pair)
+        steps, step_of_pair = np.unique(group[token] * stride + self.step[side], return_inverse=True)
+        step_run = np.zeros(len(steps), dtype=np.int32)
+        step_run[step_of_pair] = self.run
+        step_pair = np.full((len(steps), size), -1, dtype=np.int32)
+        step_pair[step_of_pair, place[token]] = np.arange(len(token))
+        marks = np.arange(len(tokens))[None] * stride + np.array(self.chunk_pairs)[:, None]
+        bounds = np.searchsorted(steps, marks)
+        longest_first = np.argsort(bounds[0] - bounds[-1], kind="stable")
+        taken = (bounds - bounds[0]).sum(1).tolist()
+        bounds = bounds[:, longest_first].astype(np.int32)
+        return Groups(tokens[longest_first].astype(np.int32), bounds, step_run, step_pair), tuple(taken)
 
     def tiles(self, rows: int, batch: int) -> tuple[Tiles, tuple[int, ...]]:
         """Tiles of `rows` rows, and where each chunk's begin, and the end."""
-        counts = (self.pairs.run_start.diff().long() * batch + rows - 1) // rows
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        run = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        first = (torch.arange(len(run)) - starts[run]) * rows
-        return Tiles(run.int(), first.int()), tuple(starts[list(self.chunk_runs)].tolist())
+        counts = (np.diff(self.pairs.run_start.astype(np.int64)) * batch + rows - 1) // rows
+        starts = np.concatenate([[0], counts.cumsum()])
+        run = np.repeat(np.arange(len(counts)), counts)
+        first = (np.arange(len(run)) - starts[run]) * rows
+        return Tiles(run.astype(np.int32), first.astype(np.int32)), tuple(starts[list(self.chunk_runs)].tolist())
 
 
 def order_pairs(schedule: Schedule, chunk_pairs: int) -> PairOrder:
@@ -111,9 +111,9 @@ def order_pairs(schedule: Schedule, chunk_pairs: int) -> PairOrder:
 @lru_cache(maxsize=64)
 def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
     grid = schedule.grid
-    positions = torch.arange(grid.grid_tokens).view(grid.shape) + grid.class_token
-    sides: dict[Side, list[Tensor]] = {"query": [], "key": []}
-    steps: dict[Side, list[Tensor]] = {"query": [], "key": []}
+    positions = np.arange(grid.grid_tokens).reshape(grid.shape) + grid.class_token
+    sides: dict[Side, list[np.ndarray]] = {"query": [], "key": []}
+    steps: dict[Side, list[np.ndarray]] = {"query": [], "key": []}
     run_start, run_entry, run_again, chunk_pair_starts, chunk_run_starts = [], [], [], [], []
     seen: set[int] = set()
     count = 0
@@ -126,22 +126,21 @@ def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
             run_again.append(entry in seen)
             for block in blocks:
                 rectangles = {"query": block.queries, "key": block.keys}
-                each = torch.arange(count, count + block.pairs)
+                each = np.arange(count, count + block.pairs)
                 for side, rectangle in rectangles.items():
                     tokens = _cut(positions, rectangle)
                     alone = rectangle is None  # the class token: one pair a step
-                    sides[side].append(tokens.expand(block.pairs))
-                    steps[side].append(each if alone else torch.full_like(each, count))
+                    sides[side].append(np.broadcast_to(tokens, block.pairs))
+                    steps[side].append(each if alone else np.full_like(each, count))
                 count += block.pairs
         seen.update(chunk)
-    query, key = (_join(sides[side]).int() for side in ("query", "key"))
-    starts = torch.tensor([*run_start, count], dtype=torch.int32)
-    run = torch.repeat_interleave(torch.arange(len(run_entry)), starts.diff().long())
-    entries, again = (torch.tensor(numbers, dtype=torch.int32) for numbers in (run_entry, run_again))
+    starts = np.array([*run_start, count], dtype=np.int32)
+    query, key = (_join(sides[side]).astype(np.int32) for side in ("query", "key"))
+    entries, again = (np.array(numbers, dtype=np.int32) for numbers in (run_entry, run_again))
     return PairOrder(
         grid,
         Pairs(query, key, starts, entries, again),
-        run,
+        np.repeat(np.arange(len(run_entry)), np.diff(starts)),
         {side: _join(numbers) for side, numbers in steps.items()},
         (*chunk_pair_starts, count),
         (*chunk_run_starts, len(run_entry)),
@@ -173,50 +172,43 @@ def _chunks(units: Sequence[tuple[Block, ...]], limit: int) -> list[dict[int, li
     return chunks
 
 
-def _cut(positions: Tensor, rectangle: tuple[tuple[int, int], ...] | None) -> Tensor:
+def _cut(positions: np.ndarray, rectangle: tuple[tuple[int, int], ...] | None) -> np.ndarray:
     if rectangle is None:
-        return torch.zeros(1, dtype=torch.long)
+        return np.zeros(1, dtype=np.int64)
     return positions[tuple(slice(start, stop) for start, stop in rectangle)].flatten()
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _group_tokens(grid: OffsetGrid, size: int) -> Tensor:
+def _group_tokens(grid: OffsetGrid, size: int) -> np.ndarray:
     """tokens[G, size]: rectangles of the grid, then the class token by itself; −1 where there is none."""
-    sides = _group_shape(grid.shape, size)
+    sides = group_shape(grid.shape, size)
     padded = [math.ceil(n / side) * side for n, side in zip(grid.shape, sides, strict=True)]
-    tokens = torch.full(padded, -1)
-    tokens[tuple(slice(n) for n in grid.shape)] = (
-        torch.arange(grid.grid_tokens).view(grid.shape) + grid.class_token
-    )
+    tokens = np.full(padded, -1)
+    inside = tuple(slice(n) for n in grid.shape)
+    tokens[inside] = np.arange(grid.grid_tokens).reshape(grid.shape) + grid.class_token
     split = [length for n, side in zip(padded, sides, strict=True) for length in (n // side, side)]
     outer = range(0, len(split), 2)
-    tokens = tokens.view(split).permute(*outer, *(d + 1 for d in outer)).reshape(-1, math.prod(sides))
-    table = torch.full((len(tokens) + grid.class_token, size), -1)
+    tokens = tokens.reshape(split).transpose(*outer, *(d + 1 for d in outer)).reshape(-1, math.prod(sides))
+    table = np.full((len(tokens) + grid.class_token, size), -1)
     table[: len(tokens), : tokens.shape[1]] = tokens
     if grid.class_token:
         table[-1, 0] = 0
     return table
 
 
+def mean_steps(shape: tuple[int, ...], sides: tuple[int, ...]) -> float:
+    """Steps of a class on a grid of this shape, in rectangles of these sides, on average: the seams of the
+    class divide the groups that lie across them."""
+    groups = [math.ceil(n / side) for n, side in zip(shape, sides, strict=True)]
+    return math.prod(g + (n - g) / n for g, n in zip(groups, shape, strict=True))
+
+
 @lru_cache
-def _group_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """The rectangle of at most `size` tokens with the fewest steps: a class divides a group that lies
-    across one of its seams."""
-
-    def steps(sides: tuple[int, ...]) -> float:
-        groups = [math.ceil(n / side) for n, side in zip(shape, sides, strict=True)]
-        return math.prod(g + (n - g) / n for g, n in zip(groups, shape, strict=True))
-
+def group_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """The rectangle of at most `size` tokens with the fewest steps."""
     powers = [1 << p for p in range(size.bit_length())]
     candidates = [s for s in product(powers, repeat=len(shape)) if math.prod(s) <= size]
-    return min(candidates, key=steps)
-
-
-def mean_steps(grid: OffsetGrid, size: int) -> float:
-    """About how many steps a class takes over all groups of this size: the price of grouping."""
-    sides = _group_shape(grid.shape, size)
-    groups = [math.ceil(n / side) for n, side in zip(grid.shape, sides, strict=True)]
-    return math.prod(g + (n - g) / n for g, n in zip(groups, grid.shape, strict=True))
+    return min(candidates, key=lambda sides: mean_steps(shape, sides))
