@@ -16,7 +16,7 @@ def pair_gradients(
     lse, delta, grad, grad_q, grad_k, grad_v, B, first_tile, first_pair, first_run, scale, length,
     C: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
     Q_BANK: tl.constexpr, K_BANK: tl.constexpr, V_BANK: tl.constexpr, JOINT: tl.constexpr,
-    SLOTS: tl.constexpr, KEPT: tl.constexpr,
+    SLOTS: tl.constexpr, KEPT: tl.constexpr, AGAIN: tl.constexpr,
     HP: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """∂q, ∂k, ∂v [pairs of the chunk, B, D] of BM rows (pair, sample) of one run, HP heads.
@@ -44,14 +44,20 @@ def pair_gradients(
     at = query_row[:, None] * HEADS + head[None, :]
     pair_row = pair.to(tl.int64) * B + b
     zero = tl.zeros([BM, HP * EP], tl.float32)
-    if not JOINT:  # the value is needed for one number a row only, so it goes first
-        if not V_BANK:
-            v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
-        elif KEPT:
-            v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
-        else:
-            v = project(xv, key_row, ok, wv + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
-        grad_weight = head_sums(v * load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32), BM, HP, EP)
+    if JOINT:
+        k, v = project_two(
+            xk, key_row, ok, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
+            C, D, BK, WHOLE, PRECISION,
+        )  # fmt: skip
+    elif not V_BANK:
+        v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+    elif KEPT:
+        v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+    else:
+        v = project(xv, key_row, ok, wv + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+    # of the value one number a row is needed, so it goes first and leaves its registers
+    g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
+    grad_weight = head_sums(v * g, BM, HP, EP)
     if not Q_BANK:
         q = load_tile(xq, query_row, ok, column, real, D, WHOLE).to(tl.float32)
     elif KEPT:
@@ -59,18 +65,13 @@ def pair_gradients(
     else:
         q = project(xq, query_row, ok, wq + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         q = q.to(xq.dtype.element_ty)
-    if JOINT:
-        k, v = project_two(
-            xk, key_row, ok, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
-            C, D, BK, WHOLE, PRECISION,
-        )  # fmt: skip
-        grad_weight = head_sums(v * load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32), BM, HP, EP)
-    elif not K_BANK:
-        k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
-    elif KEPT:
-        k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
-    else:
-        k = project(xk, key_row, ok, wk + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+    if not JOINT:
+        if not K_BANK:
+            k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+        elif KEPT:
+            k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+        else:
+            k = project(xk, key_row, ok, wk + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     a = head_sums(q * k, BM, HP, EP) * scale
     weight = tl.exp(a - tl.load(lse + at, mask=ok[:, None], other=float("inf")))
     grad_a = weight * (grad_weight - tl.load(delta + at, mask=ok[:, None], other=0.0)) * scale
@@ -78,7 +79,8 @@ def pair_gradients(
     grad_a = per_head(grad_a, BM, HP, EP)
     store_tile(grad_q, row, ok, column, real, D, WHOLE, grad_a * k)
     store_tile(grad_k, row, ok, column, real, D, WHOLE, grad_a * q)
-    g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
+    if AGAIN:  # loaded again, not held in registers
+        g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
     store_tile(grad_v, row, ok, column, real, D, WHOLE, per_head(weight, BM, HP, EP) * g)
 
 

@@ -185,7 +185,7 @@ def fused_backward(
         pair_gradients[stop.tile - start.tile, H * head // tile.columns](
             *sides.sources, *entries, *kept_qkv, table.query, table.key, table.run_start, table.run_entry,
             table.tile_run, table.tile_first, lse, delta, grad, *grads,
-            B, start.tile, start.pair, start.run, scale, sides.channels, sides.channels, H, E, *_banked(sides), tile.joint and sides.share and not kept, casts.needed, bool(kept),
+            B, start.tile, start.pair, start.run, scale, sides.channels, sides.channels, H, E, *_banked(sides), tile.joint and sides.share and not kept, casts.needed, bool(kept), tile.columns > head,
             tile.columns // head, head, tile.rows, tile.inner, exact,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

@@ -70,10 +70,13 @@ def choose_tiles(
         wide = head * _fitting_heads(heads, most // head)
         inner = 32 if card == "ampere" else 64
         rows = 128 if wide <= 128 else 64
-        one = Tile(rows, wide, inner, 8, 3, joint=wide <= 64)
+        attend = Tile(rows, wide, inner, 8, 3, joint=wide <= 64)
+        pairs = attend._replace(joint=True)
+        if wide > 64:
+            pairs = pairs._replace(stages=2) if card == "hopper" else pairs._replace(inner=32, stages=5)
         columns = 128 if card == "blackwell" else 256
         banks = Tile(128, columns, inner, 8, 3)
-        tiles = Tiles(one, one, _narrowed(banks, width * heads), _narrowed(Tile(128, 256, inner, 8, 2), channels))
+        tiles = Tiles(attend, pairs, _narrowed(banks, width * heads), _narrowed(Tile(128, 256, inner, 8, 2), channels))
     attend, tokens = (_grouped(tile, shape, batch) for tile in (tiles.attend, tiles.tokens))
     return Tiles(attend, tiles.pairs, tiles.banks, tokens)
 

@@ -1,0 +1,175 @@
+"""What the launches of the fused operators cost: the bytes and products of the kernels as they are written.
+
+Rows that do not exist read nothing but are multiplied; a tile reads its part of a bank entry once a step.
+Bytes of a chunk's ∂q, ∂k and ∂v are counted as device memory's, although small chunks stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from models.ops.fused.operators import (
+    BackwardCut,
+    BackwardTables,
+    ForwardCut,
+    ForwardTables,
+    Sides,
+    sides_of,
+    token_products,
+    unflatten_cuts,
+    unflatten_tiles,
+)
+from models.ops.fused.tiles import Tile, padded_width
+from models.ops.kernel_cost import COSTS, KernelCost
+
+FLOAT = 4  # bytes of a float32, and of an index
+
+
+class Shapes:
+    """The numbers that all kernels of a pass share."""
+
+    def __init__(self, sides: Sides, tables: ForwardTables | BackwardTables, heads: int) -> None:
+        source = sides.sources[0]
+        self.sides, self.size, self.heads = sides, source.element_size(), heads
+        self.N, self.B = source.shape[:2]
+        self.C, self.D = sides.channels, sides.width
+        self.padded = heads * padded_width(self.D // heads)
+        self.banked = sum(bank is not None for bank in sides.banks)
+        self.entry_bytes = self.C * self.D * self.size
+        self.pairs, self.runs = len(tables.key), len(tables.run_entry)
+        self.source_bytes = sum(s.numel() * s.element_size() for s in {id(s): s for s in sides.sources}.values())
+        self.casts = any(bank is not None and bank.element_size() != self.size for bank in sides.banks)
+
+    def cast(self, runs: int) -> Iterator[KernelCost]:
+        """The cast of the banks' entries that a launch needs."""
+        for bank in self.sides.banks if self.casts else ():
+            if bank is not None:
+                numbers = runs * self.C * self.D * (bank.element_size() + self.size)
+                yield KernelCost(numbers, numbers, 0)
+
+    def row_bytes(self, tile: Tile) -> int:
+        """Read of the sources for a row of pairs, by all the programs of its heads."""
+        programs = self.padded // tile.columns
+        banked = [bank is not None for bank in self.sides.banks]
+        reads = sum(banked) - (tile.joint and self.sides.share)
+        return (reads * programs * self.C + (3 - sum(banked)) * self.D) * self.size
+
+    def projected(self, rows: int, tile: Tile) -> int:
+        """Floating-point operations of the projections of so many rows, the padding included."""
+        inner = math.ceil(self.C / tile.inner) * tile.inner
+        return 2 * rows * inner * self.padded * self.banked
+
+
+def forward_cost(
+    sources: list[Tensor],
+    banks: list[Tensor],
+    tables: list[Tensor],
+    operands: list[int],
+    heads: int,
+    scale: float,
+    keep: bool,
+    cuts: list[int],
+    tiles: list[int],
+) -> list[KernelCost]:
+    """One `attend` a cut, after the casts it needs."""
+    table, (tile, *_) = ForwardTables(*tables), unflatten_tiles(tiles)
+    at = Shapes(sides_of(sources, banks, operands), table, heads)
+    costs, all_steps = [], max(len(table.step_run), 1)
+    for start, stop in pairwise(unflatten_cuts(ForwardCut, cuts)):
+        costs += at.cast(stop.run - start.run)
+        steps, runs = stop.steps - start.steps, stop.run - start.run
+        rows = at.pairs * at.B * steps // all_steps
+        programs = steps * math.ceil(at.B / tile.samples)
+        written = at.N * at.B * (at.D + heads) * FLOAT * (2 if start.chunk else 1)
+        written += rows * at.banked * at.D * at.size if keep else 0
+        memory = at.source_bytes + at.banked * runs * at.entry_bytes + written
+        indices = programs * (at.padded // tile.columns) * (1 + 2 * tile.rows) * FLOAT
+        cache = rows * at.row_bytes(tile) + programs * at.banked * at.entry_bytes + written + indices
+        costs.append(KernelCost(memory, cache, at.projected(programs * tile.rows, tile)))
+    return costs
+
+
+def backward_cost(
+    sources: list[Tensor],
+    banks: list[Tensor],
+    kept: list[Tensor],
+    lse: Tensor,
+    delta: Tensor,
+    grad: Tensor,
+    tables: list[Tensor],
+    operands: list[int],
+    scale: float,
+    spans: bool,
+    cuts: list[int],
+    tiles: list[int],
+) -> list[KernelCost]:
+    """Per chunk: casts, `pair_gradients`, `bank_gradients` of each bank, `token_gradients` of each source and
+    side; and the zeros that ∂sources begin with."""
+    tile, bank_tile, token_tile = unflatten_tiles(tiles)
+    at = Shapes(sides_of(sources, banks, operands), BackwardTables(*tables), lse.shape[2])
+    zeros = [s.numel() * FLOAT for s in sources]
+    costs = [KernelCost(bytes, bytes, 0) for bytes in zeros]
+    for start, stop in pairwise(unflatten_cuts(BackwardCut, cuts)):
+        runs, rows = stop.run - start.run, (stop.pair - start.pair) * at.B
+        tile_rows = (stop.tile - start.tile) * tile.rows
+        costs += at.cast(runs)
+        costs.append(_pair_cost(at, tile, runs, rows, tile_rows, bool(kept)))
+        for bank in at.sides.banks:
+            if bank is not None:
+                costs.append(_bank_cost(at, bank_tile, runs, rows, tile_rows, 2 if spans else 1))
+        for first, second in token_products(at.sides):
+            steps = stop.key_steps - start.key_steps if first else stop.query_steps - start.query_steps
+            operands_here = 1 if second is None else 2
+            banked = at.sides.banks[first] is not None
+            costs.append(_token_cost(at, token_tile, steps, runs, rows, operands_here, banked))
+    return costs
+
+
+def _pair_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, kept: bool) -> KernelCost:
+    passed = rows * at.D * at.size * 3  # ∂q, ∂k, ∂v
+    loads = 2 if tile.columns > padded_width(at.D // at.heads) else 1  # of ∂out
+    grads = rows * (loads * at.D * at.size + 2 * at.heads * FLOAT)
+    indices = tile_rows * 2 * FLOAT * (at.padded // tile.columns)
+    if kept:
+        read = rows * 3 * at.D * at.size
+        return KernelCost(read + at.source_bytes + passed, read + grads + passed + indices, 0)
+    tile = tile._replace(joint=tile.joint and at.sides.share)
+    entries = tile_rows // tile.rows * at.banked * at.entry_bytes
+    memory = 2 * at.source_bytes + at.banked * runs * at.entry_bytes + passed
+    cache = rows * at.row_bytes(tile) + entries + grads + passed + indices
+    return KernelCost(memory, cache, at.projected(tile_rows, tile))
+
+
+def _bank_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, passes: int) -> KernelCost:
+    """tile_rows: the rows with those that fill the last tile of each run (of pair_gradients, no fewer)."""
+    down, across = math.ceil(at.C / tile.rows), math.ceil(at.D / tile.columns)
+    written = runs * at.C * at.D * FLOAT * (2 * passes - 1)
+    memory = at.N * at.B * at.C * at.size + rows * at.D * at.size + written
+    cache = rows * (across * at.C + down * at.D) * at.size + down * across * rows * FLOAT + written
+    return KernelCost(memory, cache, 2 * tile_rows * down * tile.rows * across * tile.columns)
+
+
+def _token_cost(
+    at: Shapes, tile: Tile, steps: int, runs: int, rows: int, operands: int, banked: bool
+) -> KernelCost:
+    if not banked:
+        summed = 2 * at.N * at.B * at.D * FLOAT
+        return KernelCost(rows * at.D * at.size + summed, rows * (at.D * at.size + FLOAT) + summed, 0)
+    across = math.ceil(at.C / tile.columns)
+    programs = steps * math.ceil(at.B / tile.samples)
+    summed = 2 * at.N * at.B * at.C * FLOAT
+    read = rows * at.D * at.size * operands
+    memory = read + operands * runs * at.entry_bytes + summed
+    indices = programs * across * tile.rows * FLOAT
+    cache = across * read + programs * operands * at.entry_bytes + summed + indices
+    inner = math.ceil(at.D / tile.inner) * tile.inner
+    return KernelCost(memory, cache, 2 * programs * tile.rows * across * tile.columns * inner * operands)
+
+
+COSTS[torch.ops.translution.fused_forward.default] = forward_cost
+COSTS[torch.ops.translution.fused_backward.default] = backward_cost
