@@ -4,10 +4,21 @@ For each chunk of pairs, `pair_gradients` recomputes q, k and v and writes ∂q,
 `bank_gradients` and `token_gradients` are products that sum over an entry's or a token's pairs in registers.
 """
 
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 
-from models.ops.fused.forward import dot, head_sums, load_tile, per_head, project, project_two, store_tile
+from models.ops.fused.forward import (
+    dot,
+    entry_of,
+    head_sums,
+    load_tile,
+    per_head,
+    project,
+    project_two,
+    store_tile,
+)
 
 
 @triton.jit(do_not_specialize=["first_tile", "first_pair", "first_run", "length"])
@@ -33,10 +44,7 @@ def pair_gradients(
     ok = pair < tl.load(run_start + run + 1)
     query_row = tl.load(query + pair, mask=ok, other=0) * B + b
     key_row = tl.load(key + pair, mask=ok, other=0) * B + b
-    if SLOTS:
-        entry = (run - first_run).to(tl.int64)
-    else:
-        entry = tl.load(run_entry + run).to(tl.int64)
+    entry = entry_of(run, run_entry, first_run, SLOTS)
     wide = tl.arange(0, HP * EP)
     column = (tl.program_id(1) * HP + wide // EP) * E + wide % EP
     real = wide % EP < E
@@ -54,7 +62,8 @@ def pair_gradients(
     elif KEPT:
         v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
     else:
-        v = project(xv, key_row, ok, wv + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+        w = wv + entry * C * D
+        v = project(xv, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     # of the value one number a row is needed, so it goes first and leaves its registers
     g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
     grad_weight = head_sums(v * g, BM, HP, EP)
@@ -63,7 +72,8 @@ def pair_gradients(
     elif KEPT:
         q = load_tile(kept_q, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
     else:
-        q = project(xq, query_row, ok, wq + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+        w = wq + entry * C * D
+        q = project(xq, query_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         q = q.to(xq.dtype.element_ty)
     if not JOINT:
         if not K_BANK:
@@ -71,7 +81,8 @@ def pair_gradients(
         elif KEPT:
             k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
         else:
-            k = project(xk, key_row, ok, wk + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+            w = wk + entry * C * D
+            k = project(xk, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     a = head_sums(q * k, BM, HP, EP) * scale
     weight = tl.exp(a - tl.load(lse + at, mask=ok[:, None], other=float("inf")))
     grad_a = weight * (grad_weight - tl.load(delta + at, mask=ok[:, None], other=0.0)) * scale
@@ -84,16 +95,29 @@ def pair_gradients(
     store_tile(grad_v, row, ok, column, real, D, WHOLE, per_head(weight, BM, HP, EP) * g)
 
 
-@triton.jit(do_not_specialize=["first_pair", "first_run"])
+@triton.jit(do_not_specialize=["d_rows", "first_pair", "first_run"])
 def bank_gradients(
-    x, d, tokens, run_start, run_entry, run_again, out, B, first_pair, first_run,
-    C: tl.constexpr, D: tl.constexpr, SPANS: tl.constexpr,
-    BC: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
+    x, d, query, key, run_start, run_entry, run_again, out_q, out_k, out_v, B, d_rows, first_pair, first_run,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    SPANS: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile [BC, BD] of one entry's gradient: Σ x[token]ᵀ·d[pair] over the rows (pair, sample) of its run.
 
-    With SPANS an entry that an earlier chunk has met is added to, else it is written.
+    For up to three banks over one source: FIRST, SECOND, THIRD are their operands (0 q, 1 k, 2 v), d holds
+    ∂q, ∂k and ∂v of d_rows rows each. With SPANS an entry that an earlier chunk has met is added to, else
+    it is written.
     """
+    part = tl.program_id(2)
+    operand = tl.where(part == 0, FIRST, tl.where(part == 1, SECOND, THIRD))
+    tokens = query
+    out = out_q
+    if operand == 1:
+        out = out_k
+    if operand == 2:
+        out = out_v
+    if operand > 0:
+        tokens = key
+    d += operand.to(tl.int64) * d_rows * D
     run = first_run + tl.program_id(1)
     tile = tl.program_id(0)
     across: tl.constexpr = (D + BD - 1) // BD
@@ -114,7 +138,7 @@ def bank_gradients(
     entry = tl.load(run_entry + run).to(tl.int64)
     at = out + entry * C * D + c[:, None] * D + e[None, :]
     inside = (c < C)[:, None] & (e < D)[None, :]
-    if SPANS:
+    if SPANS:  # noqa: SIM102 (one is of the compiler, one of the program)
         if tl.load(run_again + run) != 0:
             acc += tl.load(at, mask=inside, other=0.0)
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
@@ -138,7 +162,8 @@ def back_project(
 
 @triton.jit(do_not_specialize=["groups", "chunk", "first_pair", "first_run", "length"])
 def token_gradients(
-    d0, d1, w0, w1, tokens, bounds, step_run, step_pair, run_entry, out, B, groups, chunk, first_pair, first_run, length,
+    d0, d1, w0, w1, tokens, bounds, step_run, step_pair, run_entry, out, B, groups, chunk,
+    first_pair, first_run, length,
     C: tl.constexpr, D: tl.constexpr, BANK: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
     P: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -163,10 +188,7 @@ def token_gradients(
         d_row = (pair - first_pair) * B + b
         if BANK:
             run = tl.load(step_run + step)
-            if SLOTS:
-                entry = (run - first_run).to(tl.int64)
-            else:
-                entry = tl.load(run_entry + run).to(tl.int64)
+            entry = entry_of(run, run_entry, first_run, SLOTS)
             skip = entry * C * D
             for first_width in range(0, length, BK):
                 e = first_width + tl.arange(0, BK)

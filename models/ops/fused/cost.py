@@ -13,12 +13,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from models.ops.fused.operators import (
+from models.ops.fused import operators  # noqa: F401 (registers what COSTS is keyed by)
+from models.ops.fused.arguments import (
     BackwardCut,
     BackwardTables,
     ForwardCut,
     ForwardTables,
     Sides,
+    bank_products,
     sides_of,
     token_products,
     unflatten_cuts,
@@ -42,7 +44,7 @@ class Shapes:
         self.banked = sum(bank is not None for bank in sides.banks)
         self.entry_bytes = self.C * self.D * self.size
         self.pairs, self.runs = len(tables.key), len(tables.run_entry)
-        self.source_bytes = sum(s.numel() * s.element_size() for s in {id(s): s for s in sides.sources}.values())
+        self.source_bytes = sum(s.nbytes for s in {id(s): s for s in sides.sources}.values())
         self.casts = any(bank is not None and bank.element_size() != self.size for bank in sides.banks)
 
     def cast(self, runs: int) -> Iterator[KernelCost]:
@@ -108,8 +110,8 @@ def backward_cost(
     cuts: list[int],
     tiles: list[int],
 ) -> list[KernelCost]:
-    """Per chunk: casts, `pair_gradients`, `bank_gradients` of each bank, `token_gradients` of each source and
-    side; and the zeros that ∂sources begin with."""
+    """The zeros that ∂sources begin with; per chunk: casts, `pair_gradients`, `bank_gradients` of each
+    source, `token_gradients` of each source and side."""
     tile, bank_tile, token_tile = unflatten_tiles(tiles)
     at = Shapes(sides_of(sources, banks, operands), BackwardTables(*tables), lse.shape[2])
     zeros = [s.numel() * FLOAT for s in sources]
@@ -119,9 +121,8 @@ def backward_cost(
         tile_rows = (stop.tile - start.tile) * tile.rows
         costs += at.cast(runs)
         costs.append(_pair_cost(at, tile, runs, rows, tile_rows, bool(kept)))
-        for bank in at.sides.banks:
-            if bank is not None:
-                costs.append(_bank_cost(at, bank_tile, runs, rows, tile_rows, 2 if spans else 1))
+        for _, parts in bank_products(at.sides):
+            costs.append(_bank_cost(at, bank_tile, runs, rows, tile_rows, len(parts), spans))
         for first, second in token_products(at.sides):
             steps = stop.key_steps - start.key_steps if first else stop.query_steps - start.query_steps
             operands_here = 1 if second is None else 2
@@ -145,13 +146,16 @@ def _pair_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, kep
     return KernelCost(memory, cache, at.projected(tile_rows, tile))
 
 
-def _bank_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, passes: int) -> KernelCost:
+def _bank_cost(
+    at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, parts: int, spans: bool
+) -> KernelCost:
     """tile_rows: the rows with those that fill the last tile of each run (of pair_gradients, no fewer)."""
     down, across = math.ceil(at.C / tile.rows), math.ceil(at.D / tile.columns)
-    written = runs * at.C * at.D * FLOAT * (2 * passes - 1)
-    memory = at.N * at.B * at.C * at.size + rows * at.D * at.size + written
-    cache = rows * (across * at.C + down * at.D) * at.size + down * across * rows * FLOAT + written
-    return KernelCost(memory, cache, 2 * tile_rows * down * tile.rows * across * tile.columns)
+    written = runs * at.C * at.D * FLOAT * (2 if spans else 1)
+    memory = at.N * at.B * at.C * at.size + parts * (rows * at.D * at.size + written)
+    read = rows * (across * at.C + down * at.D) * at.size + down * across * rows * FLOAT
+    flops = 2 * tile_rows * down * tile.rows * across * tile.columns
+    return KernelCost(memory, parts * (read + written), parts * flops)
 
 
 def _token_cost(

@@ -4,11 +4,12 @@ Rows of a tile are tokens (or pairs) × samples, its columns the widths of HP he
 padded to EP. CAST: the interpreter's dot of bfloat16 multiplies raw bits, so it is given float32.
 """
 
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-CAST = tl.constexpr(INTERPRETED)
+CAST = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
@@ -18,6 +19,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def entry_of(run, run_entry, first_run, SLOTS: tl.constexpr):
+    """The entry of a run, int64: with SLOTS the bank holds the entries of the runs from first_run on."""
+    return (run - first_run).to(tl.int64) if SLOTS else tl.load(run_entry + run).to(tl.int64)
 
 
 @triton.jit
@@ -105,8 +112,8 @@ def cast_entries(bank, run_entry, out, first_run, SIZE: tl.constexpr, BLOCK: tl.
 
 @triton.jit(do_not_specialize=["groups", "first_chunk", "last_chunk", "first_run", "length"])
 def attend(
-    xq, xk, xv, wq, wk, wv, tokens, bounds, step_run, step_pair, key, run_entry, kept_q, kept_k, kept_v, lse, out,
-    B, groups, first_chunk, last_chunk, first_run, scale, length,
+    xq, xk, xv, wq, wk, wv, tokens, bounds, step_run, step_pair, key, run_entry, kept_q, kept_k, kept_v, lse,
+    out, B, groups, first_chunk, last_chunk, first_run, scale, length,
     C: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
     Q_BANK: tl.constexpr, K_BANK: tl.constexpr, V_BANK: tl.constexpr, JOINT: tl.constexpr,
     SLOTS: tl.constexpr, KEEP: tl.constexpr, RESUME: tl.constexpr,
@@ -117,7 +124,7 @@ def attend(
 
     q, k and v of a step stay in registers; the online softmax is the epilogue of their products. Writes
     lse [N, B, H] and the normalised out [N, B, D], float32; with RESUME it goes on from what they hold.
-    SLOTS: banks hold the entries of the runs from first_run on. JOINT: keys and values share their rows.
+    JOINT: keys and values are projected together, from one source. KEEP: the projected ones are stored.
     """
     D: tl.constexpr = HEADS * E
     WHOLE: tl.constexpr = EP == E
@@ -147,16 +154,14 @@ def attend(
     last = tl.load(bounds + last_chunk * groups + group)
     for step in range(first, last):
         run = tl.load(step_run + step)
-        if SLOTS:
-            entry = (run - first_run).to(tl.int64)
-        else:
-            entry = tl.load(run_entry + run).to(tl.int64)
+        entry = entry_of(run, run_entry, first_run, SLOTS)
         pair = tl.load(step_pair + step * P + m // BB)
         ok = own & (pair >= 0)
         key_row = tl.load(key + pair, mask=ok, other=0) * B + b
         if Q_BANK:
             zero = tl.zeros([BM, HP * EP], tl.float32)
-            q = project(xq, row, ok, wq + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+            w = wq + entry * C * D
+            q = project(xq, row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             q = q.to(xq.dtype.element_ty)  # fewer registers; backward rounds the same
         zero = tl.zeros([BM, HP * EP], tl.float32)
         if JOINT:
@@ -165,7 +170,8 @@ def attend(
                 C, D, BK, WHOLE, PRECISION,
             )  # fmt: skip
         elif K_BANK:
-            k = project(xk, key_row, ok, wk + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+            w = wk + entry * C * D
+            k = project(xk, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         else:
             k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
         a = head_sums(q * k, BM, HP, EP) * scale
@@ -184,7 +190,8 @@ def attend(
                 store_tile(kept_k, pair_row, ok, column, real, D, WHOLE, k)
         if not JOINT:
             if V_BANK:
-                v = project(xv, key_row, ok, wv + entry * C * D, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+                w = wv + entry * C * D
+                v = project(xv, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             else:
                 v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
         if KEEP and V_BANK:

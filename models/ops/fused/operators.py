@@ -1,98 +1,33 @@
 """The fused pass as two operators of torch.library, with the launches of their kernels.
 
-Operators take flat lists. `operands` are (source, bank) of q, k and v, −1 for no bank; `cuts` holds a row of
-numbers for each boundary between launches (`ForwardCut`, `BackwardCut`); `tiles` are those of `Tiles`, in
-order; `tables` those of `ForwardTables` and `BackwardTables`.
+They take flat lists (see arguments.py): `operands` are (source, bank) of q, k and v, −1 for no bank; `cuts`
+hold a `ForwardCut` or `BackwardCut` for each boundary between launches; `tiles` are the `Tile` of each
+kernel, and `tables` are `ForwardTables` or `BackwardTables`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from importlib import import_module
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.ops.fused.tiles import Tile, padded_width
-
-
-class ForwardTables(NamedTuple):
-    tokens: Tensor
-    bounds: Tensor
-    step_run: Tensor
-    step_pair: Tensor
-    key: Tensor
-    run_entry: Tensor
-
-
-class BackwardTables(NamedTuple):
-    query: Tensor
-    key: Tensor
-    run_start: Tensor
-    run_entry: Tensor
-    run_again: Tensor
-    tile_run: Tensor
-    tile_first: Tensor
-    query_tokens: Tensor
-    query_bounds: Tensor
-    query_step_run: Tensor
-    query_step_pair: Tensor
-    key_tokens: Tensor
-    key_bounds: Tensor
-    key_step_run: Tensor
-    key_step_pair: Tensor
-
-
-class ForwardCut(NamedTuple):
-    """Where a launch begins: its chunk, its first run, and the steps that all groups took before."""
-
-    chunk: int
-    run: int
-    steps: int
-
-
-class BackwardCut(NamedTuple):
-    """Where a chunk begins: its first pair, run and tile, and the steps of both sides before."""
-
-    pair: int
-    run: int
-    tile: int
-    query_steps: int
-    key_steps: int
-
-
-class Sides(NamedTuple):
-    """The three operands: their sources and banks, C of the projected ones (0 if none is), and D."""
-
-    sources: tuple[Tensor, Tensor, Tensor]
-    banks: tuple[Tensor | None, Tensor | None, Tensor | None]
-    channels: int
-    width: int
-
-    @property
-    def share(self) -> bool:
-        """Whether keys and values are projections of the same rows."""
-        return self.banks[1] is not None and self.banks[2] is not None and self.sources[1] is self.sources[2]
-
-
-def sides_of(sources: Sequence[Tensor], banks: Sequence[Tensor], operands: Sequence[int]) -> Sides:
-    chosen = [sources[s] for s in operands[::2]]
-    projected = [None if b < 0 else banks[b] for b in operands[1::2]]
-    width = (chosen[0] if projected[0] is None else projected[0]).shape[2]
-    channels = max((bank.shape[1] for bank in projected if bank is not None), default=0)
-    return Sides(tuple(chosen), tuple(projected), channels, width)  # pyright: ignore[reportArgumentType]
-
-
-def unflatten_tiles(tiles: Sequence[int]) -> list[Tile]:
-    size = len(Tile._fields)
-    return [Tile(*tiles[i : i + size])._replace(joint=bool(tiles[i + size - 1])) for i in range(0, len(tiles), size)]
-
-
-def unflatten_cuts(kind: type[Any], cuts: Sequence[int]) -> list[Any]:
-    size = len(kind._fields)
-    return [kind(*cuts[i : i + size]) for i in range(0, len(cuts), size)]
+from models.ops.fused.arguments import (
+    BackwardCut,
+    BackwardTables,
+    ForwardCut,
+    ForwardTables,
+    Sides,
+    bank_products,
+    sides_of,
+    token_products,
+    unflatten_cuts,
+    unflatten_tiles,
+)
+from models.ops.fused.tiles import padded_width
 
 
 @torch.library.custom_op("translution::fused_forward", mutates_args=())
@@ -108,22 +43,26 @@ def fused_forward(
     tiles: list[int],
 ) -> list[Tensor]:
     """lse [N, B, H], out [N, B, H, E], and with `keep` the projected ones of q, k, v, [pairs, B, H, E]."""
-    from models.ops.fused.forward import attend
-
+    attend = _kernel("forward", "attend")
     sources = [source.contiguous() for source in sources]
-    sides, table, (tile, *_) = sides_of(sources, banks, operands), ForwardTables(*tables), unflatten_tiles(tiles)
+    sides, table, (tile, *_) = (
+        sides_of(sources, banks, operands),
+        ForwardTables(*tables),
+        unflatten_tiles(tiles),
+    )
     lse, out, *kept = _forward_results(sides, table, heads, keep)
-    N, B, H = lse.shape
-    E = sides.width // heads
+    (B, H), E = lse.shape[1:], sides.width // heads
+    head = padded_width(E)
     stored = iter(kept)
     kept_qkv = [next(stored, lse) if keep and bank is not None else lse for bank in sides.banks]
-    grid = (len(table.tokens), H * padded_width(E) // tile.columns, math.ceil(B / tile.samples))
+    grid = (len(table.tokens), H * head // tile.columns, math.ceil(B / tile.samples))
     casts = Casts(sides, table.run_entry)
     for start, stop in pairwise(unflatten_cuts(ForwardCut, cuts)):
         attend[grid](
             *sides.sources, *casts.of_runs(start.run, stop.run), *table, *kept_qkv, lse, out,
-            B, len(table.tokens), start.chunk, stop.chunk, start.run, scale, sides.channels, sides.channels, H, E, *_banked(sides), tile.joint and sides.share, casts.needed, keep, start.chunk > 0,
-            tile.columns // padded_width(E), padded_width(E), tile.rows // tile.samples, tile.samples, tile.inner,
+            B, len(table.tokens), start.chunk, stop.chunk, start.run, scale, sides.channels, sides.channels,
+            H, E, *_banked(sides), bool(tile.joint) and sides.share, casts.needed, keep, start.chunk > 0,
+            tile.columns // head, head, tile.rows // tile.samples, tile.samples, tile.inner,
             precision(sources[0]), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return [lse, out, *kept]
@@ -161,8 +100,8 @@ def fused_backward(
     tiles: list[int],
 ) -> list[Tensor]:
     """∂sources [N, B, C], float32, then ∂banks [K, C, D]; `spans`: an entry may occur in several chunks."""
-    from models.ops.fused.backward import bank_gradients, pair_gradients, token_gradients
-
+    names = ("pair_gradients", "bank_gradients", "token_gradients")
+    pair_gradients, bank_gradients, token_gradients = (_kernel("backward", name) for name in names)
     sources = [source.contiguous() for source in sources]
     lse, delta, grad = lse.contiguous(), delta.contiguous(), grad.contiguous()
     sides, table = sides_of(sources, banks, operands), BackwardTables(*tables)
@@ -175,7 +114,8 @@ def fused_backward(
     new = torch.empty_like if whole else torch.zeros_like
     grad_banks = [new(bank, dtype=torch.float32 if spans else bank.dtype) for bank in banks]
     most = max((stop.pair - start.pair for start, stop in pairwise(chunks)), default=0)
-    grads = [sources[0].new_empty((most, B, D)) for _ in "qkv"]
+    grads = sources[0].new_empty((3, most, B, D))  # ∂q, ∂k, ∂v of a chunk's pairs
+    outputs = [lse if b < 0 else grad_banks[b] for b in operands[1::2]]
     stored = iter(kept)
     kept_qkv = [next(stored, lse) if kept and bank is not None else lse for bank in sides.banks]
     casts = Casts(sides, table.run_entry)
@@ -185,18 +125,18 @@ def fused_backward(
         pair_gradients[stop.tile - start.tile, H * head // tile.columns](
             *sides.sources, *entries, *kept_qkv, table.query, table.key, table.run_start, table.run_entry,
             table.tile_run, table.tile_first, lse, delta, grad, *grads,
-            B, start.tile, start.pair, start.run, scale, sides.channels, sides.channels, H, E, *_banked(sides), tile.joint and sides.share and not kept, casts.needed, bool(kept), tile.columns > head,
+            B, start.tile, start.pair, start.run, scale, sides.channels, sides.channels, H, E,
+            *_banked(sides), bool(tile.joint) and sides.share and not kept, casts.needed, bool(kept),
+            tile.columns > head,
             tile.columns // head, head, tile.rows, tile.inner, exact,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
-        for i, (source, bank) in enumerate(zip(sides.sources, sides.banks, strict=True)):
-            if bank is None:
-                continue
-            C = source.shape[2]
-            bank_gradients[math.ceil(C / bank_tile.rows) * math.ceil(D / bank_tile.columns), runs](
-                source, grads[i], table.key if i else table.query, table.run_start, table.run_entry, table.run_again,
-                grad_banks[operands[2 * i + 1]], B, start.pair, start.run,
-                C, D, spans, bank_tile.rows, bank_tile.columns, bank_tile.inner, exact,
+        for source, parts in bank_products(sides):
+            blocks = math.ceil(sides.channels / bank_tile.rows) * math.ceil(D / bank_tile.columns)
+            bank_gradients[blocks, runs, len(parts)](
+                source, grads, table.query, table.key, table.run_start, table.run_entry, table.run_again,
+                *outputs, B, most * B, start.pair, start.run,
+                *(parts * 3)[:3], sides.channels, D, spans, *bank_tile[:3], exact,
                 num_warps=bank_tile.warps, num_stages=bank_tile.stages,
             )  # fmt: skip
         for first, second in token_products(sides):
@@ -208,7 +148,7 @@ def fused_backward(
                 grads[first], grads[last], entries[first], entries[last], *groups, table.run_entry,
                 grad_sources[operands[2 * first]], B, len(groups[0]), number, start.pair, start.run, D,
                 C, D, sides.banks[first] is not None, second is not None, casts.needed,
-                token_tile.rows // token_tile.samples, token_tile.samples, token_tile.columns, token_tile.inner, exact,
+                token_tile.rows // token_tile.samples, token_tile.samples, *token_tile[1:3], exact,
                 num_warps=token_tile.warps, num_stages=token_tile.stages,
             )  # fmt: skip
     return grad_sources + [g.to(bank.dtype) for g, bank in zip(grad_banks, banks, strict=True)]
@@ -220,20 +160,15 @@ def _(sources, banks, kept, lse, delta, grad, tables, operands, scale, spans, cu
     return grad_sources + [torch.empty_like(bank) for bank in banks]
 
 
-def token_products(sides: Sides) -> Iterator[tuple[int, int | None]]:
-    """The operands whose gradients are summed into a source by one launch: k and v of one source together."""
-    yield 0, None
-    if sides.share:
-        yield 1, 2
-    else:
-        yield 1, None
-        yield 2, None
-
-
 def precision(source: Tensor) -> str:
     """Of the products of float32 sources."""
     tf32 = source.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
+
+
+def _kernel(module: str, name: str) -> Any:
+    """A Triton kernel, imported at its first launch: who launches none needs no triton."""
+    return getattr(import_module(f"models.ops.fused.{module}"), name)
 
 
 def _banked(sides: Sides) -> list[bool]:
@@ -241,7 +176,7 @@ def _banked(sides: Sides) -> list[bool]:
 
 
 class Casts:
-    """The entries that a launch needs, in the sources' dtype: the banks themselves, or a cast of its runs'."""
+    """The entries that a launch needs, in the sources' dtype: the banks, or a cast of its runs' entries."""
 
     def __init__(self, sides: Sides, run_entry: Tensor) -> None:
         self._sides, self._run_entry = sides, run_entry
@@ -250,12 +185,11 @@ class Casts:
         self._buffers: dict[int, Tensor] = {}
 
     def of_runs(self, start: int, stop: int) -> list[Tensor]:
-        """For each operand a bank whose entries are those of the runs from `start` to `stop` if `needed`, else
-        all; any tensor for an operand without."""
+        """For each operand its bank, or if `needed` the entries of the runs from `start` to `stop`; any
+        tensor for an operand without."""
         if not self.needed:
             return [source if bank is None else bank for source, bank in zip(*self._sides[:2], strict=True)]
-        from models.ops.fused.forward import cast_entries
-
+        cast_entries = _kernel("forward", "cast_entries")
         entries, block = [], 4096
         for i, bank in enumerate(self._sides.banks):
             if bank is None:

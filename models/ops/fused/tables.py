@@ -99,7 +99,8 @@ class PairOrder:
         starts = np.concatenate([[0], counts.cumsum()])
         run = np.repeat(np.arange(len(counts)), counts)
         first = (np.arange(len(run)) - starts[run]) * rows
-        return Tiles(run.astype(np.int32), first.astype(np.int32)), tuple(starts[list(self.chunk_runs)].tolist())
+        begins = starts[list(self.chunk_runs)].tolist()
+        return Tiles(run.astype(np.int32), first.astype(np.int32)), tuple(begins)
 
 
 def order_pairs(schedule: Schedule, chunk_pairs: int) -> PairOrder:
@@ -125,9 +126,9 @@ def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
             run_entry.append(entry)
             run_again.append(entry in seen)
             for block in blocks:
-                rectangles = {"query": block.queries, "key": block.keys}
                 each = np.arange(count, count + block.pairs)
-                for side, rectangle in rectangles.items():
+                for side in sides:
+                    rectangle = block.queries if side == "query" else block.keys
                     tokens = _cut(positions, rectangle)
                     alone = rectangle is None  # the class token: one pair a step
                     sides[side].append(np.broadcast_to(tokens, block.pairs))
@@ -135,7 +136,7 @@ def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
                 count += block.pairs
         seen.update(chunk)
     starts = np.array([*run_start, count], dtype=np.int32)
-    query, key = (_join(sides[side]).astype(np.int32) for side in ("query", "key"))
+    query, key = (_join(tokens).astype(np.int32) for tokens in sides.values())
     entries, again = (np.array(numbers, dtype=np.int32) for numbers in (run_entry, run_again))
     return PairOrder(
         grid,

@@ -30,7 +30,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     samples: int = 0
-    joint: bool = False
+    joint: int = False
 
 
 class Tiles(NamedTuple):
@@ -66,17 +66,18 @@ def choose_tiles(
         small = Tile(64, head, 16, 8, 2)
         tiles = Tiles(small, small, Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2))
     else:
-        most = 64 if card == "ampere" else 128
+        most, area = (64, 8192) if card == "ampere" else (128, 16384)  # columns, and numbers of a result
         wide = head * _fitting_heads(heads, most // head)
         inner = 32 if card == "ampere" else 64
-        rows = 128 if wide <= 128 else 64
-        attend = Tile(rows, wide, inner, 8, 3, joint=wide <= 64)
+        rows = min(128, area // wide)
+        small = rows * wide <= 8192
+        attend = Tile(rows, wide, inner, 8, 3, joint=small)
         pairs = attend._replace(joint=True)
-        if wide > 64:
+        if not small:
             pairs = pairs._replace(stages=2) if card == "hopper" else pairs._replace(inner=32, stages=5)
         columns = 128 if card == "blackwell" else 256
-        banks = Tile(128, columns, inner, 8, 3)
-        tiles = Tiles(attend, pairs, _narrowed(banks, width * heads), _narrowed(Tile(128, 256, inner, 8, 2), channels))
+        banks = _narrowed(Tile(128, columns, inner, 8, 3), width * heads)
+        tiles = Tiles(attend, pairs, banks, _narrowed(Tile(128, 256, inner, 8, 2), channels))
     attend, tokens = (_grouped(tile, shape, batch) for tile in (tiles.attend, tiles.tokens))
     return Tiles(attend, tiles.pairs, tiles.banks, tokens)
 
@@ -88,8 +89,7 @@ def _fitting_heads(heads: int, most: int) -> int:
 
 def _narrowed(tile: Tile, width: int) -> Tile:
     """With 128 columns where 256 would be half empty."""
-    halves = math.ceil(width / 128)
-    return tile._replace(columns=128) if tile.columns > 128 and halves % 2 and halves < 2 else tile
+    return tile._replace(columns=min(tile.columns, 128)) if width <= 128 else tile
 
 
 def _grouped(tile: Tile, shape: tuple[int, ...], batch: int) -> Tile:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.ops.fused.operators import BackwardCut, ForwardCut, fused_backward, fused_forward, sides_of
+from models.ops.fused.arguments import BackwardCut, ForwardCut, sides_of
+from models.ops.fused.operators import fused_backward, fused_forward
 from models.ops.fused.tables import order_pairs
 from models.ops.fused.tiles import MAX_HEAD_WIDTH, Tiles, card_of, choose_tiles
 from models.ops.recipe import Recipe
@@ -26,8 +27,8 @@ MOST_NUMBERS = 2**31 - 1  # in a source, or in an operand's gradients of a class
 class FusedWalk:
     """Visits the pairs in few kernels that keep q, k and v on the chip; bit-reproducible.
 
-    Forward is one launch, or a few where banks are cast to the sources' dtype chunk by chunk. Backward takes a
-    chunk of classes at a time: the workspace holds the chunk's ∂q, ∂k and ∂v, one class at least.
+    Forward is one launch, or a few where banks are cast to the sources' dtype chunk by chunk. Backward
+    takes a chunk of classes at a time: the workspace holds the chunk's ∂q, ∂k and ∂v, one class at least.
     """
 
     @staticmethod
@@ -140,9 +141,10 @@ def _tables(
     by_key, key_steps = order.groups("key", sizes[1])
     pair_tiles, tile_starts = order.tiles(tiles.pairs.rows, batch)
     chunks = list(zip(order.chunk_pairs, order.chunk_runs, tile_starts, query_steps, key_steps, strict=True))
+    launches = [(c, order.chunk_runs[c], ahead_steps[c]) for c in _forward_chunks(order.chunk_runs, runs)]
     return Plan(
         moved(*ahead, pairs.key, pairs.run_entry),
-        [n for c in _forward_chunks(order.chunk_runs, runs) for n in ForwardCut(c, order.chunk_runs[c], ahead_steps[c])],
+        [n for launch in launches for n in ForwardCut(*launch)],
         [*tiles.attend],
         moved(*pairs, *pair_tiles, *by_query, *by_key),
         [n for chunk in chunks for n in BackwardCut(*chunk)],
