@@ -39,9 +39,11 @@ def pair_gradients(
     tile = first_tile + tl.program_id(0)
     run = tl.load(tile_run + tile)
     m = tl.load(tile_first + tile) + tl.arange(0, BM)
-    pair = tl.load(run_start + run) + m // B
+    start = tl.load(run_start + run)
+    stop = tl.load(run_start + run + 1)
+    pair = start + m // B
     b = m % B
-    ok = pair < tl.load(run_start + run + 1)
+    ok = pair < stop
     query_row = tl.load(query + pair, mask=ok, other=0) * B + b
     key_row = tl.load(key + pair, mask=ok, other=0) * B + b
     entry = entry_of(run, run_entry, first_run, SLOTS)
@@ -49,12 +51,11 @@ def pair_gradients(
     column = (tl.program_id(1) * HP + wide // EP) * E + wide % EP
     real = wide % EP < E
     head = tl.program_id(1) * HP + tl.arange(0, HP)
-    at = query_row[:, None] * HEADS + head[None, :]
     pair_row = pair.to(tl.int64) * B + b
     zero = tl.zeros([BM, HP * EP], tl.float32)
     if JOINT:
         k, v = project_two(
-            xk, key_row, ok, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
+            xk, key_row, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
             C, D, BK, WHOLE, PRECISION,
         )  # fmt: skip
     elif not V_BANK:
@@ -63,7 +64,7 @@ def pair_gradients(
         v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
     else:
         w = wv + entry * C * D
-        v = project(xv, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+        v = project(xv, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     # of the value one number a row is needed, so it goes first and leaves its registers
     g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
     grad_weight = head_sums(v * g, BM, HP, EP)
@@ -73,7 +74,7 @@ def pair_gradients(
         q = load_tile(kept_q, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
     else:
         w = wq + entry * C * D
-        q = project(xq, query_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+        q = project(xq, query_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         q = q.to(xq.dtype.element_ty)
     if not JOINT:
         if not K_BANK:
@@ -82,8 +83,16 @@ def pair_gradients(
             k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
         else:
             w = wk + entry * C * D
-            k = project(xk, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+            k = project(xk, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     a = head_sums(q * k, BM, HP, EP) * scale
+    # the rows again, from a number that the compiler does not know to be the run: else it holds the
+    # addresses of lse, delta and the results in registers over the products
+    m = tl.load(tile_first + tile, volatile=True) + tl.arange(0, BM)
+    pair = start + m // B
+    b = m % B
+    ok = pair < stop
+    query_row = tl.load(query + pair, mask=ok, other=0) * B + b
+    at = query_row[:, None] * HEADS + head[None, :]
     weight = tl.exp(a - tl.load(lse + at, mask=ok[:, None], other=float("inf")))
     grad_a = weight * (grad_weight - tl.load(delta + at, mask=ok[:, None], other=0.0)) * scale
     row = (pair - first_pair) * B + b

@@ -1,6 +1,6 @@
 """What the launches of the fused operators cost: the bytes and products of the kernels as they are written.
 
-Rows that do not exist read nothing but are multiplied; a tile reads its part of a bank entry once a step.
+Rows that do not exist are read (another in their place) and multiplied; a tile reads its part of a bank entry once a step.
 Bytes of a chunk's ∂q, ∂k and ∂v are counted as device memory's, although small chunks stay in the cache.
 """
 
@@ -91,7 +91,12 @@ def forward_cost(
         written += rows * at.banked * at.D * at.size if keep else 0
         memory = at.source_bytes + at.banked * runs * at.entry_bytes + written
         indices = programs * (at.padded // tile.columns) * (1 + 2 * tile.rows) * FLOAT
-        cache = rows * at.row_bytes(tile) + programs * at.banked * at.entry_bytes + written + indices
+        cache = (
+            programs * tile.rows * at.row_bytes(tile)
+            + programs * at.banked * at.entry_bytes
+            + written
+            + indices
+        )
         costs.append(KernelCost(memory, cache, at.projected(programs * tile.rows, tile)))
     return costs
 
@@ -142,7 +147,7 @@ def _pair_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, kep
     tile = tile._replace(joint=tile.joint and at.sides.share)
     entries = tile_rows // tile.rows * at.banked * at.entry_bytes
     memory = 2 * at.source_bytes + at.banked * runs * at.entry_bytes + passed
-    cache = rows * at.row_bytes(tile) + entries + grads + passed + indices
+    cache = tile_rows * at.row_bytes(tile) + entries + grads + passed + indices
     return KernelCost(memory, cache, at.projected(tile_rows, tile))
 
 

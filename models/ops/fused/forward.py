@@ -39,6 +39,13 @@ def load_tile(x, row, ok, column, inside, D: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
+def load_rows(x, row, c, C: tl.constexpr, BK: tl.constexpr):
+    """x[row, c], 0 beyond C. Rows have no mask, which would take registers: let a row be any that exists."""
+    at = x + row[:, None] * C + c[None, :]
+    return tl.load(at) if C % BK == 0 else tl.load(at, mask=(c < C)[None, :], other=0.0)
+
+
+@triton.jit
 def load_weight(w, c, column, real, C: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr):
     """w[c, column]; 0 outside, of which there is nothing where C % BK == 0 and WHOLE columns."""
     at = w + c[:, None] * D + column[None, :]
@@ -53,26 +60,26 @@ def load_weight(w, c, column, real, C: tl.constexpr, D: tl.constexpr, BK: tl.con
 
 @triton.jit
 def project(
-    x, row, ok, w, column, real, acc, length,
+    x, row, w, column, real, acc, length,
     C: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc + x[row, :C]·w[:C, column]."""
     for first in range(0, length, BK):
         c = first + tl.arange(0, BK)
-        a = load_tile(x, row, ok, c, c < C, C, C % BK == 0)
+        a = load_rows(x, row, c, C, BK)
         acc = dot(a, load_weight(w, c, column, real, C, D, BK, WHOLE), acc, PRECISION)
     return acc
 
 
 @triton.jit
 def project_two(
-    x, row, ok, w0, w1, column, real, acc0, acc1, length,
+    x, row, w0, w1, column, real, acc0, acc1, length,
     C: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc0 + x[row, :C]·w0[:C, column], and the same with w1: x is read once."""
     for first in range(0, length, BK):
         c = first + tl.arange(0, BK)
-        a = load_tile(x, row, ok, c, c < C, C, C % BK == 0)
+        a = load_rows(x, row, c, C, BK)
         acc0 = dot(a, load_weight(w0, c, column, real, C, D, BK, WHOLE), acc0, PRECISION)
         acc1 = dot(a, load_weight(w1, c, column, real, C, D, BK, WHOLE), acc1, PRECISION)
     return acc0, acc1
@@ -138,16 +145,9 @@ def attend(
     wide = tl.arange(0, HP * EP)
     column = (tl.program_id(1) * HP + wide // EP) * E + wide % EP
     real = wide % EP < E
-    head = tl.program_id(1) * HP + tl.arange(0, HP)
-    at = row[:, None] * HEADS + head[None, :]
-    if RESUME:
-        top = tl.load(lse + at, mask=own[:, None], other=-float("inf"))
-        total = tl.where(top == -float("inf"), 0.0, 1.0)
-        o = load_tile(out, row, own, column, real, D, WHOLE).to(tl.float32)
-    else:
-        top = tl.full([BM, HP], -float("inf"), tl.float32)
-        total = tl.zeros([BM, HP], tl.float32)
-        o = tl.zeros([BM, HP * EP], tl.float32)
+    top = tl.full([BM, HP], -float("inf"), tl.float32)
+    total = tl.zeros([BM, HP], tl.float32)
+    o = tl.zeros([BM, HP * EP], tl.float32)
     if not Q_BANK:
         q = load_tile(xq, row, own, column, real, D, WHOLE).to(tl.float32)
     first = tl.load(bounds + first_chunk * groups + group)
@@ -157,21 +157,21 @@ def attend(
         entry = entry_of(run, run_entry, first_run, SLOTS)
         pair = tl.load(step_pair + step * P + m // BB)
         ok = own & (pair >= 0)
-        key_row = tl.load(key + pair, mask=ok, other=0) * B + b
+        key_row = tl.load(key + pair, mask=ok, other=0) * B + tl.where(ok, b, 0)
         if Q_BANK:
             zero = tl.zeros([BM, HP * EP], tl.float32)
             w = wq + entry * C * D
-            q = project(xq, row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+            q = project(xq, tl.where(ok, row, 0), w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             q = q.to(xq.dtype.element_ty)  # fewer registers; backward rounds the same
         zero = tl.zeros([BM, HP * EP], tl.float32)
         if JOINT:
             k, v = project_two(
-                xk, key_row, ok, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
+                xk, key_row, wk + entry * C * D, wv + entry * C * D, column, real, zero, zero, length,
                 C, D, BK, WHOLE, PRECISION,
             )  # fmt: skip
         elif K_BANK:
             w = wk + entry * C * D
-            k = project(xk, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+            k = project(xk, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         else:
             k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
         a = head_sums(q * k, BM, HP, EP) * scale
@@ -191,16 +191,31 @@ def attend(
         if not JOINT:
             if V_BANK:
                 w = wv + entry * C * D
-                v = project(xv, key_row, ok, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
+                v = project(xv, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             else:
                 v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
         if KEEP and V_BANK:
             store_tile(kept_v, pair_row, ok, column, real, D, WHOLE, v)
+        v = tl.where(ok[:, None], v, 0.0)
         o = o * per_head(keep, BM, HP, EP) + per_head(weight, BM, HP, EP) * v
-    token = tl.load(tokens + group * P + m // BB, volatile=True)  # again, not held in registers over the loop
+    # m again, from a number that the compiler does not know to be 0: else it holds the addresses of the
+    # results in registers over the loop
+    m = tl.arange(0, BM) + tl.load(bounds + last_chunk * groups + group, volatile=True) - last
+    token = tl.load(tokens + group * P + m // BB)
+    b = tl.program_id(2) * BB + m % BB
     own = (token >= 0) & (b < B)
     row = token * B + b
-    at = row[:, None] * HEADS + head[None, :]
+    at = row[:, None] * HEADS + tl.program_id(1) * HP + tl.arange(0, HP)[None, :]
+    if RESUME:
+        before = tl.load(lse + at, mask=own[:, None], other=-float("inf"))
+        new = tl.maximum(top, before)
+        finite = tl.where(new == -float("inf"), 0.0, new)
+        weight = tl.exp(before - finite)
+        keep = tl.exp(top - finite)
+        total = total * keep + weight
+        top = new
+        old = load_tile(out, row, own, column, real, D, WHOLE)
+        o = o * per_head(keep, BM, HP, EP) + per_head(weight, BM, HP, EP) * old
     some = tl.where(total == 0.0, 1.0, total)
     store_tile(out, row, own, column, real, D, WHOLE, o / per_head(some, BM, HP, EP))
     tl.store(lse + at, top + tl.log(some), mask=own[:, None])

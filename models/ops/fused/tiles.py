@@ -73,8 +73,8 @@ def choose_tiles(
         small = rows * wide <= 8192
         attend = Tile(rows, wide, inner, 8, 3, joint=small)
         pairs = attend._replace(joint=True)
-        if not small:
-            pairs = pairs._replace(stages=2) if card == "hopper" else pairs._replace(inner=32, stages=5)
+        if card == "blackwell" and not small:
+            pairs = pairs._replace(inner=32, stages=5)
         columns = 128 if card == "blackwell" else 256
         banks = _narrowed(Tile(128, columns, inner, 8, 3), width * heads)
         tiles = Tiles(attend, pairs, banks, _narrowed(Tile(128, 256, inner, 8, 2), channels))

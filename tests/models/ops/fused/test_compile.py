@@ -1,0 +1,102 @@
+"""Every kernel compiles for every card that the project names, with Triton's own assembler and no card:
+nothing is spilled, and registers and shared memory are within the card's limits."""
+
+import importlib
+import os
+import re
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.offsets import OffsetGrid
+from tests.models.ops.fused.launches import Launch, both_passes, full_translution, recorded
+
+triton = pytest.importorskip("triton")
+
+CARDS = {"ampere": (80, 163), "hopper": (90, 227), "blackwell": (100, 227)}  # architecture, KiB a block
+POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+
+
+def _compiler(cache: str) -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_CACHE_DIR"] = cache
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    """A process in which Triton compiles, whatever this one has set."""
+    cache = str(tmp_path_factory.mktemp("triton"))
+    with ProcessPoolExecutor(1, get_context("spawn"), _compiler, (cache,)) as pool:
+        yield pool
+
+
+def first_launches(card: str, channels: int, batch: int, bank_dtype: torch.dtype) -> dict[str, Launch]:
+    """The first launch of each kernel, and of token_gradients that of two operands."""
+    with recorded(card) as launches:
+        both_passes(
+            *full_translution(OffsetGrid((14, 14), class_token=True), batch, channels, bank_dtype=bank_dtype)
+        )
+    return {launch.kernel: launch for launch in reversed(launches)}
+
+
+def signature(kernel, arguments):
+    """What the compiler is told of the arguments, as at a real launch: pointers and numbers that are multiples
+    of 16 are said to be."""
+    types, constants, attributes = {}, {}, {}
+    for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
+        if parameter.is_constexpr:
+            types[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, str):
+            types[parameter.name], attributes[(i,)] = value, [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            types[parameter.name] = "fp32"
+        else:
+            types[parameter.name] = "i32"
+            if not parameter.do_not_specialize and value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    return types, constants, attributes
+
+
+def resources(module: str, name: str, arguments: tuple, options: dict, architecture: int) -> dict[str, int]:
+    """Registers a thread, stack bytes a thread (spills are there) and shared bytes a block."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(f"models.ops.fused.{module}"), name)
+    types, constants, attributes = signature(kernel, arguments)
+    source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / f"{name}.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    listing = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    found = {key: int(re.search(rf"{key}:(\d+)", listing)[1]) for key in ("REG", "STACK", "LOCAL")}
+    products = sum(compiled.asm["ptx"].count(word) for word in ("wgmma.mma_async", "tcgen05.mma", "mma.sync"))
+    return {**found, "shared": compiled.metadata.shared, "products": products}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize(
+    ("channels", "batch", "kernels"),
+    [
+        (768, 128, ("attend", "pair_gradients", "bank_gradients", "token_gradients")),
+        (192, 32, ("attend", "pair_gradients")),
+    ],
+)
+def test_kernels_fit_the_card_and_spill_nothing(compiler, card, channels, batch, kernels):
+    launches = first_launches(card, channels, batch, torch.float32)
+    architecture, kib = CARDS[card]
+    for name in kernels:
+        launch = launches[name]
+        arguments = tuple(POINTERS[a.dtype] if isinstance(a, torch.Tensor) else a for a in launch.arguments)
+        job = compiler.submit(resources, launch.module, name, arguments, launch.options, architecture)
+        found = job.result(timeout=60)
+        assert found["STACK"] == found["LOCAL"] == 0, (name, found)
+        assert found["REG"] * 32 * launch.options["num_warps"] <= 65536, (name, found)
+        assert found["shared"] <= kib * 1024, (name, found)
+        assert found["products"], f"{name} uses no tensor cores"
