@@ -206,8 +206,10 @@ def token_gradients(
                     acc = back_project(acc, d1, d_row, ok, w1 + skip, c, e, C, D, BC, BK, PRECISION)
         else:
             acc += load_tile(d0, d_row, ok, c, c < C, D, D % BC == 0).to(tl.float32)
-    # loaded again, not held in registers over the loop
-    token = tl.load(tokens + group * P + m // BB, volatile=True)
+    # the rows again, from a number that the compiler does not know to be 0, as in attend
+    m = tl.arange(0, BM) + tl.load(bounds + (chunk + 1) * groups + group, volatile=True) - last
+    token = tl.load(tokens + group * P + m // BB)
+    b = tl.program_id(2) * BB + m % BB
     row = token * B + b
     own = (token >= 0) & (b < B)
     tl.store(out + row[:, None] * C + c[None, :], acc, mask=own[:, None] & (c < C)[None, :])

@@ -75,9 +75,10 @@ def choose_tiles(
         pairs = attend._replace(joint=True)
         if card == "blackwell" and not small:
             pairs = pairs._replace(inner=32, stages=5)
-        columns = 128 if card == "blackwell" else 256
+        columns, stages = (128, 3) if card == "blackwell" else (256, 2)
         banks = _narrowed(Tile(128, columns, inner, 8, 3), width * heads)
-        tiles = Tiles(attend, pairs, banks, _narrowed(Tile(128, 256, inner, 8, 2), channels))
+        tokens = _narrowed(Tile(128, columns, inner, 8, stages), channels)
+        tiles = Tiles(attend, pairs, banks, tokens)
     attend, tokens = (_grouped(tile, shape, batch) for tile in (tiles.attend, tiles.tokens))
     return Tiles(attend, tiles.pairs, tiles.banks, tokens)
 
