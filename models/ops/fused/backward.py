@@ -17,6 +17,7 @@ from models.ops.fused.forward import (
     per_head,
     project,
     project_two,
+    round_to,
     store_tile,
 )
 
@@ -75,7 +76,7 @@ def pair_gradients(
     else:
         w = wq + entry * C * D
         q = project(xq, query_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
-        q = q.to(xq.dtype.element_ty)
+        q = round_to(q, xq.dtype.element_ty)
     if not JOINT:
         if not K_BANK:
             k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
@@ -150,7 +151,7 @@ def bank_gradients(
     if SPANS:  # noqa: SIM102 (one is of the compiler, one of the program)
         if tl.load(run_again + run) != 0:
             acc += tl.load(at, mask=inside, other=0.0)
-    tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
+    tl.store(at, round_to(acc, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Triton kernels of the fused forward pass, and the products that backward shares with it.
 
 Rows of a tile are tokens (or pairs) × samples, its columns the widths of HP heads next to each other, each
-padded to EP. CAST: the interpreter's dot of bfloat16 multiplies raw bits, so it is given float32.
+padded to EP. INTERPRETED: the interpreter's dot of bfloat16 multiplies raw bits, so it is given float32, and
+its cast to bfloat16 truncates, so the bits are rounded before.
 """
 
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
@@ -9,16 +10,26 @@ padded to EP. CAST: the interpreter's dot of bfloat16 multiplies raw bits, so it
 import triton
 import triton.language as tl
 
-CAST = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a·b."""
-    if CAST:
+    if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr):
+    """x in dtype, rounded to the nearest."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -90,9 +101,9 @@ def store_tile(x, row, ok, column, inside, D: tl.constexpr, EVEN: tl.constexpr, 
     """x[row, column] = value, in the dtype of x."""
     at = x + row[:, None] * D + column[None, :]
     if EVEN:
-        tl.store(at, value.to(x.dtype.element_ty), mask=ok[:, None])
+        tl.store(at, round_to(value, x.dtype.element_ty), mask=ok[:, None])
     else:
-        tl.store(at, value.to(x.dtype.element_ty), mask=ok[:, None] & inside[None, :])
+        tl.store(at, round_to(value, x.dtype.element_ty), mask=ok[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -114,7 +125,7 @@ def cast_entries(bank, run_entry, out, first_run, SIZE: tl.constexpr, BLOCK: tl.
     entry = tl.load(run_entry + first_run + slot).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     numbers = tl.load(bank + entry * SIZE + at, mask=at < SIZE)
-    tl.store(out + slot.to(tl.int64) * SIZE + at, numbers.to(out.dtype.element_ty), mask=at < SIZE)
+    tl.store(out + slot.to(tl.int64) * SIZE + at, round_to(numbers, out.dtype.element_ty), mask=at < SIZE)
 
 
 @triton.jit(do_not_specialize=["groups", "first_chunk", "last_chunk", "first_run", "length"])
@@ -162,7 +173,7 @@ def attend(
             zero = tl.zeros([BM, HP * EP], tl.float32)
             w = wq + entry * C * D
             q = project(xq, tl.where(ok, row, 0), w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
-            q = q.to(xq.dtype.element_ty)  # fewer registers; backward rounds the same
+            q = round_to(q, xq.dtype.element_ty)  # fewer registers; backward rounds the same
         zero = tl.zeros([BM, HP * EP], tl.float32)
         if JOINT:
             k, v = project_two(

@@ -8,6 +8,7 @@ import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -21,16 +22,15 @@ CARDS = {"ampere": (80, 163), "hopper": (90, 227), "blackwell": (100, 227)}  # a
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
 
 
-def _compiler(cache: str) -> None:
-    os.environ.pop("TRITON_INTERPRET", None)
-    os.environ["TRITON_CACHE_DIR"] = cache
-
-
 @pytest.fixture(scope="module")
 def compiler(tmp_path_factory):
-    """A process in which Triton compiles, whatever this one has set."""
+    """A process in which Triton compiles: it has to be told before triton is imported."""
     cache = str(tmp_path_factory.mktemp("triton"))
-    with ProcessPoolExecutor(1, get_context("spawn"), _compiler, (cache,)) as pool:
+    with (
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+        mock.patch.dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache),
+    ):
+        pool.submit(len, ()).result()
         yield pool
 
 
@@ -95,7 +95,9 @@ def test_kernels_fit_the_card_and_spill_nothing(compiler, card, channels, batch,
     assert {launch.kernel for launch in launches} == set(kernels)
     for launch in launches:
         arguments = tuple(POINTERS[a.dtype] if isinstance(a, torch.Tensor) else a for a in launch.arguments)
-        job = compiler.submit(resources, launch.module, launch.kernel, arguments, launch.options, architecture)
+        job = compiler.submit(
+            resources, launch.module, launch.kernel, arguments, launch.options, architecture
+        )
         found = job.result(timeout=60)
         assert found["STACK"] == found["LOCAL"] == 0, (launch.kernel, found)
         assert found["REG"] * 32 * launch.options["num_warps"] <= 65536, (launch.kernel, found)
