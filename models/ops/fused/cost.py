@@ -1,7 +1,8 @@
 """What the launches of the fused operators cost: the bytes and products of the kernels as they are written.
 
-Rows that do not exist are read (another in their place) and multiplied; a tile reads its part of a bank entry once a step.
-Bytes of a chunk's ∂q, ∂k and ∂v are counted as device memory's, although small chunks stay in the cache.
+Rows that do not exist are read (another in their place) and multiplied; a tile reads its part of a bank
+entry once a step. Bytes of a chunk's ∂q, ∂k and ∂v are counted as device memory's, although small chunks
+stay in the cache.
 """
 
 from __future__ import annotations

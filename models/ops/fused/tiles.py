@@ -7,6 +7,7 @@ large as the registers allow. 128 rows × 128 columns do 64 floating-point opera
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def padded_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+@lru_cache(maxsize=64)
 def choose_tiles(
     card: Card, dtype: torch.dtype, shape: tuple[int, ...], batch: int, heads: int, width: int, channels: int
 ) -> Tiles:

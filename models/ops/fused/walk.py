@@ -114,21 +114,29 @@ def _plan(recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: 
         sides.width // recipe.heads,
         sides.channels or sides.width,
     )
-    cast = [bank for bank in banks if bank.dtype != source.dtype]
-    entry_bytes = sum(bank.shape[1] * bank.shape[2] for bank in banks) * size if cast else 0
+    entry_bytes = sum(bank.shape[1] * bank.shape[2] for bank in banks) * size
+    if all(bank.dtype == source.dtype for bank in banks):
+        entry_bytes = 0  # none is cast
     workspace = WORKSPACE if recipe.workspace is None else recipe.workspace
-    blocks = sum(map(len, schedule.classes)) + len(schedule.special_blocks)
-    pair_bytes = 3 * batch * sides.width * size + entry_bytes * blocks // max(schedule.pairs, 1)
-    chunk_pairs = min(workspace // pair_bytes, MOST_NUMBERS // (batch * sides.width))
-    runs = workspace // entry_bytes if entry_bytes else None
-    return _tables(schedule, chunk_pairs, runs, tiles, batch, source.device)
+    return _tables(schedule, batch, sides.width, size, entry_bytes, workspace, tiles, source.device)
 
 
 @lru_cache(maxsize=64)
 def _tables(
-    schedule: Schedule, chunk_pairs: int, runs: int | None, tiles: Tiles, batch: int, device: torch.device
+    schedule: Schedule,
+    batch: int,
+    width: int,
+    size: int,
+    entry_bytes: int,
+    workspace: int,
+    tiles: Tiles,
+    device: torch.device,
 ) -> Plan:
-    """runs: at most so many are cast for one launch of forward."""
+    """For operands of B samples of D numbers of `size` bytes; entry_bytes: an entry's casts, all banks'."""
+    blocks = sum(map(len, schedule.classes)) + len(schedule.special_blocks)
+    pair_bytes = 3 * batch * width * size + entry_bytes * blocks // max(schedule.pairs, 1)
+    runs = workspace // entry_bytes if entry_bytes else None
+    chunk_pairs = min(workspace // pair_bytes, MOST_NUMBERS // (batch * width))
     order = order_pairs(schedule, chunk_pairs)
     pairs = order.pairs
 

@@ -82,7 +82,7 @@ class Layer:
         """out, ∂x, ∂W of q, k and v."""
         x, W = self.x.clone().requires_grad_(), {n: w.clone().requires_grad_() for n, w in self.W.items()}
         banks = [W[name] for name in self.case.relative]
-        with mock.patch.object(streamed, "choose_walk", lambda *arguments: walk):
+        with mock.patch.object(streamed, "choose_walk", return_value=walk):
             (out,) = streamed.streamed(self.recipe, self.schedule, self.sources(x, W), banks)
         return [out.detach(), *torch.autograd.grad(out, [x, *W.values()], self.grad_out)]
 
@@ -152,6 +152,15 @@ def shard_errors(case: Case, ranks: int) -> list[float]:
 
 def _flat(gradients: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
     return [*gradients[0], *gradients[1]]
+
+
+def samples_with_nan(case: Case) -> list[int]:
+    """The samples whose outputs or gradients are not finite when token 0 of sample 0 is NaN."""
+    layer = Layer(case)
+    layer.x[0, 0] = torch.nan
+    out, grad_x, *_ = layer.run(FusedWalk)
+    spoiled = [~tensor.isfinite().all(2).all(0) for tensor in (out, grad_x)]
+    return (spoiled[0] | spoiled[1]).nonzero().flatten().tolist()
 
 
 def nothing_here(case: Case) -> tuple[bool, bool, bool]:

@@ -1,4 +1,4 @@
-"""Records what the fused operators would launch, on meta tensors: neither a card nor the kernels are needed."""
+"""Records what the fused operators would launch, on meta tensors: needs neither a card nor the kernels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recorded(card: str = "hopper") -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     with (
         mock.patch.object(operators, "_kernel", lambda module, name: Kernel(launches, module, name)),
-        mock.patch.object(walk, "card_of", lambda device: card),
+        mock.patch.object(walk, "card_of", return_value=card),
         mock.patch.object(walk, "fused_forward", operators.fused_forward._init_fn),
         mock.patch.object(walk, "fused_backward", operators.fused_backward._init_fn),
     ):

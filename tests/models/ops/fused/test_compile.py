@@ -44,8 +44,8 @@ def variants(card: str, channels: int, batch: int) -> list[Launch]:
 
 
 def signature(kernel, arguments):
-    """What the compiler is told of the arguments, as at a real launch: pointers and numbers that are multiples
-    of 16 are said to be."""
+    """What the compiler is told of the arguments, as at a real launch: which pointers and numbers are
+    multiples of 16."""
     types, constants, attributes = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
         if parameter.is_constexpr:

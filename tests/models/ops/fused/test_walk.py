@@ -83,6 +83,12 @@ def test_shards_of_the_offsets_merge_to_the_whole(interpreter, grid, ranks):
 
 
 @with_triton
+def test_a_sample_that_is_nan_spoils_no_other(interpreter):
+    """Rows without a pair at a step are given the first token's of the first sample."""
+    assert interpreter(interpreted.samples_with_nan, Case(OffsetGrid((5,), causal=True))) == [0]
+
+
+@with_triton
 def test_without_pairs_nothing_is_attended(interpreter):
     assert interpreter(interpreted.nothing_here, Case(PAIR)) == (True, True, True)
 
@@ -111,16 +117,16 @@ def test_passes_run_on_the_meta_device():
 
 
 def test_why_not_says_what_is_missing():
-    recipe, schedule, sources, banks = full_translution(PAIR, 4, 64)
+    recipe, schedule, _, banks = full_translution(PAIR, 4, 64)
 
     def why(recipe=recipe, dtype=torch.bfloat16, device="meta", channels=64):
         x = torch.empty(5, 4, channels, dtype=dtype, device=device)
         W = [torch.empty(bank.shape[0], channels, 64, dtype=dtype, device=device) for bank in banks]
         return FusedWalk.why_not(recipe, schedule, [x], W)
 
-    with mock.patch("models.ops.fused.walk.find_spec", lambda name: None):
+    with mock.patch("models.ops.fused.walk.find_spec", return_value=None):
         assert why() == "triton is not installed"
-    with mock.patch("models.ops.fused.walk.find_spec", lambda name: name), mock.patch.dict(os.environ):
+    with mock.patch("models.ops.fused.walk.find_spec", return_value="here"), mock.patch.dict(os.environ):
         os.environ.pop("TRITON_INTERPRET", None)
         assert why() is None
         assert "CUDA" in why(device="cpu")
