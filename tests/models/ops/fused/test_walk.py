@@ -39,7 +39,7 @@ CASES = {
     "heads narrower than a tile": Case(PAIR, head_dim=4, heads=3),
     "a class at a time": Case(OffsetGrid((2, 3), class_token=True), workspace=1),
     "shared entries, a class at a time": Case(
-        OffsetGrid((3, 3), class_token=True, share="log"), batch=2, heads=1, workspace=1
+        OffsetGrid((3, 3), class_token=True, share="clip(1)"), batch=2, heads=1, workspace=1
     ),
     "one entry for all": Case(OffsetGrid((2, 2), class_token=True, share="clip(0)")),
     "kept": Case(PAIR, keep=True),
@@ -95,7 +95,7 @@ def test_without_pairs_nothing_is_attended(interpreter):
 
 @with_triton
 def test_two_runs_give_the_same_bits(interpreter):
-    case = Case(OffsetGrid((3,), class_token=True, share="log"), dtype=torch.bfloat16, workspace=1)
+    case = Case(OffsetGrid((3,), class_token=True, share="clip(1)"), dtype=torch.bfloat16, workspace=1)
     assert interpreter(interpreted.repeats, case)
 
 
