@@ -60,32 +60,32 @@ def pair_gradients(
             C, D, BK, WHOLE, PRECISION,
         )  # fmt: skip
     elif not V_BANK:
-        v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+        v = load_tile(xv, key_row, ok, column, real, D, WHOLE)
     elif KEPT:
-        v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+        v = load_tile(kept_v, pair_row, ok, column, real, D, WHOLE)
     else:
         w = wv + entry * C * D
         v = project(xv, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
     # of the value one number a row is needed, so it goes first and leaves its registers
-    g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
-    grad_weight = head_sums(v * g, BM, HP, EP)
+    g = load_tile(grad, query_row, ok, column, real, D, WHOLE)
+    grad_weight = head_sums(v.to(tl.float32) * g, BM, HP, EP)
     if not Q_BANK:
-        q = load_tile(xq, query_row, ok, column, real, D, WHOLE).to(tl.float32)
+        q = load_tile(xq, query_row, ok, column, real, D, WHOLE)
     elif KEPT:
-        q = load_tile(kept_q, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+        q = load_tile(kept_q, pair_row, ok, column, real, D, WHOLE)
     else:
         w = wq + entry * C * D
         q = project(xq, query_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         q = round_to(q, xq.dtype.element_ty)
     if not JOINT:
         if not K_BANK:
-            k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+            k = load_tile(xk, key_row, ok, column, real, D, WHOLE)
         elif KEPT:
-            k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE).to(tl.float32)
+            k = load_tile(kept_k, pair_row, ok, column, real, D, WHOLE)
         else:
             w = wk + entry * C * D
             k = project(xk, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
-    a = head_sums(q * k, BM, HP, EP) * scale
+    a = head_sums(q.to(tl.float32) * k, BM, HP, EP) * scale
     # the rows again, from a number that the compiler does not know to be the run: else it holds the
     # addresses of lse, delta and the results in registers over the products
     m = tl.load(tile_first + tile, volatile=True) + tl.arange(0, BM)
@@ -101,7 +101,7 @@ def pair_gradients(
     store_tile(grad_q, row, ok, column, real, D, WHOLE, grad_a * k)
     store_tile(grad_k, row, ok, column, real, D, WHOLE, grad_a * q)
     if AGAIN:  # loaded again, not held in registers
-        g = load_tile(grad, query_row, ok, column, real, D, WHOLE).to(tl.float32)
+        g = load_tile(grad, query_row, ok, column, real, D, WHOLE)
     store_tile(grad_v, row, ok, column, real, D, WHOLE, per_head(weight, BM, HP, EP) * g)
 
 
@@ -135,7 +135,11 @@ def bank_gradients(
     e = tile % across * BD + tl.arange(0, BD)
     start = tl.load(run_start + run)
     rows = (tl.load(run_start + run + 1) - start) * B
+    at = out + tl.load(run_entry + run).to(tl.int64) * C * D + c[:, None] * D + e[None, :]
     acc = tl.zeros([BC, BD], tl.float32)
+    if SPANS:  # noqa: SIM102 (one is of the compiler, one of the program)
+        if tl.load(run_again + run) != 0:
+            acc = tl.load(at, mask=(c < C)[:, None] & (e < D)[None, :], other=0.0)
     for first in range(0, rows, BR):
         m = first + tl.arange(0, BR)
         ok = m < rows
@@ -145,13 +149,10 @@ def bank_gradients(
         a = load_tile(x, row, ok, c, c < C, C, C % BC == 0)
         g = load_tile(d, d_row, ok, e, e < D, D, D % BD == 0)
         acc = dot(tl.trans(a), g, acc, PRECISION)
-    entry = tl.load(run_entry + run).to(tl.int64)
-    at = out + entry * C * D + c[:, None] * D + e[None, :]
-    inside = (c < C)[:, None] & (e < D)[None, :]
-    if SPANS:  # noqa: SIM102 (one is of the compiler, one of the program)
-        if tl.load(run_again + run) != 0:
-            acc += tl.load(at, mask=inside, other=0.0)
-    tl.store(at, round_to(acc, out.dtype.element_ty), mask=inside)
+    # the columns again, from a number that the compiler does not know to be 0, as in attend
+    c += tl.load(run_start + run, volatile=True) - start
+    at = out + tl.load(run_entry + run).to(tl.int64) * C * D + c[:, None] * D + e[None, :]
+    tl.store(at, round_to(acc, out.dtype.element_ty), mask=(c < C)[:, None] & (e < D)[None, :])
 
 
 @triton.jit

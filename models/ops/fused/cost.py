@@ -139,7 +139,7 @@ def backward_cost(
 
 def _pair_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, kept: bool) -> KernelCost:
     passed = rows * at.D * at.size * 3  # ∂q, ∂k, ∂v
-    loads = 2 if tile.columns > padded_width(at.D // at.heads) else 1  # of ∂out
+    loads = 2 if tile.rows * tile.columns > 8192 else 1  # of ∂out
     grads = rows * (loads * at.D * at.size + 2 * at.heads * FLOAT)
     indices = tile_rows * 2 * FLOAT * (at.padded // tile.columns)
     if kept:

@@ -160,7 +160,7 @@ def attend(
     total = tl.zeros([BM, HP], tl.float32)
     o = tl.zeros([BM, HP * EP], tl.float32)
     if not Q_BANK:
-        q = load_tile(xq, row, own, column, real, D, WHOLE).to(tl.float32)
+        q = load_tile(xq, row, own, column, real, D, WHOLE)
     first = tl.load(bounds + first_chunk * groups + group)
     last = tl.load(bounds + last_chunk * groups + group)
     for step in range(first, last):
@@ -184,8 +184,8 @@ def attend(
             w = wk + entry * C * D
             k = project(xk, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
         else:
-            k = load_tile(xk, key_row, ok, column, real, D, WHOLE).to(tl.float32)
-        a = head_sums(q * k, BM, HP, EP) * scale
+            k = load_tile(xk, key_row, ok, column, real, D, WHOLE)
+        a = head_sums(q.to(tl.float32) * k, BM, HP, EP) * scale
         a = tl.where(ok[:, None], a, -float("inf"))
         new = tl.maximum(top, a)
         finite = tl.where(new == -float("inf"), 0.0, new)
@@ -204,7 +204,7 @@ def attend(
                 w = wv + entry * C * D
                 v = project(xv, key_row, w, column, real, zero, length, C, D, BK, WHOLE, PRECISION)
             else:
-                v = load_tile(xv, key_row, ok, column, real, D, WHOLE).to(tl.float32)
+                v = load_tile(xv, key_row, ok, column, real, D, WHOLE)
         if KEEP and V_BANK:
             store_tile(kept_v, pair_row, ok, column, real, D, WHOLE, v)
         v = tl.where(ok[:, None], v, 0.0)

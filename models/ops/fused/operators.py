@@ -127,7 +127,7 @@ def fused_backward(
             table.tile_run, table.tile_first, lse, delta, grad, *grads,
             B, start.tile, start.pair, start.run, scale, sides.channels, sides.channels, H, E,
             *_banked(sides), bool(tile.joint) and sides.share and not kept, casts.needed, bool(kept),
-            tile.columns > head,
+            tile.rows * tile.columns > 8192,
             tile.columns // head, head, tile.rows, tile.inner, exact,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

@@ -65,7 +65,7 @@ def choose_tiles(
         small = Tile(16, head * (2 - heads % 2), 16, 4, 2)
         tiles = Tiles(small._replace(joint=True), small, Tile(16, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2))
     elif dtype == torch.float32:  # no or slow tensor cores
-        small = Tile(64, head, 16, 8, 2)
+        small = Tile(min(64, 8192 // head), head, 16, 8, 2)
         tiles = Tiles(small, small, Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2))
     else:
         most, area = (64, 8192) if card == "ampere" else (128, 16384)  # columns, and numbers of a result
