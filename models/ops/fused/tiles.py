@@ -74,8 +74,8 @@ def choose_tiles(
         rows = min(128, area // wide)
         small = rows * wide <= 8192
         attend = Tile(rows, wide, inner, 8, 3, joint=small)
-        pairs = attend._replace(joint=True)
-        if card == "blackwell" and not small:
+        pairs = attend._replace(rows=area // max(wide, 64), joint=True)  # has no running output to hold
+        if card == "blackwell":
             pairs = pairs._replace(inner=32, stages=5)
         columns, stages = (128, 3) if card == "blackwell" else (256, 2)
         banks = _narrowed(Tile(128, columns, inner, 8, 3), width * heads)
