@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from models.ops.fused.arguments import (
     unflatten_tiles,
 )
 from models.ops.fused.tiles import Tile, padded_width
-from models.ops.kernel_cost import COSTS, KernelCost
+from models.ops.kernel_cost import COSTS, WORKSPACES, KernelCost
 
 FLOAT = 4  # bytes of a float32, and of an index
 
@@ -54,6 +55,10 @@ class Shapes:
             if bank is not None:
                 numbers = runs * self.C * self.D * (bank.element_size() + self.size)
                 yield KernelCost(numbers, numbers, 0)
+
+    def cast_bytes(self, runs: int) -> int:
+        """Of the casts of so many runs' entries."""
+        return self.banked * runs * self.entry_bytes if self.casts else 0
 
     def row_bytes(self, tile: Tile) -> int:
         """Read of the sources for a row of pairs, by all the programs of its heads."""
@@ -116,12 +121,14 @@ def backward_cost(
     cuts: list[int],
     tiles: list[int],
 ) -> list[KernelCost]:
-    """The zeros that ∂sources begin with; per chunk: casts, `pair_gradients`, `bank_gradients` of each
+    """The zeros that ∂sources begin with, and ∂banks where not every entry is written once; per chunk: casts, `pair_gradients`, `bank_gradients` of each
     source, `token_gradients` of each source and side."""
     tile, bank_tile, token_tile = unflatten_tiles(tiles)
     at = Shapes(sides_of(sources, banks, operands), BackwardTables(*tables), lse.shape[2])
-    zeros = [s.numel() * FLOAT for s in sources]
-    costs = [KernelCost(bytes, bytes, 0) for bytes in zeros]
+    filled = [s.numel() * FLOAT for s in sources]
+    if spans or at.runs < len(banks[0] if banks else ()):
+        filled += [bank.numel() * (FLOAT if spans else bank.element_size()) for bank in banks]
+    costs = [KernelCost(written, written, 0) for written in filled]
     for start, stop in pairwise(unflatten_cuts(BackwardCut, cuts)):
         runs, rows = stop.run - start.run, (stop.pair - start.pair) * at.B
         tile_rows = (stop.tile - start.tile) * tile.rows
@@ -134,7 +141,9 @@ def backward_cost(
             operands_here = 1 if second is None else 2
             banked = at.sides.banks[first] is not None
             costs.append(_token_cost(at, token_tile, steps, runs, rows, operands_here, banked))
-    return costs
+    narrow = [bank for bank in banks if spans and bank.element_size() != FLOAT]
+    moved = [bank.numel() * FLOAT + bank.nbytes for bank in narrow]  # their sums, from float32
+    return costs + [KernelCost(bytes, bytes, 0) for bytes in moved]
 
 
 def _pair_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, kept: bool) -> KernelCost:
@@ -181,5 +190,39 @@ def _token_cost(
     return KernelCost(memory, cache, 2 * programs * tile.rows * across * tile.columns * inner * operands)
 
 
+def forward_workspace(
+    sources: list[Tensor], banks: list[Tensor], tables: list[Tensor], operands: list[int], *rest: Any
+) -> int:
+    """Bytes of the casts of a launch's entries."""
+    at = Shapes(sides_of(sources, banks, operands), ForwardTables(*tables), rest[0])
+    cuts = unflatten_cuts(ForwardCut, rest[3])
+    return at.cast_bytes(max(stop.run - start.run for start, stop in pairwise(cuts)))
+
+
+def backward_workspace(
+    sources: list[Tensor],
+    banks: list[Tensor],
+    kept: list[Tensor],
+    lse: Tensor,
+    delta: Tensor,
+    grad: Tensor,
+    tables: list[Tensor],
+    operands: list[int],
+    scale: float,
+    spans: bool,
+    cuts: list[int],
+    tiles: list[int],
+) -> int:
+    """Bytes of a chunk's ∂q, ∂k and ∂v, of its casts, and of float32 sums of banks that are not."""
+    at = Shapes(sides_of(sources, banks, operands), BackwardTables(*tables), lse.shape[2])
+    chunks = list(pairwise(unflatten_cuts(BackwardCut, cuts)))
+    pairs = max((stop.pair - start.pair for start, stop in chunks), default=0)
+    runs = max((stop.run - start.run for start, stop in chunks), default=0)
+    sums = sum(bank.numel() * FLOAT for bank in banks if spans and bank.element_size() != FLOAT)
+    return 3 * pairs * at.B * at.D * at.size + at.cast_bytes(runs) + sums
+
+
 COSTS[torch.ops.translution.fused_forward.default] = forward_cost
 COSTS[torch.ops.translution.fused_backward.default] = backward_cost
+WORKSPACES[torch.ops.translution.fused_forward.default] = forward_workspace
+WORKSPACES[torch.ops.translution.fused_backward.default] = backward_workspace

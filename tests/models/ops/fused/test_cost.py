@@ -1,12 +1,13 @@
 """The counted costs belong to the launches that are made, and meet what the kernels were chosen for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from models.offsets import OffsetGrid
-from models.ops.fused import cost  # noqa: F401 (fills COSTS)
 from models.ops.fused.walk import FusedWalk
-from models.ops.kernel_cost import COSTS
+from models.ops.kernel_cost import COSTS, WORKSPACES
 from tests.models.ops.fused.launches import both_passes, full_translution, recorded
 
 IMAGE = OffsetGrid((14, 14), class_token=True)
@@ -19,11 +20,12 @@ class Counter(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.costs = {}
+        self.costs, self.workspaces = {}, {}
 
     def __torch_dispatch__(self, operator, types, arguments=(), options=None):
         if operator in COSTS:
             self.costs[operator.name()] = COSTS[operator](*arguments, **(options or {}))
+            self.workspaces[operator.name()] = WORKSPACES[operator](*arguments, **(options or {}))
         return operator(*arguments, **(options or {}))
 
 
@@ -73,3 +75,15 @@ def test_memory_bytes_are_at_least_the_banks_and_the_results():
     lse, out = 197 * 32 * 3 * 4, 197 * 32 * 192 * 4
     assert forward.memory_bytes == sum(t.nbytes for t in (*sources, *banks)) + lse + out
     assert forward.cache_bytes > 10 * forward.memory_bytes
+
+
+@pytest.mark.parametrize("bank_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_pass_takes_no_more_than_its_workspace(bank_dtype):
+    """All of it in backward, but for what is left by the last class that did not fit."""
+    recipe, schedule, sources, banks = full_translution(IMAGE, 128, 192, bank_dtype=bank_dtype)
+    for workspace in (1 << 27, 1 << 30):
+        with Counter() as counter:
+            both_passes(replace(recipe, workspace=workspace), schedule, sources, banks)
+        forward, backward = counter.workspaces.values()
+        assert forward <= workspace
+        assert 0.7 * workspace < backward <= workspace
