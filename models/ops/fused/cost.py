@@ -121,8 +121,9 @@ def backward_cost(
     cuts: list[int],
     tiles: list[int],
 ) -> list[KernelCost]:
-    """The zeros that ∂sources begin with, and ∂banks where not every entry is written once; per chunk: casts, `pair_gradients`, `bank_gradients` of each
-    source, `token_gradients` of each source and side."""
+    """The zeros that ∂sources begin with, and ∂banks where not every entry is written once; per chunk:
+    casts, `pair_gradients`, `bank_gradients` of each source, `token_gradients` of each source and side; and
+    the rounding of ∂banks that were summed in float32."""
     tile, bank_tile, token_tile = unflatten_tiles(tiles)
     at = Shapes(sides_of(sources, banks, operands), BackwardTables(*tables), lse.shape[2])
     filled = [s.numel() * FLOAT for s in sources]
@@ -148,8 +149,7 @@ def backward_cost(
 
 def _pair_cost(at: Shapes, tile: Tile, runs: int, rows: int, tile_rows: int, kept: bool) -> KernelCost:
     passed = rows * at.D * at.size * 3  # ∂q, ∂k, ∂v
-    loads = 2 if tile.rows * tile.columns > 8192 else 1  # of ∂out
-    grads = rows * (loads * at.D * at.size + 2 * at.heads * FLOAT)
+    grads = rows * ((2 if tile.again else 1) * at.D * at.size + 2 * at.heads * FLOAT)
     indices = tile_rows * 2 * FLOAT * (at.padded // tile.columns)
     if kept:
         read = rows * 3 * at.D * at.size

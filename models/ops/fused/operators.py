@@ -127,8 +127,7 @@ def fused_backward(
             table.tile_run, table.tile_first, lse, delta, grad, *grads,
             B, start.tile, start.pair, start.run, scale, sides.channels, sides.channels, H, E,
             *_banked(sides), bool(tile.joint) and sides.share and not kept, casts.needed, bool(kept),
-            tile.rows * tile.columns > 8192,
-            tile.columns // head, head, tile.rows, tile.inner, exact,
+            bool(tile.again), tile.columns // head, head, tile.rows, tile.inner, exact,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         for source, parts in bank_products(sides):

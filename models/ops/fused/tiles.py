@@ -23,6 +23,7 @@ class Tile(NamedTuple):
 
     samples   of one token in the rows: rows // samples tokens make a group
     joint     keys and values are projected together, so that their rows are read once
+    again     ∂out is read twice, rather than held in registers from its first use to its second
     """
 
     rows: int
@@ -32,6 +33,7 @@ class Tile(NamedTuple):
     stages: int
     samples: int = 0
     joint: int = False
+    again: int = False
 
 
 class Tiles(NamedTuple):
@@ -62,8 +64,10 @@ def choose_tiles(
     """For a grid of this shape, B samples, H heads of E and the wider C of the sources."""
     head = padded_width(width)
     if card == "interpreter":
-        small = Tile(16, head * (2 - heads % 2), 16, 4, 2)
-        tiles = Tiles(small._replace(joint=True), small, Tile(16, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2))
+        odd = heads % 2  # so that tests meet all paths
+        small = Tile(16, head * (2 - odd), 16, 4, 2)
+        heads_of = small._replace(joint=odd), small._replace(joint=True, again=1 - odd)
+        tiles = Tiles(*heads_of, Tile(16, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2))
     elif dtype == torch.float32:  # no or slow tensor cores
         small = Tile(min(64, 8192 // head), head, 16, 8, 2)
         tiles = Tiles(small, small, Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2))
@@ -72,9 +76,8 @@ def choose_tiles(
         wide = head * _fitting_heads(heads, most // head)
         inner = 32 if card == "ampere" else 64
         rows = min(128, area // wide)
-        small = rows * wide <= 8192
-        attend = Tile(rows, wide, inner, 8, 3, joint=small)
-        pairs = attend._replace(rows=area // max(wide, 64), joint=True)  # has no running output to hold
+        attend = Tile(rows, wide, inner, 8, 3, joint=rows * wide <= 8192)
+        pairs = attend._replace(rows=area // max(wide, 64), joint=True, again=area > 8192)  # holds no output
         if card == "blackwell":
             pairs = pairs._replace(inner=32, stages=5)
         columns, stages = (128, 3) if card == "blackwell" else (256, 2)
