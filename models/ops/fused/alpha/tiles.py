@@ -1,0 +1,106 @@
+"""Tile shapes of α-Translution's kernels, by card and dtype.
+
+Chosen by counting and by what compiles without spills. The relative kernels are held back by the second-level
+cache: a tile's rows share the bank entry that it loads, so tiles have as many rows as the registers allow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MOST_WIDTH = 128  # padded columns H·R of the narrow rows
+
+
+class Geometry(NamedTuple):
+    """How H heads of R narrow dimensions are padded: CHUNKS chunks of HB heads × RP columns."""
+
+    heads: int
+    rank: int
+    padded_rank: int
+    chunk_heads: int
+    chunks: int
+
+    @property
+    def width(self) -> int:
+        """Padded columns in products."""
+        return self.chunks * self.chunk_heads * self.padded_rank
+
+    @property
+    def whole(self) -> int:
+        """Padded columns where all are in one tile."""
+        return _power_of_two(self.width)
+
+
+class Tile(NamedTuple):
+    """A tile of rows of a relative kernel: tokens or pairs × samples."""
+
+    rows: int
+    warps: int
+    stages: int
+
+    def samples(self, batch: int) -> int:
+        return min(self.rows, _power_of_two(batch))
+
+
+INTERPRETED = Tile(16, 1, 1)  # on the CPU, small enough to have edges in small tests
+
+
+class DenseTile(NamedTuple):
+    """A tile of a dense kernel: samples × own tokens × tokens that it walks over."""
+
+    samples: int
+    own: int
+    others: int
+    warps: int
+    stages: int
+
+
+def geometry(heads: int, rank: int) -> Geometry:
+    """Chunks of 32 columns, or of the 16 or 64 that leave fewer columns empty."""
+    padded = _power_of_two(rank)
+    choices = []
+    for columns in (32, 64, 16):
+        if columns >= padded:
+            chunk_heads = columns // padded
+            choices.append(Geometry(heads, rank, padded, chunk_heads, -(-heads // chunk_heads)))
+    return (
+        min(choices, key=lambda choice: choice.width) if choices else Geometry(heads, rank, padded, 1, heads)
+    )
+
+
+def owner_tile(x: Tensor) -> Tile:
+    """Of the kernels that own tokens."""
+    if x.device.type == "cpu":
+        return INTERPRETED
+    if x.dtype != torch.bfloat16:
+        return Tile(64, 4, 1)
+    return Tile(256, 8, 2) if _capability(x) == 9 else Tile(128, 8, 2 if _capability(x) == 8 else 1)
+
+
+def entry_tile(x: Tensor) -> Tile:
+    """Of the kernels that own bank entries."""
+    if x.device.type == "cpu":
+        return INTERPRETED
+    if x.dtype != torch.bfloat16:
+        return Tile(32, 8, 1)
+    return Tile(128, 8, 1) if _capability(x) >= 9 else Tile(64, 8, 1)
+
+
+def dense_tile(x: Tensor, head_width: int) -> DenseTile:
+    if x.device.type == "cpu":
+        return DenseTile(4, 8, 8, 1, 1)
+    if x.dtype != torch.bfloat16 or head_width > 64:
+        return DenseTile(8, 16, 16, 8, 1)
+    return DenseTile(8, 32, 32, 8, 2 if _capability(x) == 9 else 1)
+
+
+def _capability(x: Tensor) -> int:
+    """The card's generation: 8 A100, 9 H100, 10 B200; without a card the kernels are counted for an H100."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.device.type == "cuda" else 9
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
