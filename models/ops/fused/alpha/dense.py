@@ -65,7 +65,7 @@ def alpha_scores(
     queries: int,
     finish: bool,
 ) -> list[Tensor]:
-    """scale · ⟨q, k⟩ − lse in float32, and ⟨∂out, v⟩ + narrow − delta of every pair; to `finish`, P and dS."""
+    """scale · ⟨q, k⟩ − lse in float32, and ⟨∂out, v⟩ + narrow − delta of each pair; to `finish`, P and dS."""
     results = _score_results(q, heads, queries, finish)
     logits, grad_weights = results
     N, B, D = q.shape

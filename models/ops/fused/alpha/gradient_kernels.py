@@ -6,6 +6,7 @@ dS = P (dP − delta), which the dense part reads too.
 """
 
 # ruff: noqa: RUF005, SIM108 (kernels know neither starred tuples nor conditional expressions of tensors)
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnbound=false
 from __future__ import annotations
 
 import triton

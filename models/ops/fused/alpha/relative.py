@@ -65,7 +65,8 @@ def alpha_token_sums(
 ) -> Tensor:
     """scale · Σ over a token's pairs of (weight ⊗ (rows · W^row_δ)) · W^out_δᵀ, in float32.
 
-    Gives [queries or N, B, H·R]. With `of_queries` a query sums over the rows of its keys, else a key over those of its queries.
+    Gives [queries or N, B, H·R]: with `of_queries` a query sums over the rows of its keys, else a key over
+    those of its queries.
     """
     N, B, D = rows.shape
     tokens = weight.shape[0] if of_queries else N

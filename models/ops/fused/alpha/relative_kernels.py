@@ -8,6 +8,7 @@ A tile is BM rows: BM / BB pairs of one bank entry × BB samples. Projected rows
 """
 
 # ruff: noqa: RUF005, SIM108 (kernels know neither starred tuples nor conditional expressions of tensors)
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnbound=false
 from __future__ import annotations
 
 import os

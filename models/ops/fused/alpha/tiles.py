@@ -73,33 +73,38 @@ def geometry(heads: int, rank: int) -> Geometry:
 
 def owner_tile(x: Tensor) -> Tile:
     """Of the kernels that own tokens."""
-    if x.device.type == "cpu":
+    card = generation(x)
+    if card == 0:
         return INTERPRETED
     if x.dtype != torch.bfloat16:
         return Tile(64, 4, 1)
-    return Tile(256, 8, 2) if _capability(x) == 9 else Tile(128, 8, 2 if _capability(x) == 8 else 1)
+    return Tile(256, 8, 2) if card == 9 else Tile(128, 8, 2 if card == 8 else 1)
 
 
 def entry_tile(x: Tensor) -> Tile:
     """Of the kernels that own bank entries."""
-    if x.device.type == "cpu":
+    card = generation(x)
+    if card == 0:
         return INTERPRETED
     if x.dtype != torch.bfloat16:
         return Tile(32, 8, 1)
-    return Tile(128, 8, 1) if _capability(x) >= 9 else Tile(64, 8, 1)
+    return Tile(128, 8, 1) if card >= 9 else Tile(64, 8, 1)
 
 
 def dense_tile(x: Tensor, head_width: int) -> DenseTile:
-    if x.device.type == "cpu":
+    card = generation(x)
+    if card == 0:
         return DenseTile(4, 8, 8, 1, 1)
     if x.dtype != torch.bfloat16 or head_width > 64:
         return DenseTile(8, 16, 16, 8, 1)
-    return DenseTile(8, 32, 32, 8, 2 if _capability(x) == 9 else 1)
+    return DenseTile(8, 32, 32, 8, 2 if card == 9 else 1)
 
 
-def _capability(x: Tensor) -> int:
-    """The card's generation: 8 A100, 9 H100, 10 B200; without a card the kernels are counted for an H100."""
-    return torch.cuda.get_device_capability(x.device)[0] if x.device.type == "cuda" else 9
+def generation(x: Tensor) -> int:
+    """The card's: 8 for an A100, 9 for an H100, which the meta device stands for, 10 for a B200; 0 for none."""
+    if x.device.type == "cuda":
+        return torch.cuda.get_device_capability(x.device)[0]
+    return 0 if x.device.type == "cpu" else 9
 
 
 def _power_of_two(number: int) -> int:

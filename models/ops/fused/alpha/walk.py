@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.ops.fused.alpha import dense, relative
+from models.ops.fused.alpha import costs, dense, relative  # noqa: F401 (costs says what the operators cost)
 from models.ops.fused.alpha.slices import MOST_NUMBERS, Slice, Sums, slices
 from models.ops.fused.alpha.tiles import MOST_WIDTH, geometry
 from models.ops.recipe import Operand, Recipe
