@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.ops.fused.alpha import dense, relative  # noqa: F401 (they define the operators)
-from models.ops.fused.alpha.tiles import dense_tile, entry_tile, geometry, owner_tile
+from models.ops.fused.alpha.tiles import dense_tile, entry_tile, geometry, owner_tile, sums_at_once
 from models.ops.kernel_cost import COSTS, KernelCost
 
 SECTOR = 32  # bytes that the cache reads or writes at a time
@@ -88,7 +88,9 @@ def _logit_gradients(
     sums = len(banks) * segments * D * D
     memory = _bytes(query, key, *banks, *runs) + pair_bytes + sums * 4
     cache = 2 * pairs * B * D * size + pair_bytes + sums * (4 + size) + _bytes(*runs)
-    return [KernelCost(memory, cache, len(banks) * 2 * _outer_flops(query, runs, heads))]
+    launches = sums_at_once(entry_tile(query), query_bank is not None, key_bank is not None)
+    products = [len(banks) + sum(launch) for launch in launches]
+    return [KernelCost(memory, cache, count * _outer_flops(query, runs, heads)) for count in products]
 
 
 def _bank_sums(
@@ -127,7 +129,7 @@ def _step_flops(rows: Tensor, steps: list[Tensor], heads: int, *banks: Tensor | 
 
 
 def _outer_flops(rows: Tensor, runs: list[Tensor], heads: int) -> int:
-    """One product of the rows of all pairs with [whole, width] columns; the last tile of a segment is short."""
+    """One product of the rows of all pairs with [whole, width] columns; a segment's last tile is short."""
     tile, B = entry_tile(rows), rows.shape[1]
     samples = tile.samples(B)
     at_once = tile.rows // samples
@@ -150,7 +152,7 @@ def _attend(
     keep_weights: bool,
 ) -> list[KernelCost]:
     """Two passes over the keys and the bias; values and weights belong to the second."""
-    N, B, D = q.shape
+    B, D = q.shape[1:]
     pairs, walks = _dense_pairs(q, heads, causal, first, queries), _walks(q, heads, causal, first, queries)
     bias_bytes = pairs * heads * 4 if bias is not None else 0
     weights = pairs * heads * q.element_size() if keep_weights else 0
@@ -178,7 +180,7 @@ def _scores(
     queries: int,
     finish: bool,
 ) -> list[KernelCost]:
-    N, B, D = q.shape
+    B, D = q.shape[1:]
     pairs, walks = _dense_pairs(q, heads, causal, first, queries), _walks(q, heads, causal, first, queries)
     size = q.element_size()
     halves, wides = (2 if finish else 1) + (narrow is not None), 0 if finish else 1

@@ -5,7 +5,7 @@ in one piece, and a program here reads BB neighbouring samples of each pair. A t
 × BJ keys of one head, so that products are batched over samples. EP ≥ E is a power of two.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnbound=false
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 from __future__ import annotations
 
 import triton

@@ -6,7 +6,7 @@ dS = P (dP − delta), which the dense part reads too.
 """
 
 # ruff: noqa: RUF005, SIM108 (kernels know neither starred tuples nor conditional expressions of tensors)
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnbound=false
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 from __future__ import annotations
 
 import triton
@@ -105,12 +105,13 @@ def logit_gradients_kernel(
     query_rows, key_rows, query_bank, key_bank, logits, grad_weights, queries, keys, segments,
     weights, grad_logits, grad_query_bank, grad_key_bank,
     B, N, first, L, query_stride, key_stride, scale,
-    QUERY_BANK: tl.constexpr, KEY_BANK: tl.constexpr,
+    QUERY_BANK: tl.constexpr, KEY_BANK: tl.constexpr, QUERY_SUMS: tl.constexpr, KEY_SUMS: tl.constexpr,
     GEOMETRY: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """P, dS and the sums of the query and key banks' gradients over one segment of an entry's pairs.
 
-    logits [queries, N, H, B] is log P without the form scale · ⟨query, key⟩; grad_weights is dP − delta.
+    logits [queries, N, H, B] is log P without the form scale · ⟨query, key⟩; grad_weights is dP − delta. The
+    sums are those of QUERY_SUMS and KEY_SUMS.
     """
     D: tl.constexpr = GEOMETRY[0] * GEOMETRY[1]
     CHUNKS: tl.constexpr = GEOMETRY[4]
@@ -121,8 +122,8 @@ def logit_gradients_kernel(
     m = tl.arange(0, BM)
     query_chunks = entry_chunks(query_bank, entry, QUERY_BANK, GEOMETRY, KP)
     key_chunks = entry_chunks(key_bank, entry, KEY_BANK, GEOMETRY, KP)
-    query_sums = zero_chunks(QUERY_BANK, GEOMETRY, KP)
-    key_sums = zero_chunks(KEY_BANK, GEOMETRY, KP)
+    query_sums = zero_chunks(QUERY_SUMS, GEOMETRY, KP)
+    key_sums = zero_chunks(KEY_SUMS, GEOMETRY, KP)
     rounds = (B + BB - 1) // BB
     tiles = (stop - start + BM // BB - 1) // (BM // BB) * rounds
     tl.assume(tiles > 0)  # no segment is empty; without it the sums are kept twice, and spill
@@ -147,16 +148,16 @@ def logit_gradients_kernel(
             tl.store(weights + at, p.to(weights.dtype.element_ty), mask=there)
             ds = p * tl.load(grad_weights + at, mask=there, other=0.0).to(tl.float32)
             tl.store(grad_logits + at, ds.to(grad_logits.dtype.element_ty), mask=there)
-            if QUERY_BANK:
+            if QUERY_SUMS:
                 grad_q = times_heads(k, ds * scale, GEOMETRY, BM)
                 query_sums = add_outer(query_sums, n, wide_query, grad_q, GEOMETRY, UPCAST)
-            if KEY_BANK:
+            if KEY_SUMS:
                 grad_k = times_heads(q, ds * scale, GEOMETRY, BM)
                 key_sums = add_outer(key_sums, n, wide_key, grad_k, GEOMETRY, UPCAST)
     slot = tl.load(segments + 3 * L + segment)
-    if QUERY_BANK:
+    if QUERY_SUMS:
         store_entry(grad_query_bank, slot, query_sums, GEOMETRY, KP)
-    if KEY_BANK:
+    if KEY_SUMS:
         store_entry(grad_key_bank, slot, key_sums, GEOMETRY, KP)
 
 

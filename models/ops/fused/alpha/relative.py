@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.ops.fused.alpha.tiles import entry_tile, geometry, owner_tile
+from models.ops.fused.alpha.tiles import entry_tile, geometry, owner_tile, sums_at_once
 
 
 @torch.library.custom_op("translution::alpha_form", mutates_args=())
@@ -114,13 +114,15 @@ def alpha_logit_gradients(
     tile, shape = entry_tile(query), geometry(heads, D // heads)
     queries, keys, segments = runs
     samples = tile.samples(B)
-    _kernel("gradient_kernels", "logit_gradients_kernel")[(segments.shape[1],)](
-        query, key, *_banks(query, query_bank, key_bank), logits, grad_weights, queries, keys, segments,
-        weights, grad_logits, grad_query_bank, grad_key_bank,
-        B, N, first, segments.shape[1], query.stride(0), key.stride(0), scale,
-        query_bank is not None, key_bank is not None, tuple(shape), shape.whole, tile.rows, samples,
-        _upcast(), num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    used = query_bank is not None, key_bank is not None
+    for sums in sums_at_once(tile, *used):
+        _kernel("gradient_kernels", "logit_gradients_kernel")[(segments.shape[1],)](
+            query, key, *_banks(query, query_bank, key_bank), logits, grad_weights, queries, keys, segments,
+            weights, grad_logits, grad_query_bank, grad_key_bank,
+            B, N, first, segments.shape[1], query.stride(0), key.stride(0), scale,
+            *used, *sums, tuple(shape), shape.whole, tile.rows, samples,
+            _upcast(), num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
     return results
 
 

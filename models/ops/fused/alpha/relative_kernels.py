@@ -8,7 +8,7 @@ A tile is BM rows: BM / BB pairs of one bank entry × BB samples. Projected rows
 """
 
 # ruff: noqa: RUF005, SIM108 (kernels know neither starred tuples nor conditional expressions of tensors)
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnbound=false
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 from __future__ import annotations
 
 import os
@@ -26,7 +26,7 @@ def product(a, b, sum, UPCAST: tl.constexpr):
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, sum, input_precision="ieee")
+    return tl.dot(a, b, sum, input_precision="tf32x3")
 
 
 @triton.jit

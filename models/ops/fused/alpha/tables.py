@@ -164,8 +164,11 @@ def _pairs(schedule: Schedule, first: int, count: int) -> _Pairs:
         query.append(q[here])
         key.append(k[here])
         index.append(torch.full_like(query[-1], number))
+    nothing = [torch.zeros(0, dtype=torch.long)]
     return _Pairs(
-        *(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long) for parts in (query, key, index)),
+        torch.cat(query + nothing),
+        torch.cat(key + nothing),
+        torch.cat(index + nothing),
         torch.tensor([block.entry for block in blocks], dtype=torch.long),
         torch.tensor([_meets_many(block) for block in blocks], dtype=torch.bool),
     )

@@ -35,11 +35,15 @@ class Geometry(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A tile of rows of a relative kernel: tokens or pairs × samples."""
+    """A tile of rows of a relative kernel: tokens or pairs × samples.
+
+    apart   the registers hold the sums of one bank only: query and key banks take a launch each
+    """
 
     rows: int
     warps: int
     stages: int
+    apart: bool = False
 
     def samples(self, batch: int) -> int:
         return min(self.rows, _power_of_two(batch))
@@ -77,8 +81,10 @@ def owner_tile(x: Tensor) -> Tile:
     if card == 0:
         return INTERPRETED
     if x.dtype != torch.bfloat16:
-        return Tile(64, 4, 1)
-    return Tile(256, 8, 2) if card == 9 else Tile(128, 8, 2 if card == 8 else 1)
+        return Tile(32, 8, 1)
+    if card == 9:
+        return Tile(256 if x.shape[2] <= 96 else 128, 8, 2)
+    return Tile(128, 8, 2 if card == 8 else 1)
 
 
 def entry_tile(x: Tensor) -> Tile:
@@ -87,8 +93,15 @@ def entry_tile(x: Tensor) -> Tile:
     if card == 0:
         return INTERPRETED
     if x.dtype != torch.bfloat16:
-        return Tile(32, 8, 1)
-    return Tile(128, 8, 1) if card >= 9 else Tile(64, 8, 1)
+        return Tile(32, 8, 1, apart=True)
+    if card == 8:
+        return Tile(64, 8, 1, apart=True)
+    return Tile(128 if x.shape[2] <= 96 else 64, 8, 1)
+
+
+def sums_at_once(tile: Tile, query: bool, key: bool) -> list[tuple[bool, bool]]:
+    """Which of the banks' gradients that there are each launch sums: (query, key)."""
+    return [(True, False), (False, True)] if tile.apart and query and key else [(query, key)]
 
 
 def dense_tile(x: Tensor, head_width: int) -> DenseTile:
@@ -97,11 +110,11 @@ def dense_tile(x: Tensor, head_width: int) -> DenseTile:
         return DenseTile(4, 8, 8, 1, 1)
     if x.dtype != torch.bfloat16 or head_width > 64:
         return DenseTile(8, 16, 16, 8, 1)
-    return DenseTile(8, 32, 32, 8, 2 if card == 9 else 1)
+    return DenseTile(8, 32, 16, 8, 2 if card == 9 else 1)
 
 
 def generation(x: Tensor) -> int:
-    """The card's: 8 for an A100, 9 for an H100, which the meta device stands for, 10 for a B200; 0 for none."""
+    """Of the card: 8 for an A100, 9 for an H100 (and for the meta device), 10 for a B200; 0 for none."""
     if x.device.type == "cuda":
         return torch.cuda.get_device_capability(x.device)[0]
     return 0 if x.device.type == "cpu" else 9
