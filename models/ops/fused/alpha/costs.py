@@ -27,12 +27,11 @@ def _form(
     first: int,
     queries: int,
     pairs: int,
-    wide: bool,
 ) -> list[KernelCost]:
     """A step reads its rows once and the entries of both banks; a program reads its queries' rows once."""
     owners, bounds, *_ = steps
     B, size = right.shape[1], right.element_size()
-    out = pairs * B * heads * (4 if wide else size)
+    out = pairs * B * heads * 4
     programs_rows = owners.numel() * (bounds.shape[1] - 1) * B * left.shape[2] * size
     rows = pairs * B * right.shape[2] * size
     entries = _step_entries(right, steps, left_bank, right_bank)
@@ -183,7 +182,7 @@ def _scores(
     B, D = q.shape[1:]
     pairs, walks = _dense_pairs(q, heads, causal, first, queries), _walks(q, heads, causal, first, queries)
     size = q.element_size()
-    halves, wides = (2 if finish else 1) + (narrow is not None), 0 if finish else 1
+    halves, wides = 2 if finish else 1, (0 if finish else 1) + (narrow is not None)
     own = 2 * queries * B * D * size + 2 * queries * B * heads * 4
     memory = _bytes(k, v) + own + pairs * heads * (halves * size + wides * 4)
     cache = own + walks * 2 * size + _sectors(pairs * heads * size, q, heads, size) * halves

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.ops.fused.alpha.relative_kernels import product
+from models.ops.fused.alpha.relative_kernels import product, rounded
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def attend_kernel(
                 total = total * tl.exp(log_sum - finite) + tl.sum(tl.exp(a - finite[:, :, None]), 2)
                 log_sum = top
             else:
-                p = tl.exp(a - log_sum[:, :, None]).to(k.dtype.element_ty)
+                p = rounded(tl.exp(a - log_sum[:, :, None]), k.dtype.element_ty, UPCAST)
                 if WEIGHTS:
                     tl.store(weights + place, p, mask=there)
                 values = load_tokens(v, j0, b, head, v_stride, N, B, E, EP, BJ)
@@ -146,8 +146,8 @@ def scores_kernel(
         if FINISH:
             a = tl.exp(a)
             d = a * d
-        tl.store(logits + place, a.to(logits.dtype.element_ty), mask=there)
-        tl.store(grad_weights + place, d.to(grad_weights.dtype.element_ty), mask=there)
+        tl.store(logits + place, rounded(a, logits.dtype.element_ty, UPCAST), mask=there)
+        tl.store(grad_weights + place, rounded(d, grad_weights.dtype.element_ty, UPCAST), mask=there)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ their gradients in registers. On the way it finishes the softmax weights P and t
 dS = P (dP − delta), which the dense part reads too.
 """
 
-# ruff: noqa: RUF005, SIM108 (kernels know neither starred tuples nor conditional expressions of tensors)
+# ruff: noqa: RUF005 (kernels know no starred tuples)
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from models.ops.fused.alpha.relative_kernels import (
     load_entry,
     load_rows,
     product,
+    rounded,
     times_heads,
 )
 
@@ -79,7 +80,7 @@ def add_outer(sums, n: tl.constexpr, x, grad, geometry: tl.constexpr, UPCAST: tl
     new = ()
     for k in tl.static_range(CHUNKS):
         if k == n:
-            new = new + (product(tl.trans(x), grad.to(x.dtype), sums[k], UPCAST),)
+            new = new + (product(tl.trans(x), rounded(grad, x.dtype, UPCAST), sums[k], UPCAST),)
         else:
             new = new + (sums[k],)
     return new
@@ -145,9 +146,9 @@ def logit_gradients_kernel(
             )
             k = narrow_rows(key_rows, wide_key, key_row, ok, n, key_chunks, KEY_BANK, GEOMETRY, BM, UPCAST)
             p = tl.exp(tl.load(logits + at, mask=there, other=0.0) + head_sums(q * k, GEOMETRY, BM) * scale)
-            tl.store(weights + at, p.to(weights.dtype.element_ty), mask=there)
+            tl.store(weights + at, rounded(p, weights.dtype.element_ty, UPCAST), mask=there)
             ds = p * tl.load(grad_weights + at, mask=there, other=0.0).to(tl.float32)
-            tl.store(grad_logits + at, ds.to(grad_logits.dtype.element_ty), mask=there)
+            tl.store(grad_logits + at, rounded(ds, grad_logits.dtype.element_ty, UPCAST), mask=there)
             if QUERY_SUMS:
                 grad_q = times_heads(k, ds * scale, GEOMETRY, BM)
                 query_sums = add_outer(query_sums, n, wide_query, grad_q, GEOMETRY, UPCAST)

@@ -27,10 +27,9 @@ def alpha_form(
     first: int,
     queries: int,
     pairs: int,
-    wide: bool,
 ) -> Tensor:
-    """scale · ⟨left_i W^left_δ, right_j W^right_δ⟩ per head → [queries, N, H, B], float32 if `wide`."""
-    out = _pair_tensor(left, right, heads, queries, wide)
+    """scale · ⟨left_i W^left_δ, right_j W^right_δ⟩ per head → [queries, N, H, B] float32."""
+    out = _pair_tensor(right, heads, queries)
     N, B, D = right.shape
     tile, shape = owner_tile(left), geometry(heads, D // heads)
     owners, bounds, entries, partners = steps
@@ -46,8 +45,8 @@ def alpha_form(
 
 
 @alpha_form.register_fake
-def _(left, right, left_bank, right_bank, steps, heads, scale, first, queries, pairs, wide):
-    return _pair_tensor(left, right, heads, queries, wide)
+def _(left, right, left_bank, right_bank, steps, heads, scale, first, queries, pairs):
+    return _pair_tensor(right, heads, queries)
 
 
 @torch.library.custom_op("translution::alpha_token_sums", mutates_args=())
@@ -171,9 +170,8 @@ def _(parts, bounds, dtype):
     return parts.new_empty((bounds.shape[0] - 1, *parts.shape[1:]), dtype=dtype)
 
 
-def _pair_tensor(left: Tensor, right: Tensor, heads: int, queries: int, wide: bool) -> Tensor:
-    dtype = torch.float32 if wide else left.dtype
-    return left.new_empty((queries, right.shape[0], heads, right.shape[1]), dtype=dtype)
+def _pair_tensor(rows: Tensor, heads: int, queries: int) -> Tensor:
+    return rows.new_empty((queries, rows.shape[0], heads, rows.shape[1]), dtype=torch.float32)
 
 
 def _logit_results(

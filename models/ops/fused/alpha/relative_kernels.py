@@ -7,7 +7,7 @@ width is padded to CHUNKS chunks of HB heads × RP numbers (RP ≥ R a power of 
 A tile is BM rows: BM / BB pairs of one bank entry × BB samples. Projected rows never leave the registers.
 """
 
-# ruff: noqa: RUF005, SIM108 (kernels know neither starred tuples nor conditional expressions of tensors)
+# ruff: noqa: RUF005, SIM102, SIM108 (kernels know neither starred tuples nor conditional expressions)
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def product(a, b, sum, UPCAST: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, sum, input_precision="tf32x3")
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
+    """x in another dtype, rounded to nearest; the interpreter would truncate to bfloat16."""
+    if UPCAST:
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.int32, bitcast=True)
+            x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -203,7 +213,7 @@ def token_sums_kernel(
             t = times_heads(t, w, GEOMETRY, BM)
             new = ()
             if OUT_BANK:
-                t = t.to(rows.dtype.element_ty)
+                t = rounded(t, rows.dtype.element_ty, UPCAST)
                 for k in tl.static_range(CHUNKS):
                     entry_T = tl.trans(load_entry(out_bank, entry, k, n, GEOMETRY, WB))
                     new = new + (product(t, entry_T, sums[k], UPCAST),)

@@ -47,7 +47,7 @@ class Slice(NamedTuple):
 def slices(recipe: Recipe, schedule: Schedule, rows: Tensor) -> Iterator[Slice]:
     """The slices of a pass over rows [N, B, …], each with its tables."""
     (N, B), H = rows.shape[:2], recipe.heads
-    row_bytes = N * H * (4 + 3 * rows.element_size())  # logits in float32, dP, P and dS
+    row_bytes = N * H * (8 + 3 * rows.element_size())  # logits and dP in float32, dP − delta, P and dS
     workspace = WORKSPACE if recipe.workspace is None else recipe.workspace
     fitting = max(1, min(workspace // row_bytes, MOST_NUMBERS // (N * H)))
     if fitting >= N:

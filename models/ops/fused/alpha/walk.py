@@ -51,7 +51,7 @@ class AlphaWalk:
                 query, key = here.logits
                 bias = relative.alpha_form(
                     query.rows, key.rows, query.bank, key.bank, cut.steps("query", key.rows), H,
-                    recipe.scale, cut.first, cut.queries, cut.tables.pairs, True,
+                    recipe.scale, cut.first, cut.queries, cut.tables.pairs,
                 )  # fmt: skip
             lse, out, weights = dense.alpha_attend(
                 here.q, here.k, here.v, bias, cut.tables.exists(here.q.device), H, recipe.scale, causal,
@@ -150,7 +150,7 @@ def _backward(
     if value is not None:
         narrow = relative.alpha_form(
             here.grads[1], value.rows, None, value.bank, cut.steps("query", value.rows), H,
-            1.0, cut.first, cut.queries, cut.tables.pairs, False,
+            1.0, cut.first, cut.queries, cut.tables.pairs,
         )  # fmt: skip
     weights, grad_logits = dense.alpha_scores(
         here.q, here.k, here.v, here.grads[0], *statistics, narrow, exists,
@@ -245,6 +245,8 @@ def _why_not(
         return f"narrow sources and banks of several widths; all must have H·R = {width}"
     if geometry(H, width // H).width > MOST_WIDTH:
         return f"{H} heads of rank {width // H} take more than {MOST_WIDTH} columns"
+    if q.dtype == torch.float32 and geometry(H, width // H).width > 64:
+        return f"float32 sources and {width} narrow columns do not fit the chip; 64 do"
     if q.shape[2] // H > 128:
         return f"heads of {q.shape[2] // H} are wider than 128"
     if max(tensor.numel() for tensor in (*sources, *banks)) > MOST_NUMBERS:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.offsets import OffsetGrid
 from models.ops import naive
-from models.ops.fused.alpha import dense, relative
+from models.ops.fused.alpha import dense, relative, tables
 from models.ops.fused.alpha.walk import AlphaWalk
 from models.ops.recipe import Operand, Recipe
 from models.ops.streamed import PairWalk
@@ -132,6 +132,7 @@ def errors(case: dict[str, Any]) -> dict[str, Any]:
     sources = [torch.randn(grid.num_tokens, B, width).to(dtype) for width in widths]
     banks = [torch.randn(grid.num_entries, narrow, narrow) * narrow**-0.5 for _ in case["relative"]]
     schedules = schedules_of(grid, case.get("shards", 1))
+    tables.MULTIPROCESSORS = case.get("processors", 132)
     expected = definition(case, recipe, grid, sources, banks)
     got = run(AlphaWalk, recipe, schedules, sources, banks, case["seed"])
     result: dict[str, Any] = {"kernels": list(map(_error, got, expected))}

@@ -19,21 +19,25 @@ from models.ops.walk.schedule import whole_schedule
 
 SMALL = {"shape": (2, 2), "grid": {"class_token": True}, "batch": 3, "heads": 2, "width": 5, "rank": 3}
 CASES: dict[str, dict[str, Any]] = {
-    **{f"relative-{name}": SMALL | {"relative": name} for name in ("q", "k", "v", "qk", "qv", "kv")},
-    "qkv-again": SMALL | {"relative": "qkv", "again": True, "opcheck": True, "heads": 3},
+    **{f"relative-{name}": SMALL | {"relative": name} for name in ("q", "k", "v", "qv", "kv")},
+    "again": SMALL | {"relative": "qkv", "shape": (1, 2), "again": True, "opcheck": True, "batch": 2},
+    "few segments": SMALL | {"relative": "qkv", "shape": (3,), "grid": {}, "processors": 1},
+    "heads in two chunks": SMALL | {"relative": "qkv", "shape": (3,), "grid": {}, "heads": 5, "rank": 8},
     "no class token": SMALL | {"relative": "qkv", "shape": (1, 5), "grid": {}, "rank": 8},
     "three dimensions": SMALL | {"relative": "qkv", "shape": (2, 1, 2), "grid": {}, "batch": 1},
-    "causal": SMALL | {"relative": "qkv", "shape": (9,), "grid": {"causal": True}, "batch": 2},
+    "causal": SMALL
+    | {"relative": "qkv", "shape": (9,), "grid": {"causal": True}, "batch": 1, "processors": 2},
     "causal v": SMALL | {"relative": "v", "shape": (9,), "grid": {"causal": True}, "batch": 2},
-    "shared": SMALL | {"relative": "qkv", "shape": (5,), "grid": {"class_token": True, "share": "log"}},
+    "shared": SMALL | {"relative": "qv", "shape": (4,), "grid": {"class_token": True, "share": "log"}},
     "one matrix": SMALL | {"relative": "kv", "grid": {"class_token": True, "share": "clip(0)"}},
-    "shards": SMALL | {"relative": "qkv", "shards": 3},
+    "shards": SMALL | {"relative": "qkv", "shape": (3,), "shards": 3},
     "causal shards": SMALL | {"relative": "v", "shape": (5,), "grid": {"causal": True}, "shards": 2},
     "keep": SMALL | {"relative": "qv", "options": {"keep": True}, "batch": 2},
     "slices of samples": SMALL
-    | {"relative": "qkv", "shape": (3,), "batch": 17, "options": {"workspace": 2560}},
+    | {"relative": "qkv", "shape": (2,), "grid": {}, "batch": 17, "options": {"workspace": 1280}},
     "slices of queries": SMALL
-    | {"relative": "qkv", "shape": (17,), "batch": 1, "options": {"workspace": 16}},
+    | {"relative": "qk", "shape": (17,), "grid": {"causal": True}, "batch": 1, "heads": 1}
+    | {"options": {"workspace": 16}, "processors": 2},
     "bfloat16": SMALL | {"relative": "qkv", "shape": (2, 3), "dtype": "bfloat16", "width": 16, "rank": 8},
 }
 
@@ -64,15 +68,15 @@ def test_kernels_equal_the_definition(name: str, errors: dict[str, dict[str, Any
 def test_bfloat16_errs_as_much_as_the_loop(errors: dict[str, dict[str, Any]]) -> None:
     """Each out and gradient against float64, beside the error of the pass in torch's operators."""
     for kernels, reference in zip(*errors["bfloat16"].values(), strict=True):
-        assert kernels < max(2 * reference, 0.012)
+        assert kernels < 1.5 * reference + 1e-3
 
 
 def test_a_second_run_gives_the_same_bits(errors: dict[str, dict[str, Any]]) -> None:
-    assert errors["qkv-again"]["same"]
+    assert errors["again"]["same"]
 
 
 def test_fake_operators_tell_the_shapes_of_real_ones(errors: dict[str, dict[str, Any]]) -> None:
-    assert len(errors["qkv-again"]["checked"]) == 7
+    assert len(errors["again"]["checked"]) == 8
 
 
 def _recipe() -> Recipe:
