@@ -144,7 +144,7 @@ def _grid(tile: DenseTile, batch: int, heads: int, tokens: int) -> tuple[int, in
 
 def _shape(tile: DenseTile, head_width: int) -> tuple[int, int, int, int, int, bool]:
     padded = max(16, 1 << (head_width - 1).bit_length())
-    upcast = import_module("models.ops.fused.alpha.relative_kernels").UPCAST
+    upcast = import_module("models.ops.fused.alpha.kernels.tokens").UPCAST
     return head_width, padded, tile.samples, tile.own, tile.others, upcast
 
 
@@ -155,4 +155,4 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
 
 def _kernel(name: str) -> Any:
     """A Triton kernel; the module that imports triton is imported when one is launched."""
-    return getattr(import_module("models.ops.fused.alpha.dense_kernels"), name)
+    return getattr(import_module("models.ops.fused.alpha.kernels.dense"), name)

@@ -35,7 +35,7 @@ def alpha_form(
     owners, bounds, entries, partners = steps
     samples, parts = tile.samples(B), bounds.shape[1] - 1
     grid = (len(owners) * parts, -(-B // samples))
-    _kernel("relative_kernels", "form_kernel")[grid](
+    _kernel("tokens", "form_kernel")[grid](
         left, right, *_banks(left, left_bank, right_bank), owners, bounds, entries, partners, out,
         B, N, first, left.stride(0), right.stride(0), scale,
         left_bank is not None, right_bank is not None, parts, tuple(shape),
@@ -74,7 +74,7 @@ def alpha_token_sums(
     samples, parts = tile.samples(B), bounds.shape[1] - 1
     out = rows.new_empty((parts, tokens, B, D), dtype=torch.float32)
     grid = (len(owners) * parts, -(-B // samples))
-    _kernel("relative_kernels", "token_sums_kernel")[grid](
+    _kernel("tokens", "token_sums_kernel")[grid](
         weight, rows, *_banks(rows, row_bank, out_bank), owners, bounds, entries, partners, out,
         B, weight.shape[1], first, first if of_queries else 0, rows.stride(0), out.stride(0), scale,
         of_queries, row_bank is not None, out_bank is not None, parts, tuple(shape),
@@ -115,7 +115,7 @@ def alpha_logit_gradients(
     samples = tile.samples(B)
     used = query_bank is not None, key_bank is not None
     for sums in sums_at_once(tile, *used):
-        _kernel("gradient_kernels", "logit_gradients_kernel")[(segments.shape[1],)](
+        _kernel("entries", "logit_gradients_kernel")[(segments.shape[1],)](
             query, key, *_banks(query, query_bank, key_bank), logits, grad_weights, queries, keys, segments,
             weights, grad_logits, grad_query_bank, grad_key_bank,
             B, N, first, segments.shape[1], query.stride(0), key.stride(0), scale,
@@ -139,7 +139,7 @@ def alpha_bank_sums(
     tile, shape = entry_tile(query), geometry(heads, D // heads)
     queries, keys, segments = runs
     out = query.new_empty((segments.shape[1], D, D), dtype=torch.float32)
-    _kernel("gradient_kernels", "bank_sums_kernel")[(segments.shape[1],)](
+    _kernel("entries", "bank_sums_kernel")[(segments.shape[1],)](
         weight, query, key, queries, keys, segments, out,
         B, N, first, segments.shape[1], query.stride(0), key.stride(0),
         tuple(shape), shape.whole, tile.rows, tile.samples(B),
@@ -159,7 +159,7 @@ def alpha_segment_sums(parts: Tensor, bounds: Tensor, dtype: torch.dtype) -> Ten
     """Σ over each entry's segments of parts [L, H·R, H·R] → [K, H·R, H·R]; 0 for an entry without any."""
     entries, size, block = len(bounds) - 1, parts[0].numel() if len(parts) else parts.shape[1] ** 2, 1024
     out = parts.new_empty((entries, *parts.shape[1:]), dtype=dtype)
-    _kernel("gradient_kernels", "segment_sums_kernel")[(entries, -(-size // block))](
+    _kernel("entries", "segment_sums_kernel")[(entries, -(-size // block))](
         parts, bounds, out, size, block, num_warps=4
     )
     return out
@@ -196,8 +196,8 @@ def _banks(rows: Tensor, *banks: Tensor | None) -> list[Tensor]:
 
 def _kernel(module: str, name: str) -> Any:
     """A Triton kernel; the modules that import triton are imported when one is launched."""
-    return getattr(import_module(f"models.ops.fused.alpha.{module}"), name)
+    return getattr(import_module(f"models.ops.fused.alpha.kernels.{module}"), name)
 
 
 def _upcast() -> bool:
-    return import_module("models.ops.fused.alpha.relative_kernels").UPCAST
+    return import_module("models.ops.fused.alpha.kernels.tokens").UPCAST

@@ -47,14 +47,15 @@ class Slice(NamedTuple):
 def slices(recipe: Recipe, schedule: Schedule, rows: Tensor) -> Iterator[Slice]:
     """The slices of a pass over rows [N, B, …], each with its tables."""
     (N, B), H = rows.shape[:2], recipe.heads
-    row_bytes = N * H * (8 + 3 * rows.element_size())  # logits and dP in float32, dP − delta, P and dS
+    size = rows.element_size()
+    row_bytes = N * H * max(8 + size, 4 + 3 * size)  # logits and dP in float32, dP − delta; then P and dS
     workspace = WORKSPACE if recipe.workspace is None else recipe.workspace
     fitting = max(1, min(workspace // row_bytes, MOST_NUMBERS // (N * H)))
     if fitting >= N:
-        queries, samples = N, _multiple(min(B, fitting // N), 16)
+        queries, samples = N, _even(B, fitting // N)
     else:
         samples = min(B, 8)
-        queries = _multiple(min(N, max(16, fitting // samples)), 32)
+        queries = _even(N, max(16, fitting // samples))
     for first in range(0, N, queries):
         count = min(queries, N - first)
         tables = pair_tables(schedule, first, count)
@@ -62,30 +63,40 @@ def slices(recipe: Recipe, schedule: Schedule, rows: Tensor) -> Iterator[Slice]:
             yield Slice(first, count, slice(start, min(B, start + samples)), tables)
 
 
-def _multiple(number: int, of: int) -> int:
-    """The largest multiple that is not larger, if there is one."""
-    return number // of * of or number
+def _even(whole: int, most: int) -> int:
+    """The size of slices of `whole`, equal but for the last; a multiple of 16 if that is not above `most`."""
+    size = -(-whole // -(-whole // most))
+    rounded = -(-size // 16) * 16
+    return rounded if rounded <= most and size < whole else size
 
 
 class Sums:
-    """Tensors of a pass, collected from its slices."""
+    """Tensors of a pass, collected from its slices.
 
-    def __init__(self, like: Sequence[Tensor], dtype: torch.dtype) -> None:
-        self._like, self._dtype = like, dtype
+    overlap   slices may write the same places, so that parts are added up
+    """
+
+    def __init__(self, like: Sequence[Tensor], overlap: bool) -> None:
+        self._like, self._overlap = like, overlap
         self._sums: list[Tensor | None] = [None] * len(like)
 
     def add(self, index: int, part: Tensor, *place: slice) -> None:
-        """Adds a part at a place of tensor `index`; one that covers all of it becomes the tensor."""
+        """Puts a float32 part at its place in tensor `index`; one that covers all becomes the tensor."""
         total, shape = self._sums[index], self._like[index].shape
         if total is None and part.shape == shape:
             self._sums[index] = part
             return
         if total is None:
-            total = self._sums[index] = part.new_zeros(shape, dtype=self._dtype)
-        total[place] += part
+            total = part.new_zeros(shape) if self._overlap else part.new_empty(shape)
+            self._sums[index] = total
+        if self._overlap:
+            total[place] += part
+        else:
+            total[place] = part
 
     def finish(self) -> list[Tensor]:
+        """The tensors; zeros where nothing was added."""
         return [
-            torch.zeros_like(like, dtype=self._dtype) if total is None else total
+            torch.zeros_like(like, dtype=torch.float32) if total is None else total
             for like, total in zip(self._like, self._sums, strict=True)
         ]

@@ -43,7 +43,7 @@ class AlphaWalk:
         H, causal = recipe.heads, schedule.grid.causal
         parts = _parts(recipe, sources, banks)
         like = [parts.q[..., :H], parts.q, *([] if parts.value is None else [parts.value.rows])]
-        sums = Sums(like, torch.float32)
+        sums = Sums(like, overlap=False)
         for cut in slices(recipe, schedule, parts.q):
             here = parts.of(cut.samples)
             bias = None
@@ -77,8 +77,10 @@ class AlphaWalk:
         grads: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
         parts = _parts(recipe, sources, banks, [grad.flatten(2) for grad in grads])
-        sums, bank_sums = Sums(sources, torch.float32), Sums(banks, torch.float32)
-        for cut in slices(recipe, schedule, parts.q):
+        cuts = list(slices(recipe, schedule, parts.q))
+        sums = Sums(sources, overlap=cuts[0].queries < schedule.grid.num_tokens)
+        bank_sums = Sums(banks, overlap=True)
+        for cut in cuts:
             statistics = [t[:, cut.samples].contiguous() for t in (lse, delta)]
             _backward(recipe, cut, parts.of(cut.samples), statistics, schedule.grid.causal, sums, bank_sums)
         grad_banks = [grad.to(bank.dtype) for grad, bank in zip(bank_sums.finish(), banks, strict=True)]
@@ -156,6 +158,7 @@ def _backward(
         here.q, here.k, here.v, here.grads[0], *statistics, narrow, exists,
         H, scale, causal, cut.first, cut.queries, here.logits is None,
     )  # fmt: skip
+    del narrow  # the workspace has no room for it beside P and dS
     if here.logits is not None:
         query, key = here.logits
         weights, grad_logits, *grad_banks = relative.alpha_logit_gradients(

@@ -42,7 +42,8 @@ class Recorder:
     def _compile(self, *arguments: Any, num_warps: int, num_stages: int = 1) -> None:
         signature, constants, attributes = {}, {}, {}
         for place, (parameter, value) in enumerate(zip(self.kernel.params, arguments, strict=True)):
-            if parameter.is_constexpr:
+            one = isinstance(value, int) and value == 1  # a constant to Triton, like multiples of 16
+            if parameter.is_constexpr or one:
                 signature[parameter.name], constants[(place,)] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.ops.fused.alpha.relative_kernels import product, rounded
+from models.ops.fused.alpha.kernels.tokens import product, rounded
 
 
 @triton.jit

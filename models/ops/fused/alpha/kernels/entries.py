@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.ops.fused.alpha.relative_kernels import (
+from models.ops.fused.alpha.kernels.tokens import (
     columns,
     head_places,
     head_sums,
