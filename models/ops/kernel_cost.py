@@ -27,3 +27,6 @@ class KernelCost:
 # operator overload (torch.ops.<namespace>.<name>.default) → the costs of its launches, in order, given the
 # operator's arguments (meta tensors will do)
 COSTS: dict[object, Callable[..., list[KernelCost]]] = {}
+
+# operator overload → the most bytes that it allocates inside and frees before it returns, given its arguments
+WORKSPACES: dict[object, Callable[..., int]] = {}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.ops.fused.alpha import dense, relative  # noqa: F401 (they define the operators)
 from models.ops.fused.alpha.tiles import dense_tile, entry_tile, geometry, owner_tile, sums_at_once
-from models.ops.kernel_cost import COSTS, KernelCost
+from models.ops.kernel_cost import COSTS, WORKSPACES, KernelCost
 
 SECTOR = 32  # bytes that the cache reads or writes at a time
 
@@ -53,11 +53,9 @@ def _token_sums(
     pairs: int,
 ) -> list[KernelCost]:
     """A step reads weights, rows and entries; parts of a token's pairs are summed by a second launch."""
-    parts = steps[1].shape[1] - 1
-    N, B, D = rows.shape
-    tokens = weight.shape[0] if of_queries else N
+    parts, (B, D) = steps[1].shape[1] - 1, rows.shape[1:]
     weights = pairs * B * heads * weight.element_size()
-    out = parts * tokens * B * D * 4
+    out = parts * _token_numbers(weight, rows, of_queries) * 4
     entries = _step_entries(rows, steps, row_bank, out_bank)
     memory = _bytes(rows, row_bank, out_bank, *steps) + weights + out
     cache = pairs * B * D * rows.element_size() + weights + entries + _table_bytes(rows, steps) + out
@@ -65,6 +63,27 @@ def _token_sums(
     if parts > 1:
         costs.append(KernelCost(out + out // parts, out + out // parts, 0))
     return costs
+
+
+def _token_workspace(
+    weight: Tensor,
+    rows: Tensor,
+    row_bank: Tensor | None,
+    out_bank: Tensor | None,
+    steps: list[Tensor],
+    heads: int,
+    scale: float,
+    first: int,
+    of_queries: bool,
+    pairs: int,
+) -> int:
+    """The sums of the parts, before they are one."""
+    parts = steps[1].shape[1] - 1
+    return parts * _token_numbers(weight, rows, of_queries) * 4 if parts > 1 else 0
+
+
+def _token_numbers(weight: Tensor, rows: Tensor, of_queries: bool) -> int:
+    return (weight if of_queries else rows).shape[0] * rows.shape[1] * rows.shape[2]
 
 
 def _logit_gradients(
@@ -250,3 +269,4 @@ COSTS |= {
     _operators.alpha_scores.default: _scores,
     _operators.alpha_dense_gradients.default: _dense_gradients,
 }
+WORKSPACES[_operators.alpha_token_sums.default] = _token_workspace
