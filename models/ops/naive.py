@@ -34,3 +34,35 @@ def translution(f: Tensor, Wq: Tensor, Wk: Tensor, Wv: Tensor, entry: Tensor, he
     )
     a = (q * k).sum(-1) / q.shape[-1] ** 0.5
     return torch.einsum("bijh,bijhe->bihe", softmax_weights(a, entry), v).flatten(2)
+
+
+def alpha_translution(
+    dense: tuple[Tensor, Tensor, Tensor],
+    narrow: tuple[Tensor | None, Tensor | None, Tensor | None],
+    banks: tuple[Tensor | None, Tensor | None, Tensor | None],
+    entry: Tensor,
+    heads: int,
+    scale: float,
+) -> list[Tensor]:
+    """α-Translution's two outputs before they are joined (section 3.3): [B, N, D] and, with v', [B, N, H·R].
+
+    a_ij = scale · (⟨q_i, k_j⟩ + ⟨q'_ij, k'_ij⟩), out_i = Σ_j α_ij v_j, out'_i = Σ_j α_ij v'_ij. dense are
+    q, k, v [B, N, D]; narrow q', k', v' [B, N, H·R], times their bank [K, H·R, H·R] if they have one.
+    """
+    q, k, v = (row.unflatten(-1, (heads, -1)) for row in dense)
+    narrow_q, narrow_k, narrow_v = (
+        None
+        if row is None
+        else per_pair(
+            row, torch.eye(row.shape[-1]).to(row) if bank is None else bank, entry, token
+        ).unflatten(-1, (heads, -1))
+        for row, bank, token in zip(narrow, banks, "ijj", strict=True)
+    )
+    a = torch.einsum("bihe,bjhe->bijh", q, k)
+    if narrow_q is not None and narrow_k is not None:
+        a = a + (narrow_q * narrow_k).sum(-1)
+    weights = softmax_weights(scale * a, entry)
+    outs = [torch.einsum("bijh,bjhe->bihe", weights, v)]
+    if narrow_v is not None:
+        outs.append(torch.einsum("bijh,bijhr->bihr", weights, narrow_v))
+    return [out.flatten(2) for out in outs]
