@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from models.ops.cards import capability_at
 from models.ops.fused.tables import group_shape, mean_steps
 
 Card = Literal["ampere", "hopper", "blackwell", "interpreter"]
@@ -48,7 +49,7 @@ class Tiles(NamedTuple):
 def card_of(device: torch.device) -> Card:
     if device.type == "cpu":
         return "interpreter"
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+    major, _ = capability_at(device) or (9, 0)
     return "blackwell" if major == 10 else "hopper" if major == 9 else "ampere"
 
 

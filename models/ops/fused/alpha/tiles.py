@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.ops.cards import capability_at
+
 MOST_WIDTH = 128  # padded columns H·R of the narrow rows
 
 
@@ -114,10 +116,10 @@ def dense_tile(x: Tensor, head_width: int) -> DenseTile:
 
 
 def generation(x: Tensor) -> int:
-    """Of the card: 8 for an A100, 9 for an H100 (and for the meta device), 10 for a B200; 0 for none."""
-    if x.device.type == "cuda":
-        return torch.cuda.get_device_capability(x.device)[0]
-    return 0 if x.device.type == "cpu" else 9
+    """Of the card: 8 for an A100, 9 for an H100 (and for the bare meta device), 10 for a B200; 0 for none."""
+    if x.device.type == "cpu":
+        return 0
+    return (capability_at(x.device) or (9, 0))[0]
 
 
 def _power_of_two(number: int) -> int:

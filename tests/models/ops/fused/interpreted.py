@@ -72,7 +72,7 @@ class Layer:
         self.recipe = Recipe(
             ((q, k),), (v,), case.heads, case.head_dim**-0.5, case.keep, workspace=case.workspace
         )
-        self.schedule = whole_schedule(case.grid)
+        self.schedule = whole_schedule(case.grid, in_bands=False)
         self.shared = shared
 
     def sources(self, x: Tensor, W: dict[str, Tensor]) -> list[Tensor]:

@@ -58,7 +58,7 @@ def full_translution(
     banks = [torch.empty(shape, dtype=bank_dtype, device="meta") for _ in "qkv"]
     q, k, v = (Operand(0, bank) for bank in range(3))
     recipe = Recipe(((q, k),), (v,), channels // head_dim, head_dim**-0.5, workspace=1 << 30)
-    return recipe, whole_schedule(grid), [x], banks
+    return recipe, whole_schedule(grid, in_bands=False), [x], banks
 
 
 def both_passes(recipe, schedule, sources, banks) -> None:

@@ -26,7 +26,7 @@ def entries(order, pairs, tokens):
 @pytest.mark.parametrize("chunk_pairs", CHUNKS)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_runs_give_each_pair_its_entry(grid, chunk_pairs):
-    order = order_pairs(whole_schedule(grid), chunk_pairs)
+    order = order_pairs(whole_schedule(grid, in_bands=False), chunk_pairs)
     assert len(order.pairs.query) == grid.num_pairs
     np.testing.assert_array_equal(
         entries(order, np.arange(grid.num_pairs), grid.num_tokens), grid.table.numpy()
@@ -35,7 +35,7 @@ def test_runs_give_each_pair_its_entry(grid, chunk_pairs):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_chunk_meets_an_entry_in_one_run_and_later_chunks_know_it(grid):
-    order = order_pairs(whole_schedule(grid), 20)
+    order = order_pairs(whole_schedule(grid, in_bands=False), 20)
     seen = set()
     for start, stop in zip(order.chunk_runs, order.chunk_runs[1:], strict=False):
         here = order.pairs.run_entry[start:stop].tolist()
@@ -49,7 +49,7 @@ def test_a_chunk_meets_an_entry_in_one_run_and_later_chunks_know_it(grid):
 @pytest.mark.parametrize("chunk_pairs", CHUNKS)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_steps_of_groups_take_each_pair_once_at_its_token(grid, chunk_pairs, size):
-    order = order_pairs(whole_schedule(grid), chunk_pairs)
+    order = order_pairs(whole_schedule(grid, in_bands=False), chunk_pairs)
     for side in ("query", "key"):
         groups, taken = order.groups(side, size)
         token = getattr(order.pairs, side)
@@ -72,7 +72,7 @@ def test_the_steps_of_groups_take_each_pair_once_at_its_token(grid, chunk_pairs,
 @pytest.mark.parametrize(("rows", "batch"), [(16, 3), (8, 20)])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_tiles_cover_the_rows_of_each_run(grid, rows, batch):
-    order = order_pairs(whole_schedule(grid), 20)
+    order = order_pairs(whole_schedule(grid, in_bands=False), 20)
     tiles, starts = order.tiles(rows, batch)
     lengths = np.diff(order.pairs.run_start) * batch
     expected = [(run, first) for run, length in enumerate(lengths) for first in range(0, length, rows)]
@@ -84,7 +84,7 @@ def test_tiles_cover_the_rows_of_each_run(grid, rows, batch):
 def test_programs_walk_in_step():
     """At P = 1 the n-th step of every query of a full grid is of the same class."""
     grid = OffsetGrid((4, 3))
-    order = order_pairs(whole_schedule(grid), 10**6)
+    order = order_pairs(whole_schedule(grid, in_bands=False), 10**6)
     groups, _ = order.groups("query", 1)
     first = groups.bounds[0]
     for number, blocks in enumerate(grid.classes):

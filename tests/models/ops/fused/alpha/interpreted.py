@@ -49,7 +49,7 @@ def narrow_names(relative_: str) -> str:
 def schedules_of(grid: OffsetGrid, shards: int) -> list[Schedule]:
     """The whole schedule, or shards of the classes; the special blocks are the first one's."""
     if shards == 1:
-        return [whole_schedule(grid)]
+        return [whole_schedule(grid, in_bands=False)]
     schedules = []
     for shard in range(shards):
         classes = grid.classes[shard::shards]
