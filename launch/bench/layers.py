@@ -181,7 +181,7 @@ def _by_offset(layer: Translution, x: Tensor) -> dict[str, float]:
         layer.schedule = whole
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
+def show_layers(result: dict[str, Any], as_json: bool) -> None:
     """Print what `bench_layers` measured: one JSON object, or a table and what its columns mean."""
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))

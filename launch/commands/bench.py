@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from launch.commands.prepare import CORES
+from parallel.errors import UserError
 from trainer.errors import exit_code
 
 app = typer.Typer(help="Measure speed, memory and traffic on this machine.", no_args_is_help=True)
@@ -46,6 +47,10 @@ def op_command(
         list[str] | None,
         typer.Option(help="7x7, 14x14, 4x4, causal or narrow, repeatable; default: all."),
     ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(help="shared or alpha: layers with shared entries, or α, against self-attention."),
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
     compiled: Annotated[bool, typer.Option("--compile", help="Fuse the element-wise stage.")] = False,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
@@ -56,6 +61,13 @@ def op_command(
     """Speed of the operator against a matrix product's, and its memory, on one thread."""
 
     def action() -> None:
+        if shapes is not None:
+            if shape or compiled or device != "cpu" or precision != "fp32":
+                raise UserError("--shapes: goes with --repeat and --json only, fp32 on the CPU")
+            from launch.bench.layers import bench_layers, show_layers
+
+            show_layers(bench_layers(shapes, repeat), as_json)
+            return
         from launch.bench.op import bench_op, show
 
         show(bench_op(shape or [], repeat, compiled, device, precision), as_json)
