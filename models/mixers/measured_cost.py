@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from models.dealing import deal
 from models.mixers.cost import Cost, Load
+from models.ops.device import meta_stands_for
 from models.ops.kernel_cost import WORKSPACES
-from models.ops.walk.schedule import meta_stands_for
 
 MOST_SAMPLES = 16
 

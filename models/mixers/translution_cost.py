@@ -212,7 +212,8 @@ def _band_temporaries(mixer: Translution, here: _Widths, load: Load) -> int:
     rows = copied * sum(here.sources[source] for source, _ in multiplied) * (size.product + size.statistics)
     block = 2 * schedule.largest_block * sum(width for *_, width in here.operands) * size.product
     batch, widest = step * here.heads, max(width for *_, width in here.operands) // here.heads
-    tiles = [largest_tile(b, batch) for run in schedule.classes for b in run if b.band]
+    device, bands = "cpu" if load.cpu else "cuda", [b for run in schedule.classes for b in run if b.band]
+    tiles = [largest_tile(block, batch, device) for block in bands]
     logits = max((tile.logits for tile in tiles), default=0)
     rows_of_tile = max((tile.rows for tile in tiles), default=0)
     held = 2 * logits + 5 * rows_of_tile * widest  # q, k, v, ∂out and a product

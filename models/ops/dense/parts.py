@@ -12,9 +12,10 @@ from torch import Tensor
 
 from models.offsets import OffsetGrid
 from models.ops.dense.strips import StripChunk, strip_chunks
+from models.ops.device import device_type
 from models.ops.recipe import Recipe, workspace_bytes
 from models.ops.walk.operands import pair_bytes
-from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule, device_type
+from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
 
 BUFFERS = 4  # numbers of a pair and head that are held at once
 

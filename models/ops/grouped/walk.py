@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from models.ops.cards import capability_at
+from models.ops.device import device_type
 from models.ops.grouped.chunks import Budget, Chunk, plan, used_entries
 from models.ops.grouped.operators import (
     grouped_gather,
@@ -27,7 +28,7 @@ from models.ops.grouped.operators import (
 )
 from models.ops.recipe import Operand, Recipe, workspace_bytes
 from models.ops.walk.rows import Side
-from models.ops.walk.schedule import Schedule, device_type
+from models.ops.walk.schedule import Schedule
 
 CAPABILITIES = (9, 10)  # compute capabilities for which grouped_mm has a kernel
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.ops.device import device_type
 from models.ops.recipe import Recipe
 from models.ops.walk.chunks import BlockChunk
 from models.ops.walk.rows import Tokens
@@ -32,7 +33,7 @@ class BandChunk(BlockChunk):
         state: list[Tokens],
         scratch: Scratch,
     ) -> None:
-        tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2])
+        tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2], device_type(q[0].device))
         lse, *outs = (_head_major(self.queries(t), tiles) for t in state)
         operands = _Operands.of(q, k, v, tiles)
         for tile in tiles.tiles:
@@ -58,7 +59,7 @@ class BandChunk(BlockChunk):
         state: list[Tokens],
         scratch: Scratch,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2])
+        tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2], device_type(q[0].device))
         lse, delta, *grad_outs = (_head_major(self.rows("query", t), tiles) for t in state)
         operands = _Operands.of(q, k, v, tiles)
         grad_q = [

@@ -8,11 +8,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from models.ops.device import device_type
 from models.ops.recipe import Operand, Recipe, workspace_bytes
 from models.ops.walk.chunks import Chunk
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows, Side, Tokens, view_tokens
-from models.ops.walk.schedule import Schedule, device_type
+from models.ops.walk.schedule import Schedule
 from models.ops.walk.stage import Scratch
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
 from models.offsets import Block, OffsetGrid
+from models.ops.device import device_type
 from models.ops.walk.bands import BandChunk
 from models.ops.walk.chunks import BlockChunk, Chunk, ClassChunk
 from models.ops.walk.tiles import attended
 
 CPU_CHUNK_BYTES = 8 << 20  # larger chunks leave one core's caches and were measured slower
 ONE_BY_ONE = 8  # work of a pair that is combined by itself, in pairs of an attention product
-_meta_stands_for = ["cuda"]
 
 
 class Schedule:
@@ -118,21 +117,6 @@ def whole_schedule(grid: OffsetGrid, row_work: float = 1.0, in_bands: bool = Tru
     rows = by_entry.rows
     work = row_work * (rows[0] + 2 * rows[1]) + beyond
     return by_entry if work < (3 * row_work + ONE_BY_ONE) * by_offset.pairs else by_offset
-
-
-def device_type(device: torch.device) -> str:
-    """The device's type; for the meta device, of what it stands for."""
-    return _meta_stands_for[-1] if device.type == "meta" else device.type
-
-
-@contextmanager
-def meta_stands_for(device_type: str) -> Iterator[None]:
-    """Cuts chunks on the meta device as on devices of this type, to measure what a pass would cost there."""
-    _meta_stands_for.append(device_type)
-    try:
-        yield
-    finally:
-        _meta_stands_for.pop()
 
 
 def _renumbered(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.offsets import Block, Range
 
+CARD_LOGITS = 1 << 25  # of a tile on a card, which wants few, large calls
 LOGITS = 3 << 16  # of a tile, unless it has few queries: about what one core's caches hold
 ROW = 64  # logits that take as much memory as a row of a batch, which is copied
 CROWDING = 0.2  # the power with which time grows beyond that
@@ -65,7 +66,7 @@ class Tiling:
     tiles    every query of the block is in one, and meets a key there
     """
 
-    def __init__(self, block: Block, batch: int) -> None:
+    def __init__(self, block: Block, batch: int, most: int) -> None:
         assert block.queries is not None
         assert block.keys is not None
         assert block.band is not None
@@ -74,17 +75,18 @@ class Tiling:
         self.banded = tuple(d for d in range(len(band)) if d not in self.groups)
         self.group_size = math.prod(queries[d][1] - queries[d][0] for d in self.groups)
         inside = Geometry(*(tuple(ranges[d] for d in self.banded) for ranges in (queries, keys, band)))
-        tiles = list(_cut(inside, batch, self.group_size, len(self.groups) + 2))
+        tiles = list(_cut(inside, batch, most, self.group_size, len(self.groups) + 2))
         if len(self.banded) == 1:
-            tiles = _in_batches(tiles, batch * self.group_size)
+            tiles = _in_batches(tiles, batch * self.group_size, most)
         first = queries[self.groups[0]] if self.groups else (0, 1)
-        self.tiles = [part for tile in tiles for part in _by_groups(tile, first, batch * self.group_size)]
+        whole = batch * self.group_size
+        self.tiles = [part for tile in tiles for part in _by_groups(tile, first, whole, most)]
 
 
 @lru_cache(maxsize=8192)
-def tiling(block: Block, batch: int) -> Tiling:
+def tiling(block: Block, batch: int, device_type: str = "cpu") -> Tiling:
     """The tiles of a block for `batch` heads of all samples, built once."""
-    return Tiling(block, batch)
+    return Tiling(block, batch, LOGITS if device_type == "cpu" else CARD_LOGITS)
 
 
 def attended(block: Block, batch: int = 16) -> int:
@@ -102,8 +104,8 @@ class TileSize(NamedTuple):
     rows: int
 
 
-def largest_tile(block: Block, batch: int) -> TileSize:
-    cut = tiling(block, batch)
+def largest_tile(block: Block, batch: int, device_type: str) -> TileSize:
+    cut = tiling(block, batch, device_type)
     logits, rows = (
         max(sizes)
         for sizes in zip(*((t.repeats * t.logits, t.repeats * t.rows) for t in cut.tiles), strict=True)
@@ -111,8 +113,8 @@ def largest_tile(block: Block, batch: int) -> TileSize:
     return TileSize(cut.group_size * logits, cut.group_size * rows)
 
 
-def _cut(whole: Geometry, batch: int, groups: int, first: int) -> Iterator[Tile]:
-    lengths = _best_lengths(whole, batch * groups)
+def _cut(whole: Geometry, batch: int, most: int, groups: int, first: int) -> Iterator[Tile]:
+    lengths = _best_lengths(whole, batch * groups, most)
     starts = (range(*queries, n) for queries, n in zip(whole.queries, lengths, strict=True))
     for corner in itertools.product(*starts):
         queries = tuple(
@@ -130,13 +132,13 @@ def _cut(whole: Geometry, batch: int, groups: int, first: int) -> Iterator[Tile]
         )
 
 
-def _in_batches(tiles: list[Tile], batch: int) -> list[Tile]:
+def _in_batches(tiles: list[Tile], batch: int, most: int) -> list[Tile]:
     """Joins tiles of a sequence that are equal but for their place, as many as a tile may have logits."""
     joined: list[Tile] = []
     for tile in tiles:
         last = joined[-1] if joined else tile
         numbers = tile.logits + ROW * sum(tile.length)
-        fits = batch * numbers * (last.repeats + 1) <= LOGITS
+        fits = batch * numbers * (last.repeats + 1) <= most
         if joined and fits and (tile.length, tile.masked) == (last.length, last.masked) and tile.keys:
             (dim, start, length), (_, key, window) = *last.queries, *last.keys
             if (tile.queries[0][1], tile.keys[0][1]) == (start + length, key + last.repeats * last.length[0]):
@@ -147,11 +149,11 @@ def _in_batches(tiles: list[Tile], batch: int) -> list[Tile]:
     return joined
 
 
-def _by_groups(tile: Tile, first: Range, batch: int) -> list[Tile]:
+def _by_groups(tile: Tile, first: Range, batch: int, most: int) -> list[Tile]:
     """The tile for some groups at a time, along the first of their dimensions, if it is too large."""
     size = first[1] - first[0]
     numbers = batch * tile.repeats * (tile.logits + ROW * sum(tile.length))
-    length = max(1, -(-size // max(1, -(-numbers // (2 * LOGITS)))))
+    length = max(1, -(-size // max(1, -(-numbers // (2 * most)))))
     if length >= size:
         return [tile]
     parts = [((0, start, min(length, size - start)),) for start in range(0, size, length)]
@@ -163,7 +165,7 @@ def _by_groups(tile: Tile, first: Range, batch: int) -> list[Tile]:
     ]
 
 
-def _best_lengths(whole: Geometry, batch: int) -> tuple[int, ...]:
+def _best_lengths(whole: Geometry, batch: int, most: int) -> tuple[int, ...]:
     """The sides of a tile for which logits and calls take the least time."""
     sides = [_side_costs(*ranges, few=len(whole.queries) > 1) for ranges in zip(*whole, strict=True)]
 
@@ -175,8 +177,8 @@ def _best_lengths(whole: Geometry, batch: int) -> tuple[int, ...]:
         numbers = batch * (rows * window + ROW * (rows + window))
         tiles = math.prod(side.tiles for side in choice)
         if len(sides) == 1:  # most of them in batches
-            tiles = 2 + max(1, tiles * numbers // LOGITS)
-        return CALLS * tiles + logits * max(1.0, numbers / LOGITS) ** CROWDING
+            tiles = 2 + max(1, tiles * numbers // most)
+        return CALLS * tiles + logits * max(1.0, numbers / most) ** CROWDING
 
     return tuple(side.length for side in min(itertools.product(*sides), key=seconds))
 

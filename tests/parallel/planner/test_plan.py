@@ -113,7 +113,7 @@ def test_flops_of_attention_are_those_torch_counts():
 def test_ranks_share_the_flops_of_the_pairs():
     net = LayerKinds(vit(**BASE))
     whole, shared = (sample_flops(net, Mesh(1, n), ParallelConfig()).forward for n in (1, 8))
-    assert whole / 8 <= shared < whole / 7.8
+    assert whole / 8 <= shared < whole / 7.7  # the busiest rank: 25 of 197 classes
 
 
 ALONE = {

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from models.dealing import deal
 from models.offsets import OffsetGrid
 from models.ops import naive, streamed
 from models.ops.fused.operators import fused_backward, fused_forward
@@ -18,7 +19,6 @@ from models.ops.fused.walk import FusedWalk
 from models.ops.recipe import Operand, Recipe
 from models.ops.streamed import PairWalk
 from models.ops.walk.schedule import Schedule, whole_schedule
-from parallel.sharding.layout import offset_share
 
 
 def interpreter() -> ProcessPoolExecutor:
@@ -128,11 +128,9 @@ def shard_errors(case: Case, ranks: int) -> list[float]:
     ]
     lses, outs, grad_sources = [], [], [torch.zeros_like(source) for source in sources]
     grad_banks = [torch.full_like(bank, torch.nan) for bank in banks]
-    for share in offset_share(case.grid, ranks):
+    for share in deal(layer.schedule, ranks):
         held = list(share.entries)
-        schedule = Schedule(
-            case.grid, share.classes, share.special_blocks, {entry: i for i, entry in enumerate(held)}
-        )
+        schedule = share.schedule(layer.schedule)
         local = [bank[held] for bank in banks]
         part = FusedWalk.forward(layer.recipe, schedule, sources, local)
         lses.append(part[0])

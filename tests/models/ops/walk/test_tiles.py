@@ -73,7 +73,7 @@ def test_every_pair_of_a_band_is_in_one_tile(grid, sizes):
     bands = [block for block in grid.bands if block.band is not None]
     assert bands
     for block in bands:
-        cut = Tiling(block, 2)
+        cut = Tiling(block, 2, tiles.LOGITS)
         assert torch.equal(met(block, cut), inside(block).long())
         assert int(inside(block).sum()) == block.pairs
         for tile in cut.tiles:
@@ -87,13 +87,13 @@ def test_every_pair_of_a_sequence_is_in_one_band(length, radius, causal):
     assert sum(block.pairs for block in grid.bands) == grid.num_pairs
     for block in grid.bands:
         if block.band is not None:
-            assert torch.equal(met(block, Tiling(block, 4)), inside(block).long())
+            assert torch.equal(met(block, Tiling(block, 4, tiles.LOGITS)), inside(block).long())
 
 
 def test_equal_tiles_of_a_sequence_are_one_batch():
     """1,022 queries of a narrow band are a few calls, not one for each run of queries."""
     (block,) = (b for b in OffsetGrid((1024,), causal=True, share="log").bands if b.band == ((2, 3),))
-    tiles_of_band = Tiling(block, 6).tiles
+    tiles_of_band = Tiling(block, 6, tiles.LOGITS).tiles
     assert sum(tile.repeats for tile in tiles_of_band) >= 3 * len(tiles_of_band) > 0
 
 
