@@ -1,5 +1,7 @@
-"""Draws which bank entry each pair of tokens uses, without and with shared entries, and how one entry's band is
-cut into tiles: python benchmarks/bands.py docs/bands.png"""
+"""Draws which bank entry each pair of tokens uses, with and without sharing, and the tiles of one band.
+
+python benchmarks/bands.py docs/bands.png
+"""
 
 import sys
 from pathlib import Path
