@@ -316,3 +316,23 @@ def test_x_of_the_wrong_shape_is_refused(shape):
     layer = Translution(DIM, OffsetGrid((3, 3)), HEADS, HEAD_DIM)
     with pytest.raises(ValueError, match=r"\[batch, 9, 6\] is needed"):
         layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("share", ["none", "log"])
+def test_bfloat16_errs_by_rounding_only(share, rank):
+    """Logits and sums are float32: the error is that of operands rounded to 8 bits."""
+    torch.manual_seed(0)
+    layer = Translution(32, OffsetGrid((6, 5), class_token=True, share=share), 2, 16, rank=rank)
+    layer.schedule = (
+        Schedule(layer.grid, [(b,) for b in layer.grid.bands]) if share == "log" else layer.schedule
+    )
+    x = torch.randn(3, 31, 32, requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer(x)
+        grads = torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])
+        results.append([y.detach(), *grads])
+    for exact, rounded in zip(*results, strict=True):
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
