@@ -162,6 +162,24 @@ def test_shared_entries_equal_naive(grid, relative, rank, tile_size):
     assert_equal_with_gradients(layer, naive_full if rank is None else naive_alpha)
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize(
+    "grid", [OffsetGrid((90,), causal=True, share="log"), OffsetGrid((60,), share="log")]
+)
+def test_batches_of_overlapping_windows_equal_naive(causal, rank, monkeypatch):
+    """A window of a wide band reaches over several tiles of queries; the gradients of its keys are summed."""
+    grid = OffsetGrid((80,), causal=causal, share="log")
+    monkeypatch.setattr(tiles, "FEW", 4)
+    tiles.tiling.cache_clear()
+    cuts = [tiles.tiling(block, BATCH * HEADS) for block in grid.bands if block.band is not None]
+    batched = [tile for cut in cuts for tile in cut.tiles if tile.repeats > 1]
+    assert max(tile.length[1] / tile.length[0] for tile in batched) > 2
+    layer = Translution(DIM, grid, HEADS, HEAD_DIM, rank=rank)
+    layer.schedule = Schedule(grid, [(block,) for block in grid.bands])
+    assert_equal_with_gradients(layer, naive_full if rank is None else naive_alpha, 1e-9)
+    tiles.tiling.cache_clear()
+
+
 @pytest.mark.parametrize("memory", ["recompute", "keep"])
 @pytest.mark.parametrize("workspace", [1, 4000], ids=["a sample at a time", "some"])
 @pytest.mark.parametrize("grid", SHARED[:4], ids=str)
