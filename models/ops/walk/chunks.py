@@ -194,8 +194,11 @@ class ClassChunk(PairChunk):
         self.shape: dict[Side, tuple[int, ...]] = dict.fromkeys(("query", "key"), (self.pairs,))
         self.runs: dict[Side, Runs] = dict.fromkeys(("query", "key"), Runs(spans))
         self._complete = not grid.causal  # a class of a full grid meets every query exactly once
-        self._layers = _layer_table(query, spans, grid, len(classes), self.pairs).to(device)
-        self._index: dict[Side, Index] = {"query": Index(query.to(device)), "key": Index(key.to(device))}
+        self._index: dict[Side, Index] = {}
+        sides: tuple[tuple[Side, Tensor], ...] = (("query", query), ("key", key))
+        for side, rows in sides:
+            layers = _layer_table(rows, spans, grid, len(classes), self.pairs).to(device)
+            self._index[side] = Index(rows.to(device), layers, self._complete)
         self.parts: dict[Side, Part] = {s: Part(index, 0, self.pairs) for s, index in self._index.items()}
 
     def rows(self, side: Side, tokens: Tokens) -> Tensor:
@@ -210,22 +213,23 @@ class ClassChunk(PairChunk):
     def layers(self, pairs: Tensor, missing: float) -> Tensor:
         if not self._complete:
             pairs = torch.cat([pairs, pairs.new_full((1, *pairs.shape[1:]), missing)])
-        return pairs.index_select(0, self._layers.flatten()).unflatten(0, self._layers.shape)
+        layers = self._index["query"].layers
+        return pairs.index_select(0, layers.flatten()).unflatten(0, layers.shape)
 
     def queries(self, tokens: Tokens) -> Tensor:
         return tokens.flat
 
 
 def _layer_table(
-    query: Tensor, spans: tuple[Span, ...], grid: OffsetGrid, classes: int, missing: int
+    rows: Tensor, spans: tuple[Span, ...], grid: OffsetGrid, classes: int, missing: int
 ) -> Tensor:
-    """pair[L, queries]: a layer is a class of a full grid, or a single block of a causal sequence."""
+    """pair[L, N] of each token on one side: a layer is a class of a full grid, or a block of a causal one."""
     n = grid.grid_tokens
     if not grid.causal:
-        return torch.argsort(query.view(classes, n), 1) + n * torch.arange(classes)[:, None]
+        return torch.argsort(rows.view(classes, n), 1) + n * torch.arange(classes)[:, None]
     table = torch.full((len(spans), n), missing)
     for layer, (_, start, stop, _) in enumerate(spans):
-        table[layer, query[start:stop]] = torch.arange(start, stop)
+        table[layer, rows[start:stop]] = torch.arange(start, stop)
     return table
 
 

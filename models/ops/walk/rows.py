@@ -104,10 +104,15 @@ class Strip(NamedTuple):
 
 
 class Index:
-    """Tokens by index, `rows` [n]."""
+    """Tokens by index, `rows` [n].
 
-    def __init__(self, rows: Tensor) -> None:
+    layers     [L, N]: where each token is among the rows, at most once in a layer; n where it is not
+    complete   whether it is once in every layer
+    """
+
+    def __init__(self, rows: Tensor, layers: Tensor, complete: bool) -> None:
         self.rows, self.num_tokens = rows, len(rows)
+        self.layers, self._complete = layers, complete
 
     def view(self, tokens: Tokens) -> Tensor | None:
         return None
@@ -116,7 +121,10 @@ class Index:
         torch.index_select(tokens.flat, 0, self.rows, out=out)
 
     def add(self, tokens: Tokens, rows: Tensor) -> None:
-        tokens.flat.index_add_(0, self.rows, rows.to(tokens.flat.dtype))
+        if not self._complete:
+            rows = torch.cat([rows, rows.new_zeros((1, *rows.shape[1:]))])
+        own = rows.index_select(0, self.layers.flatten()).unflatten(0, self.layers.shape)
+        tokens.flat.add_(own.sum(0, dtype=tokens.flat.dtype))  # in a fixed order, unlike index_add_ on CUDA
 
 
 class Part(NamedTuple):
