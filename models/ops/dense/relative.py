@@ -40,10 +40,8 @@ class Relative:
         """q, k and v of the recipe's segments; in new memory, and appended to `kept`, if it keeps them."""
         projected: Projected = ([], [], [])
         for operand, side, kind, number in _operands(recipe):
-            columns, of_side = (
-                self._columns.of(operand.source, side, chunk.sides[side].strip),
-                chunk.sides[side],
-            )
+            of_side = chunk.sides[side]
+            columns = self._columns.of(operand.source, side, of_side.strip)
             if operand.bank is None:
                 out = torch.cat([columns.narrow(1, *run) for run in of_side.columns(self._batch)], 1)
             else:
