@@ -111,10 +111,10 @@ class PairWalk:
             rows = Rows(tokens, scratch)
             for chunk in chunks:
                 operands = Operands(recipe, chunk, tokens, rows, entries, scratch)
-                q, k, v = operands.project(fresh=recipe.keep)
+                projected = operands.project(fresh=recipe.keep)
                 if recipe.keep:
-                    kept += [*q, *k, *v]
-                chunk.attend(recipe, q, k, v, state, scratch)
+                    kept += [t for each in projected for t in each]
+                chunk.attend(recipe, projected, state, scratch)
         return lse, outs, kept
 
     @staticmethod
@@ -138,8 +138,8 @@ class PairWalk:
             rows, grad_rows = Rows(tokens, scratch), RowGradients(grad_tokens, scratch)
             for chunk in chunks:
                 operands = Operands(recipe, chunk, tokens, rows, entries, scratch)
-                q, k, v = segments(recipe, saved) if recipe.keep else operands.project()
-                grad_qkv = chunk.gradients(recipe, q, k, v, state, scratch)
-                operands.backpropagate(*grad_qkv, grad_tokens, grad_rows)
+                projected = segments(recipe, saved) if recipe.keep else operands.project()
+                grads_of = chunk.gradients(recipe, projected, state, scratch)
+                operands.backpropagate(grads_of, grad_tokens, grad_rows)
             grad_rows.finish()
         return grad_sources, [bank.gradient() for bank in entries]

@@ -14,9 +14,7 @@ from models.ops.dense.strips import StripChunk, StripSide
 from models.ops.recipe import Operand, Recipe
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import Side
-from models.ops.walk.stage import Scratch
-
-Projected = tuple[list[Tensor], list[Tensor], list[Tensor]]  # q, k, v of each segment
+from models.ops.walk.stage import Projected, Scratch
 
 
 class Relative:
@@ -38,7 +36,7 @@ class Relative:
 
     def project(self, recipe: Recipe, chunk: StripChunk, kept: list[Tensor]) -> Projected:
         """q, k and v of the recipe's segments; in new memory, and appended to `kept`, if it keeps them."""
-        projected: Projected = ([], [], [])
+        projected = Projected([], [], [])
         for operand, side, kind, number in _operands(recipe):
             of_side = chunk.sides[side]
             columns = self._columns.of(operand.source, side, of_side.strip)
@@ -117,8 +115,7 @@ def take(recipe: Recipe, kept: Iterator[Tensor]) -> Projected:
     counts = [0, 0, 0]
     for *_, kind, _ in _operands(recipe):
         counts["qkv".index(kind)] += 1
-    q, k, v = (list(islice(kept, count)) for count in counts)
-    return q, k, v
+    return Projected(*(list(islice(kept, count)) for count in counts))
 
 
 def _operands(recipe: Recipe) -> Iterator[tuple[Operand, Side, str, int]]:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from models.ops.dense.columns import Columns
 from models.ops.dense.parts import Parts, Queries, parts_of, steps
-from models.ops.dense.relative import Projected, Relative, at_queries, take
+from models.ops.dense.relative import Relative, at_queries, take
 from models.ops.recipe import Recipe
 from models.ops.walk.operands import operand_width
 from models.ops.walk.products import Bank
 from models.ops.walk.schedule import Schedule
-from models.ops.walk.stage import Scratch
+from models.ops.walk.stage import Projected, Scratch
 
 
 class DenseWalk:
@@ -179,7 +179,7 @@ class _Part:
             pairs.index_copy_(1, index, weight)
             grad_pairs.index_copy_(1, index, grad_logit)
             weight, grad_logit = weight.to(self._dtype), grad_logit.to(self._dtype)
-            gradients = (
+            gradients = Projected(
                 [relative.times(t, grad_logit, ("∂q", i)) for i, t in enumerate(k)],
                 [relative.times(t, grad_logit, ("∂k", i)) for i, t in enumerate(q)],
                 [relative.times(t, weight, ("∂v", i)) for i, t in enumerate(g)],
@@ -202,7 +202,7 @@ class _Part:
         logits = [take(self._parts.logits, kept) for _ in self._queries.chunks]
         values = [take(self._parts.values, kept) for _ in self._queries.chunks]
         for (q, k, _), (*_, v) in zip(logits, values, strict=True):
-            yield q, k, v
+            yield Projected(q, k, v)
 
     def _add_dense_logits(self, a: Tensor) -> None:
         flat = a.flatten(0, 1)

@@ -6,16 +6,15 @@ pairs are ordinary attention, a tile at a time, merged into the running softmax 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from models.offsets import Block
 from models.ops.device import device_type
 from models.ops.recipe import Recipe
 from models.ops.walk.chunks import BlockChunk
 from models.ops.walk.rows import Tokens
-from models.ops.walk.stage import Scratch
+from models.ops.walk.stage import Projected, Scratch
 from models.ops.walk.tiles import Sides, Tile, Tiling, mask, tiling
 
 LEAST_LOG = {torch.float32: -87.0, torch.float64: -708.0}  # of a normal number
@@ -24,20 +23,12 @@ LEAST_LOG = {torch.float32: -87.0, torch.float64: -708.0}  # of a normal number
 class BandChunk(BlockChunk):
     """The pairs of one entry."""
 
-    def attend(
-        self,
-        recipe: Recipe,
-        q: list[Tensor],
-        k: list[Tensor],
-        v: list[Tensor],
-        state: list[Tokens],
-        scratch: Scratch,
-    ) -> None:
-        tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2], device_type(q[0].device))
+    def attend(self, recipe: Recipe, projected: Projected, state: list[Tokens], scratch: Scratch) -> None:
+        tiles = _tiling_of(self.block, projected)
         lse, *outs = (_head_major(self.queries(t), tiles) for t in state)
-        operands = _Operands.of(q, k, v, tiles)
+        operands = Projected(*([_head_major(t, tiles) for t in segments] for segments in projected))
         for tile in tiles.tiles:
-            q_tile, k_tile, v_tile = operands.cut(tiles, tile, lse.dtype)
+            q_tile, k_tile, v_tile = _cut(operands, tile, tiles, lse.dtype)
             old, *old_outs = (_queries(t, tile, tiles) for t in (lse, *outs))
             p = _logits(q_tile, k_tile, recipe.scale, tile, scratch)
             highest = torch.maximum(p.amax(-1).view(old.shape), old)
@@ -51,17 +42,12 @@ class BandChunk(BlockChunk):
             torch.add(highest, total.log_(), out=old)
 
     def gradients(
-        self,
-        recipe: Recipe,
-        q: list[Tensor],
-        k: list[Tensor],
-        v: list[Tensor],
-        state: list[Tokens],
-        scratch: Scratch,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        tiles = tiling(self.block, q[0].shape[-3] * q[0].shape[-2], device_type(q[0].device))
+        self, recipe: Recipe, projected: Projected, state: list[Tokens], scratch: Scratch
+    ) -> Projected:
+        q, k, v = projected
+        tiles = _tiling_of(self.block, projected)
         lse, delta, *grad_outs = (_head_major(self.rows("query", t), tiles) for t in state)
-        operands = _Operands.of(q, k, v, tiles)
+        operands = Projected(*([_head_major(t, tiles) for t in segments] for segments in projected))
         grad_q = [
             t if query.bank is not None and not recipe.keep else scratch(("∂q", i), tuple(t.shape))
             for i, (t, (query, _)) in enumerate(zip(q, recipe.logits, strict=True))
@@ -72,7 +58,7 @@ class BandChunk(BlockChunk):
         )
         to_q, to_k, to_v = ([_head_major(t, tiles) for t in grads] for grads in (grad_q, grad_k, grad_v))
         for tile in tiles.tiles:
-            q_tile, k_tile, v_tile = operands.cut(tiles, tile, lse.dtype)
+            q_tile, k_tile, v_tile = _cut(operands, tile, tiles, lse.dtype)
             p = _logits(q_tile, k_tile, recipe.scale, tile, scratch)
             p = _exp(p.sub_(_queries(lse, tile, tiles).reshape(p.shape[0], -1, 1)))
             grad_a = scratch("∂p", tuple(p.shape), p.dtype)
@@ -87,29 +73,23 @@ class BandChunk(BlockChunk):
                 here.copy_(torch.bmm(grad_a, key).view(here.shape))
             for grad, g in zip(to_v, g_tile, strict=True):
                 _add_to_keys(grad, torch.bmm(p.mT, g), tile, tiles)
-        return grad_q, grad_k, grad_v
+        return Projected(grad_q, grad_k, grad_v)
 
 
-class _Operands(NamedTuple):
-    """Head-major views of q, k and v of each segment."""
+def _tiling_of(block: Block, projected: Projected) -> Tiling:
+    q = projected.q[0]
+    return tiling(block, q.shape[-3] * q.shape[-2], device_type(q.device))
 
-    q: list[Tensor]
-    k: list[Tensor]
-    v: list[Tensor]
 
-    @staticmethod
-    def of(q: list[Tensor], k: list[Tensor], v: list[Tensor], tiles: Tiling) -> _Operands:
-        return _Operands(*([_head_major(t, tiles) for t in segments] for segments in (q, k, v)))
-
-    def cut(
-        self, tiles: Tiling, tile: Tile, dtype: torch.dtype
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The rows of a tile, [batch, rows, E], in the dtype of the statistics."""
-        return (
-            [_matrices(_queries(t, tile, tiles), tile, tiles, dtype) for t in self.q],
-            [_matrices(_keys(t, tile, tiles), tile, tiles, dtype) for t in self.k],
-            [_matrices(_keys(t, tile, tiles), tile, tiles, dtype) for t in self.v],
-        )
+def _cut(operands: Projected, tile: Tile, tiles: Tiling, dtype: torch.dtype) -> Projected:
+    """The rows of a tile, [batch, rows, E], of head-major operands, in the dtype of the statistics."""
+    return Projected(
+        [_matrices(_queries(t, tile, tiles), tile, tiles, dtype) for t in operands.q],
+        *(
+            [_matrices(_keys(t, tile, tiles), tile, tiles, dtype) for t in segments]
+            for segments in (operands.k, operands.v)
+        ),
+    )
 
 
 def _logits(q: list[Tensor], k: list[Tensor], scale: float, tile: Tile, scratch: Scratch) -> Tensor:

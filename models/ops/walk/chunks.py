@@ -18,7 +18,7 @@ from torch import Tensor
 from models.offsets import Block, OffsetGrid
 from models.ops.recipe import Recipe
 from models.ops.walk.rows import Index, Part, Side, Strip, Tokens
-from models.ops.walk.stage import Scratch, stage
+from models.ops.walk.stage import Projected, Scratch, stage
 
 
 class Span(NamedTuple):
@@ -76,28 +76,14 @@ class Chunk(Protocol):
         """A writable view [*queries, B, …] of the tokens that are queries here."""
         ...
 
-    def attend(
-        self,
-        recipe: Recipe,
-        q: list[Tensor],
-        k: list[Tensor],
-        v: list[Tensor],
-        state: list[Tokens],
-        scratch: Scratch,
-    ) -> None:
+    def attend(self, recipe: Recipe, projected: Projected, state: list[Tokens], scratch: Scratch) -> None:
         """Merges the pairs into the running softmax of their queries: lse, and a normalised out for each
-        value segment. q, k, v are [*shape, B, H, E] for each segment."""
+        value segment. q, k and v are [*shape, B, H, E]."""
         ...
 
     def gradients(
-        self,
-        recipe: Recipe,
-        q: list[Tensor],
-        k: list[Tensor],
-        v: list[Tensor],
-        state: list[Tokens],
-        scratch: Scratch,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        self, recipe: Recipe, projected: Projected, state: list[Tokens], scratch: Scratch
+    ) -> Projected:
         """∂q, ∂k, ∂v of each segment; the state is the final lse, delta and each ∂out."""
         ...
 
@@ -108,30 +94,20 @@ class PairChunk:
     uniform: bool
 
     def attend(
-        self: Any,
-        recipe: Recipe,
-        q: list[Tensor],
-        k: list[Tensor],
-        v: list[Tensor],
-        state: list[Tokens],
-        scratch: Scratch,
+        self: Any, recipe: Recipe, projected: Projected, state: list[Tokens], scratch: Scratch
     ) -> None:
         compute, (lse, *outs) = stage(recipe.compiled and self.uniform), map(self.queries, state)
+        q, k, v = projected
         a = compute.logits(q, k, recipe.scale, lse.dtype, scratch=scratch)
         layers = [self.layers(value, 0.0) for value in v]
         compute.merge(lse, *outs, logits=self.layers(a, -torch.inf), values=layers)
 
     def gradients(
-        self: Any,
-        recipe: Recipe,
-        q: list[Tensor],
-        k: list[Tensor],
-        v: list[Tensor],
-        state: list[Tokens],
-        scratch: Scratch,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        self: Any, recipe: Recipe, projected: Projected, state: list[Tokens], scratch: Scratch
+    ) -> Projected:
         compute, at_pairs = stage(recipe.compiled and self.uniform), [self.rows("query", t) for t in state]
-        return compute.gradients(q, k, v, *at_pairs, scale=recipe.scale, scratch=scratch)
+        grads = compute.gradients(*projected, *at_pairs, scale=recipe.scale, scratch=scratch)
+        return Projected(*grads)
 
 
 class BlockChunk(PairChunk):

@@ -14,7 +14,7 @@ from models.ops.walk.chunks import Chunk
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows, Side, Tokens, view_tokens
 from models.ops.walk.schedule import Schedule
-from models.ops.walk.stage import Scratch
+from models.ops.walk.stage import Projected, Scratch
 
 
 class Operands:
@@ -33,10 +33,10 @@ class Operands:
         self._banks, self._scratch = banks, scratch
         self._batch = sources[0].tail[0]
 
-    def project(self, fresh: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def project(self, fresh: bool = False) -> Projected:
         """q, k of every logit segment and v of every value segment, [*pair_shape, B, H, E]; in new memory
         if `fresh`, else in the scratch."""
-        return (
+        return Projected(
             [
                 self._project(q, "query", None if fresh else ("q", i))
                 for i, (q, _) in enumerate(self._recipe.logits)
@@ -50,17 +50,15 @@ class Operands:
 
     def backpropagate(
         self,
-        grad_q: list[Tensor],
-        grad_k: list[Tensor],
-        grad_v: list[Tensor],
+        grads: Projected,
         grad_sources: list[Tokens],
         grad_rows: RowGradients,
     ) -> None:
         """Adds the operands' gradients [*pair_shape, B, H, E] to those of their sources and banks."""
         operands: list[tuple[Operand, Side, Tensor]] = [
-            *((q, "query", g) for (q, _), g in zip(self._recipe.logits, grad_q, strict=True)),
-            *((k, "key", g) for (_, k), g in zip(self._recipe.logits, grad_k, strict=True)),
-            *((v, "key", g) for v, g in zip(self._recipe.values, grad_v, strict=True)),
+            *((q, "query", g) for (q, _), g in zip(self._recipe.logits, grads.q, strict=True)),
+            *((k, "key", g) for (_, k), g in zip(self._recipe.logits, grads.k, strict=True)),
+            *((v, "key", g) for v, g in zip(self._recipe.values, grads.v, strict=True)),
         ]
         products: dict[tuple[int, Side], list[tuple[int, Tensor]]] = {}
         for operand, side, grad in operands:
@@ -70,10 +68,10 @@ class Operands:
                 self._chunk.add_rows(side, grad_sources[operand.source], grad.view(*grad.shape[:-2], width))
             else:
                 products.setdefault((operand.source, side), []).append((operand.bank, grad.view(-1, width)))
-        for (source, side), grads in products.items():
+        for (source, side), of_banks in products.items():
             part, runs = self._chunk.parts[side], self._chunk.runs[side]
             rows, grad_here = self._rows.read(source, side, part), grad_rows.at(source, side, part)
-            for bank, grad in grads:
+            for bank, grad in of_banks:
                 self._banks[bank].add_gradient(rows, grad, runs, self._batch)
                 self._banks[bank].multiply_back(grad, runs, self._batch, grad_here)
 
@@ -90,10 +88,10 @@ class Operands:
         return out
 
 
-def segments(recipe: Recipe, kept: Iterator[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def segments(recipe: Recipe, kept: Iterator[Tensor]) -> Projected:
     """The next chunk's q, k and v."""
     logits, values = len(recipe.logits), len(recipe.values)
-    return list(islice(kept, logits)), list(islice(kept, logits)), list(islice(kept, values))
+    return Projected(*(list(islice(kept, count)) for count in (logits, logits, values)))
 
 
 def view_all(tensors: Sequence[Tensor], samples: slice, schedule: Schedule) -> list[Tokens]:

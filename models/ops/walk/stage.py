@@ -15,6 +15,14 @@ import torch
 from torch import Tensor
 
 
+class Projected(NamedTuple):
+    """q, k and v of each segment, or their gradients."""
+
+    q: list[Tensor]
+    k: list[Tensor]
+    v: list[Tensor]
+
+
 class Scratch:
     """Named buffers that all chunks reuse, so that they stay in the caches.
 
