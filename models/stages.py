@@ -134,8 +134,10 @@ class TransformerConfig(BaseModel):
                 raise ValueError(f"position {position.kind}: {reason}")
             if not (position.inside_mixer or isinstance(stage.position, NoPosition | None)):
                 raise ValueError(f"stages[{number}].position={position.kind}: the net adds it, not a stage")
-            if tokens.causal and not mixer.causal:
-                raise ValueError(f"mixer {mixer.kind} has no causal form, which a language net needs")
+            if reason := position.refuses(tokens, self.width):
+                raise ValueError(f"position {position.kind}: {reason}")
+            if reason := mixer.refuses_tokens(tokens):
+                raise ValueError(f"mixer {mixer.kind} {reason}")
             last = LayerSpec(mixer, position, tokens, stage.reduce)
             specs += [last._replace(reduce=None)] * (stage.layers - 1) + [last]
             tokens = last.tokens_after

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.initial import Draw
+from models.positions.interface import add_positions
 from models.stages import LayerSpec, TransformerConfig
 from models.tokens import TokenGrid
 
@@ -124,8 +125,7 @@ class ViT(nn.Module):
         x_BNC = self.patch_embedding(self.patches(images))
         if self.class_token is not None:
             x_BNC = torch.cat((self.class_token.expand(len(x_BNC), -1, -1), x_BNC), 1)
-        if self.positions is not None:
-            x_BNC = x_BNC + self.positions
+        x_BNC = add_positions(x_BNC, self.positions)
         x_BNC = self.norm(self.layers(self.dropout(x_BNC)))
         return self.head(x_BNC[:, 0] if self.class_token is not None else x_BNC.mean(1))
 
@@ -195,7 +195,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def reset_embeddings(self) -> None:
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        if self.positions is not None:
+        if isinstance(self.positions, nn.Parameter):
             nn.init.normal_(self.positions, std=EMBEDDING_STD)
 
     def forward(self, ids_BN: Tensor, targets_BN: Tensor | None = None) -> Tensor:
@@ -210,9 +210,7 @@ class GPT(nn.Module):
     def logits(self, ids_BN: Tensor) -> Tensor:
         if ids_BN.dim() != 2 or ids_BN.shape[1] != self.config.tokens:
             raise ValueError(f"ids of shape {tuple(ids_BN.shape)}: [batch, {self.config.tokens}] is needed")
-        x_BNC = self.embedding(ids_BN)
-        if self.positions is not None:
-            x_BNC = x_BNC + self.positions
+        x_BNC = add_positions(self.embedding(ids_BN), self.positions)
         return self.head(self.norm(self.layers(self.dropout(x_BNC))))
 
     def token_losses(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:

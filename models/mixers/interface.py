@@ -113,6 +113,12 @@ class MixerConfig(Section):
         """Why the mixer cannot apply this position encoding inside itself; None where it can."""
         return f"mixer {self.kind} applies no positions"
 
+    def refuses_tokens(self, tokens: TokenGrid) -> str | None:
+        """Why the mixer cannot mix these tokens; None where it can."""
+        if tokens.causal and not self.causal:
+            return "has no causal form, which a language net needs"
+        return None
+
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Mixer:
         """The mixer of a layer; raises ValueError, in one line, for what it cannot do. Where `tokens.causal`,
         no token may see a later one."""

@@ -1,0 +1,41 @@
+"""Other systems in the terms of their public code: `build` runs our modules with weights of that code.
+
+docs/relatives.md says which systems there are and what they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from models.relatives import attention
+from models.relatives.adapter import Builder, Relative
+
+SYSTEMS: dict[str, Builder] = {
+    "self_attention": attention.self_attention,
+    "rope1d_causal": attention.rope1d_causal,
+    "rope2d": attention.rope2d,
+    "vit_former_net": attention.vit_former_net,
+}
+
+
+def build(
+    system: str,
+    cfg: Mapping[str, Any],
+    param: Mapping[str, Tensor],
+    buffer: Mapping[str, Tensor] | None = None,
+) -> Relative:
+    """A public system with weights by their public names; a thin layer over our modules.
+
+    cfg      its options, pairs as lists
+    param    its weights; gradients reach them
+    buffer   its statistics; updated in place in training
+
+    The result is called with inputs by name and gives outputs by name: `build("swin_bias", …)(x=x)["y"]`.
+    Raises ValueError for an unknown system.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"system {system}: one of {', '.join(sorted(SYSTEMS))} is needed")
+    return Relative(system, SYSTEMS[system], cfg, param, buffer)
