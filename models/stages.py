@@ -11,7 +11,12 @@ from models.mixers.interface import Mixer, MixerConfig
 from models.mixers.translution import TranslutionConfig
 from models.positions.interface import PositionConfig, from_name
 from models.positions.learned import LearnedPosition, NoPosition
+from models.positions.relative.botnet import BotnetPosition
+from models.positions.relative.gpsa import GatedPosition
+from models.positions.relative.shaw import ShawPosition
+from models.positions.relative.swin import SwinPosition
 from models.positions.rope import RopePosition
+from models.positions.sinusoidal import SinusoidalPosition
 from models.reducers.interface import Reducer, ReducerConfig
 from models.section import by_import_path
 from models.tokens import TokenGrid
@@ -21,7 +26,19 @@ AnyMixer = Annotated[
     by_import_path(MixerConfig),
 ]
 AnyPosition = Annotated[
-    SerializeAsAny[Annotated[NoPosition | LearnedPosition | RopePosition, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[
+            NoPosition
+            | LearnedPosition
+            | SinusoidalPosition
+            | RopePosition
+            | ShawPosition
+            | BotnetPosition
+            | SwinPosition
+            | GatedPosition,
+            Field(discriminator="kind"),
+        ]
+    ],
     by_import_path(PositionConfig),
     BeforeValidator(from_name),
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.relatives import attention
+from models.relatives import attention, positions
 from models.relatives.adapter import Builder, Relative
 
 SYSTEMS: dict[str, Builder] = {
@@ -18,6 +18,11 @@ SYSTEMS: dict[str, Builder] = {
     "rope1d_causal": attention.rope1d_causal,
     "rope2d": attention.rope2d,
     "vit_former_net": attention.vit_former_net,
+    "shaw": positions.shaw,
+    "botnet": positions.botnet,
+    "swin_bias": positions.swin_bias,
+    "gpsa": positions.gpsa,
+    "gpsa_at_init": positions.gpsa,
 }
 
 

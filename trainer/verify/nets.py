@@ -28,8 +28,14 @@ NETS: dict[str, dict[str, Any]] = {
     "translution": IMAGE | {"mixer": {"kind": "translution", "heads": 2, "head_dim": 16}},
     "attention": IMAGE | ATTENTION | {"position": "none"},
     "learned": IMAGE | ATTENTION | {"position": "learned"},
+    "sinusoidal": IMAGE | ATTENTION | {"position": "sinusoidal"},
     "rope": IMAGE | ATTENTION | {"position": "rope"},
     "rope-text": TEXT | ATTENTION | {"position": "rope"},
+    "shaw": TEXT | ATTENTION | {"position": {"kind": "shaw", "max_distance": 5}},
+    "botnet": PATCHES | ATTENTION | {"position": "botnet"},
+    "swin": IMAGE | ATTENTION | {"position": "swin"},
+    "swin-text": TEXT | ATTENTION | {"position": "swin"},
+    "gpsa": PATCHES | ATTENTION | {"position": "gpsa"},
 }
 
 
