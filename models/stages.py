@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from models.mixers.attention import AttentionConfig
 from models.mixers.interface import Mixer, MixerConfig
+from models.mixers.structure.layer import StructureConfig
 from models.mixers.translution import TranslutionConfig
 from models.positions.interface import PositionConfig, from_name
 from models.positions.learned import LearnedPosition, NoPosition
@@ -22,7 +23,9 @@ from models.section import by_import_path
 from models.tokens import TokenGrid
 
 AnyMixer = Annotated[
-    SerializeAsAny[Annotated[TranslutionConfig | AttentionConfig, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[TranslutionConfig | AttentionConfig | StructureConfig, Field(discriminator="kind")]
+    ],
     by_import_path(MixerConfig),
 ]
 AnyPosition = Annotated[

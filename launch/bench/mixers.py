@@ -45,6 +45,10 @@ ROWS: dict[str, Row] = {
     "botnet": Row(position="botnet"),
     "swin": Row(position="swin"),
     "gpsa": Row(position="gpsa"),
+    "structure": Row({"kind": "structure", "attention_heads": 1, "shift_heads": 2, "head_dim": HEAD_DIM}),
+    "structure, shifts": Row(
+        {"kind": "structure", "attention_heads": 0, "shift_heads": 3, "head_dim": HEAD_DIM}, long=True
+    ),
     "rope, causal": Row(position="rope", causal=True),
     "swin, causal": Row(position="swin", causal=True),
     "shaw, causal": Row(position="shaw", causal=True),
