@@ -136,7 +136,8 @@ def _feed_forward_shards(held: dict[str, Shard], prefix: str, module: FeedForwar
         raise UserError(f"mlp={hidden} is not divisible by offset × tensor = {mesh.model} ranks")
     width = hidden // mesh.model
     start = mesh.model_rank * width
-    for name, dim in (("up.weight", 0), ("up.bias", 0), ("down.weight", 1)):
+    sharded = (("up.weight", 0), ("up.bias", 0), ("down.weight", 1))
+    for name, dim in sharded if module.up.bias is not None else sharded[::2]:
         full = held[prefix + name].full
         held[prefix + name] = Shard(full, None, dim, start, start + width, "model")
 
