@@ -40,7 +40,9 @@ AnyMixer = Annotated[
     by_import_path(MixerConfig),
 ]
 AnyPosition = Annotated[
-    SerializeAsAny[Annotated[NoPosition | LearnedPosition | RopePosition | FourierPosition, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[NoPosition | LearnedPosition | RopePosition | FourierPosition, Field(discriminator="kind")]
+    ],
     by_import_path(PositionConfig),
     BeforeValidator(from_name),
 ]
@@ -190,7 +192,9 @@ class TransformerConfig(BaseModel):
         if self.local_patches and (grid is None or len(grid) != 2 or body[0].tokens.class_token):
             raise ValueError("local_patches: needs an image's grid of tokens without a class token")
         if self.feed_forward == "rwkv" and not body[0].tokens.causal:
-            raise ValueError("feed_forward=rwkv reads a sequence from its first token: for language nets only")
+            raise ValueError(
+                "feed_forward=rwkv reads a sequence from its first token: for language nets only"
+            )
         return [spec._replace(place=(index, len(body))) for index, spec in enumerate(body)]
 
     def embedded_position(self) -> PositionConfig:

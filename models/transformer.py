@@ -110,7 +110,10 @@ class ViTConfig(TransformerConfig):
         if self.latents:
             body[-1] = body[-1]._replace(mixer=body[-1].mixer.for_last_layer())
             alone = TokenGrid(None, latents=self.latents)
-            inner = (LayerSpec(spec.mixer.of_latents(self.width), NoPosition(), alone, None, "latents") for spec in body)
+            inner = (
+                LayerSpec(spec.mixer.of_latents(self.width), NoPosition(), alone, None, "latents")
+                for spec in body
+            )
             body = [each for pair in zip(body, inner, strict=True) for each in pair]
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
@@ -139,7 +142,7 @@ class ViT(Net):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, a float32 scalar; targets are labels[B] or class shares[B, classes]."""
-        return F.cross_entropy(self.logits(images).float(), targets)
+        return F.cross_entropy(_wide(self.logits(images)), targets)
 
     def logits(self, images: Tensor) -> Tensor:
         wanted = (self.config.channels, *self.config.image_shape)
@@ -241,7 +244,7 @@ class GPT(Net):
     def token_losses(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
         """Cross-entropy of each token in nats [B, N], float32; 0 where the target is negative."""
         targets = targets_BN.clamp_min(0)
-        losses = F.cross_entropy(logits_BNV.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(_wide(logits_BNV.flatten(0, 1)), targets.flatten(), reduction="none")
         return losses.view_as(targets).masked_fill(targets_BN < 0, 0.0)
 
     def draws(self) -> dict[str, Draw]:
@@ -259,6 +262,11 @@ def build_model(config: ModelConfig, specs: list[LayerSpec] | None = None) -> Vi
     With `specs`, it has these layers in place of the config's.
     """
     return ViT(config, specs) if isinstance(config, ViTConfig) else GPT(config, specs)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _norm(config: TransformerConfig) -> nn.LayerNorm:

@@ -159,6 +159,8 @@ def head_width(dim: int, heads: int) -> int:
 
 def head_axes(mixer: nn.Module, into: tuple[str, ...], out: tuple[str, ...]) -> Axes:
     """`Mixer.axes` of linear layers into heads and out of them."""
-    axes: Axes = {f"{name}.weight": {0: "head"} for name in into} | {f"{name}.weight": {1: "head"} for name in out}
+    axes: Axes = {f"{name}.weight": {0: "head"} for name in into} | {
+        f"{name}.weight": {1: "head"} for name in out
+    }
     biased = [name for name in into if mixer.get_submodule(name).bias is not None]
     return axes | {f"{name}.bias": {0: "head"} for name in biased}

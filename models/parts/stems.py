@@ -91,7 +91,9 @@ class ConvolutionStem(nn.Sequential):
     def __init__(self, image: Pair, patch: Pair, channels: int, dim: int) -> None:
         steps = patch[0].bit_length() - 1
         if dim % (1 << (steps - 1)):
-            raise ValueError(f"width {dim}: a stem for patches of {patch[0]} needs a multiple of {1 << (steps - 1)}")
+            raise ValueError(
+                f"width {dim}: a stem for patches of {patch[0]} needs a multiple of {1 << (steps - 1)}"
+            )
         widths = [channels, *(dim >> (steps - 1 - step) for step in range(steps))]
         layers = OrderedDict[str, nn.Module]()
         for step, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):

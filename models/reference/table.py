@@ -178,6 +178,8 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
             out = mixer.out
             if mixer.heads == 1 and out.in_features == out.out_features:
                 yield "an output projection for one head as wide as the net"
+        if isinstance(mixer, Attention) and mixer.q.bias is not None:
+            yield "biases of queries, keys and values"
 
 
 def buffers(module: nn.Module, body: str) -> Iterator[tuple[str, Tensor]]:
@@ -188,8 +190,8 @@ def buffers(module: nn.Module, body: str) -> Iterator[tuple[str, Tensor]]:
             N = module.config.tokens
             yield key + "causal", torch.ones(N, N).tril()[None, None]
         assert isinstance(mixer, Attention | Translution)
-        if isinstance(mixer.rotation, Rope):
-            angle = mixer.rotation.angle(torch.device("cpu"))
+        if rope := next((part for part in mixer.modules() if isinstance(part, Rope)), None):
+            angle = rope.angle(torch.device("cpu"))
             image = isinstance(module, ViT)
             angle = angle[1:].unflatten(0, module.config.grid) if image else angle[None]
             name = "rope" if image else "rotary_emb"

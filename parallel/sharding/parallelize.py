@@ -15,8 +15,8 @@ from models.mixers.interface import Mixer
 from models.parts.batch_norm import BatchNorm
 from models.transformer import GPT, FeedForward, Layer
 from parallel.mesh import Mesh, ParallelConfig
-from parallel.sharding.layout import Shard, shards
 from parallel.sharding.batch_norm import share_statistics
+from parallel.sharding.layout import Shard, shards
 from parallel.sharding.offset import shard_offsets
 from parallel.sharding.tensor import shard_heads
 from parallel.sharding.vocabulary import not_drawn, shard_vocabulary

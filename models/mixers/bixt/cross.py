@@ -82,6 +82,7 @@ class LatentCrossConfig(MixerConfig):
 
     kind: Literal["bixt"] = "bixt"
     heads: int = Field(default=6, ge=1)
+    bias: bool = True
     one_sided: bool = False
 
     def refuses_tokens(self, tokens: TokenGrid) -> str | None:
@@ -91,10 +92,10 @@ class LatentCrossConfig(MixerConfig):
 
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> LatentCross:
         head_width(dim, self.heads)
-        return LatentCross(dim, tokens.latents, tokens.num_tokens, self.heads, self.one_sided)
+        return LatentCross(dim, tokens.latents, tokens.num_tokens, self.heads, self.one_sided, self.bias)
 
     def for_last_layer(self) -> LatentCrossConfig:
         return self.model_copy(update={"one_sided": True})
 
     def of_latents(self, dim: int) -> AttentionConfig:
-        return AttentionConfig(heads=self.heads, head_dim=head_width(dim, self.heads), bias=True)
+        return AttentionConfig(heads=self.heads, head_dim=head_width(dim, self.heads), bias=self.bias)

@@ -26,12 +26,16 @@ class Combiner(Mixer):
     that is not causal, of our own: all rows but the own by their summaries.
     """
 
-    def __init__(self, dim: int, num_tokens: int, heads: int, segment: int, form: Form, causal: bool) -> None:
+    def __init__(
+        self, dim: int, num_tokens: int, heads: int, head_dim: int, segment: int, form: Form, causal: bool
+    ) -> None:
         super().__init__(dim, num_tokens)
         self.heads, self.segment, self.form, self.causal = heads, segment, form, causal
-        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        inner = heads * head_dim
+        self.q, self.k, self.v = (nn.Linear(dim, inner, bias=False) for _ in range(3))
+        self.out = nn.Linear(inner, dim, bias=False)
         if form == "axial":
-            self.row_in, self.row_key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+            self.row_in, self.row_key = nn.Linear(inner, dim, bias=False), nn.Linear(dim, inner, bias=False)
             self.row_norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
@@ -77,11 +81,15 @@ class CombinerConfig(MixerConfig):
         if not tokens.causal and self.form != "fixed":
             return f"has only a causal form with form={self.form}; write form: fixed"
         if tokens.class_token or tokens.latents:
-            return "cuts the tokens into segments, so a class token or latents have no place: write pool: mean"
+            return (
+                "cuts the tokens into segments, so a class token or latents have no place: write pool: mean"
+            )
         if tokens.num_tokens % self.segment:
-            return f"cuts the tokens into segments: segment={self.segment} does not divide {tokens.num_tokens}"
+            return (
+                f"cuts the tokens into segments: segment={self.segment} does not divide {tokens.num_tokens}"
+            )
         return super().refuses_tokens(tokens)
 
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Combiner:
-        head_width(dim, self.heads)
-        return Combiner(dim, tokens.num_tokens, self.heads, self.segment, self.form, tokens.causal)
+        head_dim = head_width(dim, self.heads)
+        return Combiner(dim, tokens.num_tokens, self.heads, head_dim, self.segment, self.form, tokens.causal)

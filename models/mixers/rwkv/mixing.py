@@ -45,9 +45,7 @@ class TimeMix(_Shifted):
         super().__init__(dim, num_tokens)
         self.time_decay, self.time_first = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
         self.share_k, self.share_v, self.share_r = (nn.Parameter(torch.ones(1, 1, dim)) for _ in range(3))
-        self.key, self.value, self.receptance, self.out = (
-            nn.Linear(dim, dim, bias=False) for _ in range(4)
-        )
+        self.key, self.value, self.receptance, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         k, v = self.key(self.mixed(x_BNC, self.share_k)), self.value(self.mixed(x_BNC, self.share_v))

@@ -16,7 +16,10 @@ from models.mixers.interface import Axes, Mixer, MixerConfig, head_axes, head_wi
 from models.positions.interface import PositionConfig
 from models.tokens import TokenGrid
 
-SMALLEST_NORM, SMALLEST_WEIGHT = 1e-12, 1e-8  # they vanish in float16, so statistics are never narrower than float32
+SMALLEST_NORM, SMALLEST_WEIGHT = (
+    1e-12,
+    1e-8,
+)  # they vanish in float16, so statistics are never narrower than float32
 
 
 class TokenStatistics(Mixer):
@@ -27,7 +30,9 @@ class TokenStatistics(Mixer):
     position: a token's Π is not revised by later tokens, so it is no prefix of the other form.
     """
 
-    def __init__(self, dim: int, tokens: TokenGrid, heads: int, bias: bool = True, out_bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, tokens: TokenGrid, heads: int, bias: bool = True, out_bias: bool = True
+    ) -> None:
         super().__init__(dim, tokens.num_tokens)
         self.heads, self.causal = heads, tokens.causal
         self.w = nn.Linear(dim, dim, bias)

@@ -48,8 +48,9 @@ class ClassAttentionConfig(MixerConfig):
     kind: Literal["class_attention"] = "class_attention"
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
+    bias: bool = True
     norm_tokens: bool = True
 
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> ClassAttention:
         head_width(dim, self.heads)
-        return ClassAttention(dim, tokens.num_tokens, self.heads)
+        return ClassAttention(dim, tokens.num_tokens, self.heads, self.bias)
