@@ -20,10 +20,10 @@ class Net(nn.Module):
         """Logits; with targets the mean loss (see `loss`)."""
         return self.logits(inputs) if targets is None else self.loss(inputs, targets)
 
-    def logits(self, inputs: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor, /) -> Tensor:
         raise NotImplementedError
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, inputs: Tensor, targets: Tensor, /) -> Tensor:
         raise NotImplementedError
 
     def no_decay(self) -> set[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.initial import Draw
+from models.mixers.cost import Cost, Load
+from models.mixers.measured_cost import measured_cost
 from models.parts.batch_norm import BatchNorm
 
 Pair = tuple[int, int]
@@ -63,6 +66,16 @@ def stem_from_name(value: Any) -> Any:
 AnyStem = Annotated[Stem, BeforeValidator(stem_from_name)]
 
 
+class Measured:
+    """A stem without formulas for its cost; `input_shape` is that of an image."""
+
+    input_shape: tuple[int, ...]
+
+    def cost(self, load: Load) -> Cost:
+        """See `Mixer.cost`."""
+        return measured_cost(cast("nn.Module", self), load)
+
+
 class PatchStem(nn.Sequential):
     """Patches in the order (row, column, channel) of their pixels, normalised, projected and normalised."""
 
@@ -71,7 +84,7 @@ class PatchStem(nn.Sequential):
         super().__init__(nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
         self.patch = patch
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(patches(images, self.patch))
 
 
@@ -82,7 +95,7 @@ def patches(images: Tensor, patch: Pair) -> Tensor:
     return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-class ConvolutionStem(nn.Sequential):
+class ConvolutionStem(Measured, nn.Sequential):
     """3×3 convolutions of stride 2 with batch norms, GELU between, whose widths double up to C.
 
     Source: arXiv 2106.09681, appendix; patch 16 takes four, patch 8 three.
@@ -96,7 +109,7 @@ class ConvolutionStem(nn.Sequential):
             )
         widths = [channels, *(dim >> (steps - 1 - step) for step in range(steps))]
         layers = OrderedDict[str, nn.Module]()
-        for step, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for step, (before, after) in enumerate(pairwise(widths)):
             if step:
                 layers[f"gelu{step}"] = nn.GELU()
             layers[f"conv{step}"] = Convolution(before, after, 3, 2, 1, bias=False)
@@ -104,11 +117,11 @@ class ConvolutionStem(nn.Sequential):
         super().__init__(layers)
         self.input_shape = (channels, *image)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(images).flatten(2).transpose(1, 2)
 
 
-class ProjectionStem(nn.Module):
+class ProjectionStem(Measured, nn.Module):
     """One convolution by patches every `stride` pixels; images are padded where patches overlap."""
 
     def __init__(self, image: Pair, patch: Pair, channels: int, dim: int, stride: int | None = None) -> None:

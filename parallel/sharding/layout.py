@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from models.dealing import Share, deal
 from models.mixers.interface import Mixer
-from models.transformer import GPT, FeedForward
+from models.parts.feed_forward import FeedForward
+from models.transformer import GPT
 from parallel.errors import UserError
 from parallel.mesh import Mesh
 

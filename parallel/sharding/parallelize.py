@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from models.initial import InitialValue, initial_buffer, initial_values
 from models.mixers.interface import Mixer
 from models.parts.batch_norm import BatchNorm
-from models.transformer import GPT, FeedForward, Layer
+from models.parts.block import Block
+from models.parts.feed_forward import FeedForward
+from models.transformer import GPT
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.sharding.batch_norm import share_statistics
 from parallel.sharding.layout import Shard, shards
@@ -33,7 +35,8 @@ def parallelize(
     """Shards a net that was built on the meta device, in place, and draws this rank's weights.
 
     In order: banks over the offset axis; heads over the tensor axis; feed-forward and vocabulary over
-    both; batch norms' statistics over the data axis; activation checkpointing; then weights, module by module, each rank its own. `partition(module)`
+    both; batch norms' statistics over the data axis; activation checkpointing; then weights, module by
+    module, each rank its own. `partition(module)`
     is called as soon as a layer, and finally the net, has its weights (ZeRO-3 partitions them there).
     Raises UserError where net and mesh do not fit.
     """
@@ -62,7 +65,7 @@ def parallelize(
             if alias.startswith(inside) and first.startswith(inside):
                 owner, _, leaf = alias.rpartition(".")
                 setattr(net.get_submodule(owner), leaf, net.get_parameter(first))
-        if partition is not None and (isinstance(module, Layer) or module is net):
+        if partition is not None and (isinstance(module, Block) or module is net):
             partition(module)
     return net
 
@@ -75,7 +78,7 @@ def _shard_feed_forward(mlp: FeedForward) -> None:
 
 
 def _checkpoint_activations(net: nn.Module, policy: str) -> None:
-    for layer in [module for module in net.modules() if isinstance(module, Layer)]:
+    for layer in [module for module in net.modules() if isinstance(module, Block)]:
         if policy == "operator":
             _recompute(layer.mixer, offload=False)
         elif policy != "none":
