@@ -54,9 +54,11 @@ class Attention(Mixer):
     def axes(self) -> Axes:
         if not isinstance(self.out, nn.Linear):
             return {}  # all outputs are needed here
-        declared: Axes = {f"{name}.weight": {0: "head"} for name in "qkv"} | {"out.weight": {1: "head"}}
-        if self.q.bias is not None:
-            declared |= {f"{name}.bias": {0: "head"} for name in "qkv"}
+        declared: Axes = {"out.weight": {1: "head"}}
+        for name in "qkv":
+            declared[f"{name}.weight"] = {0: "head"}
+            if self.q.bias is not None:
+                declared[f"{name}.bias"] = {0: "head"}
         return declared | {f"attend.{name}": dims for name, dims in self.attend.axes().items()}
 
     def draws(self) -> dict[str, Draw]:

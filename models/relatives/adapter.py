@@ -1,4 +1,4 @@
-"""One of our modules in the terms of another system's public code: its names of weights, inputs and outputs."""
+"""A module of ours in the terms of another system's public code: its names of weights, inputs, outputs."""
 
 from __future__ import annotations
 

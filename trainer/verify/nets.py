@@ -1,0 +1,40 @@
+"""The small nets that `translution verify --net NAME` trains: one for every mixer and position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from models import ModelConfig
+from parallel.errors import UserError
+
+# 5 × 5 tokens and a class token; heads, feed-forward and classes divide by up to eight ranks.
+IMAGE: dict[str, Any] = {
+    "kind": "vit",
+    "image_size": 20,
+    "patch_size": 4,
+    "channels": 1,
+    "classes": 10,
+    "width": 32,
+    "depth": 2,
+    "mlp": 64,
+}
+PATCHES = IMAGE | {"pool": "mean"}  # without a class token
+TEXT: dict[str, Any] = {"kind": "gpt", "vocabulary": 40, "tokens": 16, "width": 32, "depth": 2, "mlp": 64}
+ATTENTION = {"mixer": {"kind": "attention", "heads": 2, "head_dim": 16}}
+
+NETS: dict[str, dict[str, Any]] = {
+    "translution": IMAGE | {"mixer": {"kind": "translution", "heads": 2, "head_dim": 16}},
+    "attention": IMAGE | ATTENTION | {"position": "none"},
+    "learned": IMAGE | ATTENTION | {"position": "learned"},
+    "rope": IMAGE | ATTENTION | {"position": "rope"},
+    "rope-text": TEXT | ATTENTION | {"position": "rope"},
+}
+
+
+def net_named(name: str) -> ModelConfig:
+    """The `model` section of a net; raises UserError for an unknown name."""
+    if name not in NETS:
+        raise UserError(f"--net {name}: one of {', '.join(NETS)}, or all")
+    return TypeAdapter(ModelConfig).validate_python(NETS[name])
