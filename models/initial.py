@@ -79,6 +79,8 @@ def initial_values(net: nn.Module) -> dict[str, InitialValue]:
         if hasattr(module, "axes"):
             axes: dict[str, dict[int, str]] = module.axes()  # pyright: ignore[reportCallIssue]
             banks |= {prefix + name for name, dims in axes.items() if "entry" in dims.values()}
+    for name, _ in net.named_buffers():
+        initial_buffer(net, name)  # raises where there is none
     return {
         name: InitialValue(name, tuple(p.shape), declared.get(name) or _default(net, name), name in banks)
         for name, p in net.named_parameters()
@@ -108,14 +110,13 @@ def orthogonal(gain: float | None = None) -> Draw:
 
 
 def initial_buffer(net: nn.Module, name: str) -> Tensor:
-    """The value that `draws()` of its module declares for a buffer; raises ValueError where it declares none."""
+    """The value that `draws()` of its module declares for a buffer; raises ValueError if it declares none."""
     path, _, leaf = name.rpartition(".")
     owner = net.get_submodule(path)
     draw: Draw | None = owner.draws().get(leaf) if hasattr(owner, "draws") else None  # pyright: ignore
     if draw is None:
-        raise ValueError(
-            f"{name}: no initial value of this buffer; draws() of {type(owner).__name__} must give one"
-        )
+        of = type(owner).__name__
+        raise ValueError(f"{name}: no initial value of this buffer; draws() of {of} must give one")
     return torch.full(tuple(owner.get_buffer(leaf).shape), draw.value)
 
 

@@ -110,11 +110,9 @@ class ViTConfig(TransformerConfig):
         if self.latents:
             body[-1] = body[-1]._replace(mixer=body[-1].mixer.for_last_layer())
             alone = TokenGrid(None, latents=self.latents)
-            inner = (
-                LayerSpec(spec.mixer.of_latents(self.width), NoPosition(), alone, None, "latents")
-                for spec in body
-            )
-            body = [each for pair in zip(body, inner, strict=True) for each in pair]
+            inner = (spec.mixer.of_latents(self.width) for spec in body)
+            between = (LayerSpec(mixer, NoPosition(), alone, None, "latents") for mixer in inner)
+            body = [each for pair in zip(body, between, strict=True) for each in pair]
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
             tokens = replace(body[-1].tokens_after, class_token=True)

@@ -34,12 +34,14 @@ class Mixer(nn.Module):
     being that of the heads. parallel/ replaces these five attributes when it shards the mixer. Constants are
     computed in forward; statistics that training follows are buffers, which `draws` begins like parameters.
 
-    place    the layer's index and the number of layers, where initial values depend on it
+    softmax_tokens   how many tokens' logits pass `head_softmax`
+    place            the layer's index and the number of layers, where initial values depend on it
     """
 
     heads: int = 1
     schedule: Schedule | None = None
     combine: Combine | None = None
+    softmax_tokens: int = 0
     place: tuple[int, int] = (0, 1)
 
     def __init__(self, dim: int, num_tokens: int) -> None:
@@ -65,6 +67,10 @@ class Mixer(nn.Module):
     def draws(self) -> dict[str, Draw]:
         """Initial distributions of parameters that belong to no nn.Linear, nn.LayerNorm or nn.Embedding."""
         return {}
+
+    def tokens_out(self, linear: str) -> int:
+        """How many of the N tokens pass a linear layer whose inputs are heads."""
+        return self.num_tokens
 
     def no_decay(self) -> set[str]:
         """Parameters of several dimensions that weight decay leaves alone."""
@@ -159,8 +165,9 @@ def head_width(dim: int, heads: int) -> int:
 
 def head_axes(mixer: nn.Module, into: tuple[str, ...], out: tuple[str, ...]) -> Axes:
     """`Mixer.axes` of linear layers into heads and out of them."""
-    axes: Axes = {f"{name}.weight": {0: "head"} for name in into} | {
-        f"{name}.weight": {1: "head"} for name in out
-    }
-    biased = [name for name in into if mixer.get_submodule(name).bias is not None]
-    return axes | {f"{name}.bias": {0: "head"} for name in biased}
+    axes: Axes = {f"{name}.weight": {1: "head"} for name in out}
+    for name in into:
+        axes[f"{name}.weight"] = {0: "head"}
+        if mixer.get_submodule(name).bias is not None:
+            axes[f"{name}.bias"] = {0: "head"}
+    return axes

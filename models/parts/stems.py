@@ -37,14 +37,16 @@ class Stem(BaseModel):
         if self.kind == "convolutions":
             side = patch[0]
             if patch[1] != side or side < 4 or side & (side - 1):
-                raise ValueError(f"patch_size {patch}: a stem of convolutions needs a square of 4, 8, 16, …")
+                raise ValueError(
+                    f"patch_size {_size(patch)}: a stem of convolutions needs a square of 4, 8, 16, …"
+                )
             return -(-image[0] // side), -(-image[1] // side)
         strides = (self.stride, self.stride) if self.stride else patch
         if any(s > p for s, p in zip(strides, patch, strict=True)):
-            raise ValueError(f"stem.stride={self.stride} is above patch_size {patch}")
+            raise ValueError(f"stem.stride={self.stride} is above patch_size {_size(patch)}")
         if any(pixels % stride for pixels, stride in zip(image, strides, strict=True)):
-            what = f"stem.stride {self.stride}" if self.stride else f"patch_size {patch}"
-            raise ValueError(f"image_size {image} is not a multiple of {what}")
+            what = f"stem.stride {self.stride}" if self.stride else f"patch_size {_size(patch)}"
+            raise ValueError(f"image_size {_size(image)} is not a multiple of {what}")
         sides = zip(image, patch, strides, strict=True)
         rows, columns = ((pixels + (p - s) // 2 * 2 - p) // s + 1 for pixels, p, s in sides)
         return rows, columns
@@ -56,6 +58,10 @@ class Stem(BaseModel):
         if self.kind == "projection":
             return ProjectionStem(image, patch, channels, dim, self.stride)
         return ConvolutionStem(image, patch, channels, dim)
+
+
+def _size(sides: Pair) -> int | Pair:
+    return sides[0] if sides[0] == sides[1] else sides
 
 
 def stem_from_name(value: Any) -> Any:

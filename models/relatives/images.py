@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -133,7 +131,7 @@ def _net(cfg: Config, param: Tensors, shapes: Shapes, mixer: MixerConfig) -> Ada
 def _options(
     cfg: Config, param: Tensors, width: int, size: tuple[int, int], depth: int, mixer: MixerConfig, first: str
 ) -> ViTConfig:
-    """A net of such layers on a grid of single pixels; `first` is the prefix of the first one's parameters."""
+    """A net of such layers on a grid of single pixels; `first` is the prefix of the first's parameters."""
     return ViTConfig(
         image_size=size,
         patch_size=1,
@@ -141,7 +139,7 @@ def _options(
         width=width,
         depth=depth,
         mlp=param[f"{first}mlp.fc1.weight"].shape[0],
-        mixer=mixer,
+        mixer=mixer,  # pyright: ignore[reportArgumentType]
         position=NoPosition(),
         layer_scale=1.0 if f"{first}gamma1" in param else None,
         local_patches=f"{first}local_mp.conv1.weight" in param,
@@ -157,12 +155,13 @@ def fourier_pos(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
 
 
 class _Code(nn.Module):
-    def __init__(self, *options: Any) -> None:
+    def __init__(self, grid: tuple[int, int], hidden: int, temperature: float) -> None:
         super().__init__()
-        self.options = options
+        self.grid, self.hidden, self.temperature = grid, hidden, temperature
 
-    def forward(self, *grid: Any) -> Tensor:
-        return fourier_code(*self.options, torch.device("cpu")).T.unflatten(1, self.options[0])
+    def forward(self, *_: int) -> Tensor:
+        code = fourier_code(self.grid, self.hidden, self.temperature, torch.device("cpu"))
+        return code.T.unflatten(1, self.grid)
 
 
 def fourier_weights(param: Tensors, theirs: str) -> dict[str, Tensor]:

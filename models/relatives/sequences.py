@@ -12,6 +12,7 @@ from models.mixers.rwkv.wkv import wkv as wkv_operator
 from models.mixers.tost.tssa import TokenStatistics, TokenStatisticsConfig
 from models.positions.learned import LearnedPosition, NoPosition
 from models.relatives.adapter import Adapter, Builder, Config, Shapes, Tensors, linear
+from models.stages import Stage
 from models.tokens import TokenGrid
 from models.transformer import GPT, GPTConfig, Layer
 
@@ -158,21 +159,18 @@ def rwkv_channel_mix(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
 def rwkv_gpt(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
     """idx[B, N] → logits[B, N, V]; with targets[B, N] also the loss."""
     depth, hidden = int(cfg["n_layer"]), param["blocks.0.ffn.key.weight"].shape[0]
-    stages = [{"layers": depth, "mixer": TimeMixConfig()}]
     before = bool(cfg.get("ffn_pre", "blocks.0.ffnPre.key.weight" in param))
+    stages = [Stage(layers=depth - before, mixer=TimeMixConfig())] if depth > before else []
     if before:
         first = ChannelMixConfig(hidden=param["blocks.0.ffnPre.key.weight"].shape[0])
-        stages = [
-            {"layers": 1, "mixer": first},
-            *([{"layers": depth - 1, "mixer": TimeMixConfig()}] if depth > 1 else []),
-        ]
+        stages.insert(0, Stage(layers=1, mixer=first))
     config = GPTConfig(
         vocabulary=int(cfg["vocab_size"]),
         tokens=shapes["idx"][1],
         width=int(cfg["n_embd"]),
         depth=depth,
         mlp=hidden,
-        stages=stages,  # pyright: ignore
+        stages=stages,
         position=NoPosition(),
         feed_forward="rwkv",
         embedding_norm=True,

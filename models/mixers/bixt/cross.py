@@ -63,6 +63,9 @@ class LatentCross(Mixer):
     def _heads(self, project: nn.Module, x_BNC: Tensor) -> Tensor:
         return project(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
+    def tokens_out(self, linear: str) -> int:
+        return self.latents if linear == "out_latents" else self.num_tokens - self.latents
+
     def axes(self) -> Axes:
         if self.one_sided:
             return head_axes(self, into=("r_latents", "r_tokens", "v_tokens"), out=("out_latents",))

@@ -16,7 +16,7 @@ Form = Literal["fixed", "axial", "mixture"]
 
 
 class Combiner(Mixer):
-    """x[B, N, C] → [B, N, C] over rows of `segment` tokens (arXiv 2107.05768, section 4; the public JAX code).
+    """x[B, N, C] → [B, N, C] over rows of `segment` tokens (arXiv 2107.05768, section 4, and its JAX code).
 
     fixed    each earlier row by one summary
     axial    each earlier row by what its token of the same column has gathered of it
@@ -67,7 +67,7 @@ class Combiner(Mixer):
 
 
 class CombinerConfig(MixerConfig):
-    """The `mixer` section for Combiner attention; heads share the net's width, `segment` divides the tokens."""
+    """The `mixer` section for Combiner attention; heads share the width, `segment` divides the tokens."""
 
     title: ClassVar[str] = "Combiner"
     causal: ClassVar[bool] = True
@@ -81,9 +81,7 @@ class CombinerConfig(MixerConfig):
         if not tokens.causal and self.form != "fixed":
             return f"has only a causal form with form={self.form}; write form: fixed"
         if tokens.class_token or tokens.latents:
-            return (
-                "cuts the tokens into segments, so a class token or latents have no place: write pool: mean"
-            )
+            return "cuts the tokens into segments, where a class token has no place: write pool: mean"
         if tokens.num_tokens % self.segment:
             return (
                 f"cuts the tokens into segments: segment={self.segment} does not divide {tokens.num_tokens}"

@@ -27,7 +27,7 @@ def fixed(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def row_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What each token gathers of its whole row [B, H, R, S, E]; only later rows use it, so it is not causal."""
+    """What each token gathers of its whole row [B, H, R, S, E], later tokens included: for later rows."""
     return (q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 

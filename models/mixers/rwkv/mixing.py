@@ -50,9 +50,7 @@ class TimeMix(_Shifted):
     def forward(self, x_BNC: Tensor) -> Tensor:
         k, v = self.key(self.mixed(x_BNC, self.share_k)), self.value(self.mixed(x_BNC, self.share_v))
         gate = self.receptance(self.mixed(x_BNC, self.share_r)).sigmoid()
-        with torch.autocast(x_BNC.device.type, enabled=False):
-            mean = wkv(self.time_decay, self.time_first, k, v)
-        return self.out(gate * mean)
+        return self.out(gate * wkv(self.time_decay, self.time_first, k, v))
 
     def draws(self) -> dict[str, Draw]:
         """As the public code intends them: see `orthogonal`; three of the four matrices begin at zero."""
@@ -121,7 +119,7 @@ class TimeMixConfig(_RwkvConfig):
 
 
 class ChannelMixConfig(_RwkvConfig):
-    """The `mixer` section for RWKV-4's channel mixing in place of time mixing (`ffnPre`, in a first layer)."""
+    """The `mixer` section for RWKV-4's channel mixing in place of time mixing (`ffnPre` of layer 0)."""
 
     title: ClassVar[str] = "RWKV-4 channel mixing"
 

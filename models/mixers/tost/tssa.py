@@ -5,7 +5,8 @@ Linear in N; there is one projection w, no queries or keys, and no product of to
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,10 +17,8 @@ from models.mixers.interface import Axes, Mixer, MixerConfig, head_axes, head_wi
 from models.positions.interface import PositionConfig
 from models.tokens import TokenGrid
 
-SMALLEST_NORM, SMALLEST_WEIGHT = (
-    1e-12,
-    1e-8,
-)  # they vanish in float16, so statistics are never narrower than float32
+# They vanish in float16, so statistics are never narrower than float32.
+SMALLEST_NORM, SMALLEST_WEIGHT = 1e-12, 1e-8
 
 
 class TokenStatistics(Mixer):
@@ -34,7 +33,7 @@ class TokenStatistics(Mixer):
         self, dim: int, tokens: TokenGrid, heads: int, bias: bool = True, out_bias: bool = True
     ) -> None:
         super().__init__(dim, tokens.num_tokens)
-        self.heads, self.causal = heads, tokens.causal
+        self.heads, self.causal, self.softmax_tokens = heads, tokens.causal, self.num_tokens
         self.w = nn.Linear(dim, dim, bias)
         self.temperature = nn.Parameter(torch.ones(heads, 1))
         self.position_bias = nn.Parameter(torch.zeros(heads, self.num_tokens, 1)) if self.causal else None
@@ -43,7 +42,7 @@ class TokenStatistics(Mixer):
     def forward(self, x_BNC: Tensor) -> Tensor:
         w = self.w(self.head_input(x_BNC)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, E]
         statistics = torch.float64 if w.dtype == torch.float64 else torch.float32
-        with torch.autocast(w.device.type, enabled=False):
+        with _no_autocast(w.device):
             square = w.to(statistics).square()
             scale = self._causal_scale(square) if self.causal else self._scale(square)
         return self.out((w * scale.to(w.dtype)).transpose(1, 2).flatten(2))
@@ -67,14 +66,21 @@ class TokenStatistics(Mixer):
         return -member_BHN1 / (1 + moment)
 
     def axes(self) -> Axes:
-        declared = head_axes(self, into=("w",), out=("out",)) | {"temperature": {0: "head"}}
-        return declared | ({"position_bias": {0: "head"}} if self.causal else {})
+        declared = head_axes(self, into=("w",), out=("out",))
+        declared["temperature"] = {0: "head"}
+        if self.causal:
+            declared["position_bias"] = {0: "head"}
+        return declared
 
     def draws(self) -> dict[str, Draw]:
         return {"temperature": Draw(value=1.0)} | ({"position_bias": Draw()} if self.causal else {})
 
     def no_decay(self) -> set[str]:
         return {"temperature", "position_bias"}
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class TokenStatisticsConfig(MixerConfig):

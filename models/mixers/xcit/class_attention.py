@@ -15,7 +15,7 @@ from models.tokens import TokenGrid
 
 
 class ClassAttention(Mixer):
-    """x[B, N, C] → [B, N, C]: token 0 becomes its attention over all tokens, the others are returned as is."""
+    """x[B, N, C] → [B, N, C]: token 0 becomes its attention over all tokens, the others stay."""
 
     def __init__(self, dim: int, num_tokens: int, heads: int, bias: bool = True) -> None:
         super().__init__(dim, num_tokens)
@@ -25,12 +25,16 @@ class ClassAttention(Mixer):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         inner_BNC = self.head_input(x_BNC)
-        q, k, v = (
-            project(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, 1 or N, E]
-            for project, part in ((self.q, inner_BNC[:, :1]), (self.k, inner_BNC), (self.v, inner_BNC))
+        q, k, v = (  # queries of all tokens, as published costs have it
+            project(inner_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, E]
+            for project in (self.q, self.k, self.v)
         )
-        class_B1C = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        read_BH1E = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        class_B1C = self.out(read_BH1E.transpose(1, 2).flatten(2))
         return torch.cat((class_B1C, x_BNC[:, 1:].to(class_B1C.dtype)), 1)
+
+    def tokens_out(self, linear: str) -> int:
+        return 1
 
     def axes(self) -> Axes:
         return head_axes(self, into=("q", "k", "v"), out=("out",))

@@ -40,7 +40,9 @@ class CrossCovariance(Mixer):
         return self.out((weights_BHEE.to(v.dtype) @ v).permute(0, 3, 1, 2).flatten(2))
 
     def axes(self) -> Axes:
-        return head_axes(self, into=("q", "k", "v"), out=("out",)) | {"temperature": {0: "head"}}
+        declared = head_axes(self, into=("q", "k", "v"), out=("out",))
+        declared["temperature"] = {0: "head"}
+        return declared
 
     def draws(self) -> dict[str, Draw]:
         return {"temperature": Draw(value=1.0)}
