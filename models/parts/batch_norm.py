@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from models.initial import Draw
 
 
+def only_replica(statistic: Tensor) -> Tensor:
+    """The mean over one replica."""
+    return statistic
+
+
 class BatchNorm(nn.Module):
     """x[B, C, …] → the same, normalised over all other dimensions, in training by the batch's statistics.
 
@@ -24,7 +29,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.eps, self.momentum = eps, momentum
         self.replicas = 1
-        self.mean_over_replicas: Callable[[Tensor], Tensor] = torch.nn.Identity()
+        self.mean_over_replicas: Callable[[Tensor], Tensor] = only_replica
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))

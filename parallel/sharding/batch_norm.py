@@ -15,7 +15,11 @@ def share_statistics(norm: BatchNorm, mesh: Mesh) -> None:
     group = mesh.group("data")
     assert group is not None
     norm.replicas = mesh.data
-    norm.mean_over_replicas = lambda statistic: _Mean.apply(statistic, group, mesh.data)
+
+    def mean(statistic: Tensor) -> Tensor:
+        return _Mean.apply(statistic, group, mesh.data)
+
+    norm.mean_over_replicas = mean
 
 
 class _Mean(torch.autograd.Function):

@@ -35,7 +35,7 @@ class _Shifted(Mixer):
         return constants([(c / self.dim) ** power + plus for c in range(self.dim)])
 
     def no_decay(self) -> set[str]:
-        return {name for name, p in self.named_parameters() if p.dim() == 3}
+        return {"share_k", "share_v", "share_r"}
 
 
 class TimeMix(_Shifted):

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -59,7 +60,8 @@ class TokenStatistics(Mixer):
         """The same with sums over the tokens up to each."""
         assert self.position_bias is not None
         N, E = square_BHNE.shape[2:]
-        share = square_BHNE / square_BHNE.cumsum(2).clamp_min(SMALLEST_NORM)
+        before = F.pad(square_BHNE.cumsum(2)[:, :, :-1], (0, 0, 1, 0))
+        share = _Share.apply(square_BHNE, before)
         biased = share.sum(-1) + E * self.position_bias[:, :N, 0].to(share.dtype)
         member_BHN1 = self.head_softmax(biased * self.temperature.to(share.dtype), 1).unsqueeze(-1)
         moment = (member_BHN1 * square_BHNE).cumsum(2) / (member_BHN1.cumsum(2) + SMALLEST_WEIGHT)
@@ -77,6 +79,25 @@ class TokenStatistics(Mixer):
 
     def no_decay(self) -> set[str]:
         return {"temperature", "position_bias"}
+
+
+class _Share(torch.autograd.Function):
+    """own/(own + before). Where nothing was before, the gradient of `own` is zero; as a difference of two
+    quotients it would be their rounding errors, which are large for small numbers."""
+
+    @staticmethod
+    def forward(ctx, own: Tensor, before: Tensor) -> Tensor:
+        total = (own + before).clamp_min(SMALLEST_NORM)
+        ctx.save_for_backward(own, before, total)
+        return own / total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        own, before, total = ctx.saved_tensors
+        small = own + before < SMALLEST_NORM  # the total is a constant there
+        grad = grad / total
+        of_own = torch.where(small, grad, grad * before / total)
+        return of_own, torch.where(small, 0.0, -grad * own / total)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
