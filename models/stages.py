@@ -18,7 +18,12 @@ from models.parts.net import Scheme
 from models.positions.fourier import FourierPosition
 from models.positions.interface import PositionConfig, from_name
 from models.positions.learned import LearnedPosition, NoPosition
+from models.positions.relative.botnet import BotnetPosition
+from models.positions.relative.gpsa import GatedPosition
+from models.positions.relative.shaw import ShawPosition
+from models.positions.relative.swin import SwinPosition
 from models.positions.rope import RopePosition
+from models.positions.sinusoidal import SinusoidalPosition
 from models.reducers.interface import Reducer, ReducerConfig
 from models.section import by_import_path
 from models.tokens import TokenGrid
@@ -41,7 +46,18 @@ AnyMixer = Annotated[
 ]
 AnyPosition = Annotated[
     SerializeAsAny[
-        Annotated[NoPosition | LearnedPosition | RopePosition | FourierPosition, Field(discriminator="kind")]
+        Annotated[
+            NoPosition
+            | LearnedPosition
+            | SinusoidalPosition
+            | RopePosition
+            | ShawPosition
+            | BotnetPosition
+            | SwinPosition
+            | GatedPosition
+            | FourierPosition,
+            Field(discriminator="kind"),
+        ]
     ],
     by_import_path(PositionConfig),
     BeforeValidator(from_name),

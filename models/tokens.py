@@ -31,6 +31,15 @@ class TokenGrid:
         on_grid = self.ungridded if self.shape is None else math.prod(self.shape)
         return on_grid + self.class_token + self.latents
 
+    @property
+    def where(self) -> str:
+        """The tokens' places, for messages."""
+        if self.shape is None:
+            return "tokens without a grid"
+        if len(self.shape) == 1:
+            return f"a sequence of {self.shape[0]}"
+        return f"a grid of {'×'.join(map(str, self.shape))}"
+
     def offsets(self, share: str = "none") -> OffsetGrid:
         """The offsets between these tokens; raises ValueError where they have no grid."""
         if self.shape is None:

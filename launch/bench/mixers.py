@@ -42,7 +42,12 @@ class Row(NamedTuple):
 
 ROWS: dict[str, Row] = {
     "rope": Row(position="rope"),
+    "botnet": Row(position="botnet"),
+    "swin": Row(position="swin"),
+    "gpsa": Row(position="gpsa"),
     "rope, causal": Row(position="rope", causal=True),
+    "swin, causal": Row(position="swin", causal=True),
+    "shaw, causal": Row(position="shaw", causal=True),
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
+from models.mixers.measured_cost import measured_cost
 from models.positions.interface import PositionConfig
 from models.positions.learned import NoPosition
 from models.tokens import TokenGrid
@@ -62,14 +63,21 @@ class Attention(Mixer):
         return declared | {f"attend.{name}": dims for name, dims in self.attend.axes().items()}
 
     def draws(self) -> dict[str, Draw]:
-        return {f"attend.{name}": draw for name, draw in self.attend.draws().items()}
+        own = {f"attend.{name}": draw for name, draw in self.attend.draws().items()}
+        return own | self.attend.projection_draws()
+
+    def no_decay(self) -> set[str]:
+        return {f"attend.{name}" for name in self.attend.no_decay()}
 
     def cost(self, load: Load) -> Cost:
-        """By formulas; T is B·N. What autograd saves was read off `forward`."""
+        """By formulas where nothing is added to the logits; T is B·N. What autograd saves was read off
+        `forward`."""
+        if not self.attend.plain:
+            return measured_cost(self, load)
         size, N, T = load.sizes, self.num_tokens, load.samples * self.num_tokens
         inner = self.inner
         pairs = N * (N + 1) // 2 if self.causal else N * N
-        projections = [p for name, p in self.named_parameters() if name.endswith(".weight")]
+        projections = [p for p in self.parameters() if p.dim() == 2]
         forward = load.samples * 4 * pairs * inner // load.head_parts
         forward += sum(2 * T * p.numel() for p in projections) // load.head_parts
         own, heads = inner // load.head_parts, self.heads // load.head_parts

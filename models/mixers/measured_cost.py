@@ -58,7 +58,10 @@ def _measure(module: nn.Module, load: Load) -> Cost:
     if hasattr(part, "head_input"):
         part.combine = merging  # pyright: ignore[reportAttributeAccessIssue]
         part.get_submodule("head_input").register_forward_hook(
-            lambda *call: head_inputs.append(call[2].numel())
+            lambda *call: head_inputs.append(
+                call[2].numel()
+                * (load.sizes.weight if isinstance(call[1][0], nn.Parameter) else load.sizes.residual)
+            )
         )
     weights = {_identity(p) for p in part.parameters()}
     saved: dict[int, UntypedStorage] = {}
@@ -89,7 +92,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         recomputed=max(0, backward.get_total_flops() - 2 * flops),
         saved=kept * sizes.product // 4,
         work=max(0, work) * sizes.product // 4,
-        head_gradients=sum(head_inputs) * sizes.residual,
+        head_gradients=sum(head_inputs),
         partials=merging.partials * sizes.statistics,
         source_gradients=tuple(numbers * sizes.statistics for numbers in merging.sources),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.relatives import attention, images, latents, sequences
+from models.relatives import attention, images, latents, positions, sequences
 from models.relatives.adapter import Builder, Relative
 
 SYSTEMS: dict[str, Builder] = {
@@ -42,6 +42,11 @@ SYSTEMS: dict[str, Builder] = {
     "rwkv_time_mix": sequences.rwkv_time_mix,
     "rwkv_channel_mix": sequences.rwkv_channel_mix,
     "rwkv_gpt": sequences.rwkv_gpt,
+    "shaw": positions.shaw,
+    "botnet": positions.botnet,
+    "swin_bias": positions.swin_bias,
+    "gpsa": positions.gpsa,
+    "gpsa_at_init": positions.gpsa,
 }
 
 

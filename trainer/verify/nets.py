@@ -36,6 +36,7 @@ NETS: dict[str, dict[str, Any]] = {
     "translution": IMAGE | {"mixer": {"kind": "translution", "heads": 2, "head_dim": 16}},
     "attention": IMAGE | ATTENTION | {"position": "none"},
     "learned": IMAGE | ATTENTION | {"position": "learned"},
+    "sinusoidal": IMAGE | ATTENTION | {"position": "sinusoidal"},
     "rope": IMAGE | ATTENTION | {"position": "rope"},
     "rope-text": TEXT | ATTENTION | {"position": "rope"},
     "tost": FRAME | {"mixer": {"kind": "tssa", "heads": 2}},
@@ -50,6 +51,11 @@ NETS: dict[str, dict[str, Any]] = {
     "combiner-mixture": TEXT | {"mixer": {"kind": "combiner", "form": "mixture", "heads": 2, "segment": 4}},
     "rwkv": TEXT
     | {"mixer": {"kind": "rwkv"}, "feed_forward": "rwkv", "embedding_norm": True, "initial": "rwkv"},
+    "shaw": TEXT | ATTENTION | {"position": {"kind": "shaw", "max_distance": 5}},
+    "botnet": PATCHES | ATTENTION | {"position": "botnet"},
+    "swin": IMAGE | ATTENTION | {"position": "swin"},
+    "swin-text": TEXT | ATTENTION | {"position": "swin"},
+    "gpsa": PATCHES | ATTENTION | {"position": "gpsa"},
 }
 
 
