@@ -187,7 +187,8 @@ class TransformerConfig(BaseModel):
                 raise ValueError(f"position {position.kind}: {reason}")
             if not (position.inside_mixer or isinstance(stage.position, NoPosition | None)):
                 raise ValueError(f"stages[{number}].position={position.kind}: the net adds it, not a stage")
-            if reason := position.refuses(tokens, self.width):
+            first_or_inside = number == 0 or position.inside_mixer
+            if first_or_inside and (reason := position.refuses(tokens, self.width)):
                 raise ValueError(f"position {position.kind}: {reason}")
             if reason := mixer.refuses_tokens(tokens):
                 raise ValueError(f"mixer {mixer.kind} {reason}")
@@ -204,9 +205,9 @@ class TransformerConfig(BaseModel):
 
     def around(self, body: list[LayerSpec]) -> list[LayerSpec]:
         """All layers of the net, given those of its stages; raises ValueError like `layer_specs`."""
-        grid = body[0].tokens.shape
-        if self.local_patches and (grid is None or len(grid) != 2 or body[0].tokens.class_token):
-            raise ValueError("local_patches: needs an image's grid of tokens without a class token")
+        for tokens in (spec.tokens for spec in body) if self.local_patches else ():
+            if tokens.shape is None or len(tokens.shape) != 2 or tokens.class_token or tokens.latents:
+                raise ValueError("local_patches: needs an image's grid of tokens, without a class token or latents")
         if self.feed_forward == "rwkv" and not body[0].tokens.causal:
             raise ValueError(
                 "feed_forward=rwkv reads a sequence from its first token: for language nets only"

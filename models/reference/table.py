@@ -148,8 +148,8 @@ def check_writable(module: nn.Module) -> None:
 
 
 def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
-    if isinstance(module, ViT) and module.class_token is None:
-        yield "pool mean without a class token"
+    if isinstance(module, ViT) and module.config.pool != "cls":
+        yield f"pool {module.config.pool} in place of a class token"
     if not isinstance(module, PreNorm):
         specs = module.config.layer_specs()
         yield from (f"reduce {spec.reduce.kind}" for spec in specs if spec.reduce)
@@ -165,6 +165,10 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
         runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
             yield "this order of layers (one mixer throughout, or one Translution, then attention)"
+        options = ("layer_scale", "local_patches", "feed_forward", "norm_eps", "bias", "stem", "embedding_norm")
+        given = {name: getattr(module.config, name, None) for name in options}
+        plain = {name: type(module.config).model_fields[name].default for name in options if given[name] is not None}
+        yield from (f"{name}={given[name]}" for name, value in plain.items() if given[name] != value)
     for mixer in module.modules():
         if isinstance(mixer, Translution):
             grid = mixer.grid
