@@ -11,6 +11,7 @@ from models.mixers.bixt.cross import LatentCrossConfig
 from models.mixers.combiner.combiner import CombinerConfig
 from models.mixers.interface import Mixer, MixerConfig
 from models.mixers.rwkv.mixing import ChannelMixConfig, TimeMixConfig
+from models.mixers.structure.layer import StructureConfig
 from models.mixers.tost.tssa import TokenStatisticsConfig
 from models.mixers.translution import TranslutionConfig
 from models.mixers.xcit.xca import CrossCovarianceConfig
@@ -38,7 +39,8 @@ AnyMixer = Annotated[
             | LatentCrossConfig
             | CombinerConfig
             | TimeMixConfig
-            | ChannelMixConfig,
+            | ChannelMixConfig
+            | StructureConfig,
             Field(discriminator="kind"),
         ]
     ],
@@ -207,7 +209,7 @@ class TransformerConfig(BaseModel):
         """All layers of the net, given those of its stages; raises ValueError like `layer_specs`."""
         for tokens in (spec.tokens for spec in body) if self.local_patches else ():
             if tokens.shape is None or len(tokens.shape) != 2 or tokens.class_token or tokens.latents:
-                raise ValueError("local_patches: needs an image's grid of tokens, without a class token or latents")
+                raise ValueError("local_patches: needs a grid of rows and columns, no class token or latents")
         if self.feed_forward == "rwkv" and not body[0].tokens.causal:
             raise ValueError(
                 "feed_forward=rwkv reads a sequence from its first token: for language nets only"

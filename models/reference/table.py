@@ -139,6 +139,9 @@ def query_order(grid: OffsetGrid) -> Tensor:
     return torch.cat([order, torch.tensor([cls_cls, cls_key, cls_query])])
 
 
+_ONLY_OURS = {"layer_scale", "local_patches", "feed_forward", "norm_eps", "bias", "stem", "embedding_norm"}
+
+
 def check_writable(module: nn.Module) -> None:
     """Raises ValueError for a module that the public code cannot express."""
     if not isinstance(module, PreNorm | ViT | GPT):
@@ -165,9 +168,21 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
         runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
             yield "this order of layers (one mixer throughout, or one Translution, then attention)"
-        options = ("layer_scale", "local_patches", "feed_forward", "norm_eps", "bias", "stem", "embedding_norm")
+        options = (
+            "layer_scale",
+            "local_patches",
+            "feed_forward",
+            "norm_eps",
+            "bias",
+            "stem",
+            "embedding_norm",
+        )
         given = {name: getattr(module.config, name, None) for name in options}
-        plain = {name: type(module.config).model_fields[name].default for name in options if given[name] is not None}
+        plain = {
+            name: type(module.config).model_fields[name].default
+            for name in options
+            if given[name] is not None
+        }
         yield from (f"{name}={given[name]}" for name, value in plain.items() if given[name] != value)
     for mixer in module.modules():
         if isinstance(mixer, Translution):

@@ -42,7 +42,8 @@ class Relative:
     def __init__(
         self, system: str, builder: Builder, cfg: Config, param: Tensors, buffer: Tensors | None = None
     ) -> None:
-        self.system, self.cfg, self.param, self.buffer = system, cfg, dict(param), dict(buffer or {})
+        self.system, self.param, self.buffer = system, dict(param), dict(buffer or {})
+        self.cfg = {key: getattr(value, "tolist", lambda value=value: value)() for key, value in cfg.items()}
         self._builder = builder
         self._adapters: dict[tuple[Any, ...], Adapter] = {}
 

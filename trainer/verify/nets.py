@@ -31,6 +31,7 @@ FRAME = IMAGE | {
 }
 TEXT: dict[str, Any] = {"kind": "gpt", "vocabulary": 40, "tokens": 16, "width": 32, "depth": 2, "mlp": 64}
 ATTENTION = {"mixer": {"kind": "attention", "heads": 2, "head_dim": 16}}
+STRUCTURE = {"kind": "structure", "attention_heads": 2, "shift_heads": 4, "head_dim": 8, "reach": 2}
 
 NETS: dict[str, dict[str, Any]] = {
     "translution": IMAGE | {"mixer": {"kind": "translution", "heads": 2, "head_dim": 16}},
@@ -56,6 +57,8 @@ NETS: dict[str, dict[str, Any]] = {
     "swin": IMAGE | ATTENTION | {"position": "swin"},
     "swin-text": TEXT | ATTENTION | {"position": "swin"},
     "gpsa": PATCHES | ATTENTION | {"position": "gpsa"},
+    "structure": PATCHES | {"mixer": STRUCTURE | {"every_shift": True, "reach": 1}},
+    "structure-text": TEXT | {"mixer": STRUCTURE | {"factored": False}},
 }
 
 
