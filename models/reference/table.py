@@ -168,22 +168,10 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
         runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
             yield "this order of layers (one mixer throughout, or one Translution, then attention)"
-        options = (
-            "layer_scale",
-            "local_patches",
-            "feed_forward",
-            "norm_eps",
-            "bias",
-            "stem",
-            "embedding_norm",
-        )
-        given = {name: getattr(module.config, name, None) for name in options}
-        plain = {
-            name: type(module.config).model_fields[name].default
-            for name in options
-            if given[name] is not None
-        }
-        yield from (f"{name}={given[name]}" for name, value in plain.items() if given[name] != value)
+        for name, field in type(module.config).model_fields.items():
+            value = getattr(module.config, name)
+            if name in _ONLY_OURS and value != field.default:
+                yield f"{name}={value}"
     for mixer in module.modules():
         if isinstance(mixer, Translution):
             grid = mixer.grid
