@@ -79,6 +79,8 @@ def initial_values(net: nn.Module) -> dict[str, InitialValue]:
         if hasattr(module, "axes"):
             axes: dict[str, dict[int, str]] = module.axes()  # pyright: ignore[reportCallIssue]
             banks |= {prefix + name for name, dims in axes.items() if "entry" in dims.values()}
+    for name, _ in net.named_buffers():
+        initial_buffer(net, name)  # raises where there is none
     return {
         name: InitialValue(name, tuple(p.shape), declared.get(name) or _default(net, name), name in banks)
         for name, p in net.named_parameters()
@@ -90,6 +92,32 @@ def initialise(net: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, value in initial_values(net).items():
             net.get_parameter(name).copy_(value(seed))
+
+
+def constants(values: Sequence[float]) -> Draw:
+    """These values, in the parameter's order."""
+    return Draw(formula=lambda empty, generator: torch.tensor(values).view_as(empty))
+
+
+def orthogonal(gain: float | None = None) -> Draw:
+    """A matrix with orthogonal rows or columns, times `gain`; null: √(rows/columns), at least 1."""
+
+    def formula(empty: Tensor, generator: torch.Generator) -> Tensor:
+        own = max(1.0, (empty.shape[0] / empty.shape[1]) ** 0.5) if gain is None else gain
+        return nn.init.orthogonal_(empty, own, generator=generator)
+
+    return Draw(formula=formula)
+
+
+def initial_buffer(net: nn.Module, name: str) -> Tensor:
+    """The value that `draws()` of its module declares for a buffer; raises ValueError if it declares none."""
+    path, _, leaf = name.rpartition(".")
+    owner = net.get_submodule(path)
+    draw: Draw | None = owner.draws().get(leaf) if hasattr(owner, "draws") else None  # pyright: ignore
+    if draw is None:
+        of = type(owner).__name__
+        raise ValueError(f"{name}: no initial value of this buffer; draws() of {of} must give one")
+    return torch.full(tuple(owner.get_buffer(leaf).shape), draw.value)
 
 
 def _default(net: nn.Module, name: str) -> Draw:

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.relatives import build
 
 FILE = Path(__file__).parent / "fixtures" / "relatives.npz"
-GROUPS = ("param", "buffer", "buffer_before", "grad", "cfg", "mid", "init")
+GROUPS = ("param", "buffer", "buffer_before", "grad", "cfg", "mid", "init", "grad_l2wrap", "loss_with_l2wrap")
 
 
 class Recording:

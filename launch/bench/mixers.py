@@ -7,9 +7,11 @@ a ratio is between the times of one repetition. The table shows medians.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +34,13 @@ LONG_IMAGE, LONG_TEXT = TokenGrid((64, 64)), TokenGrid((4096,), causal=True)
 
 class Row(NamedTuple):
     """A layer by its sections of a config; `long`: measured at 4,096 tokens too, where it must be faster
-    than attention."""
+    than attention; `latents` beside the tokens."""
 
     mixer: dict[str, Any] = ATTENTION
     position: str | dict[str, Any] = "none"
     causal: bool = False
     long: bool = False
+    latents: int = 0
 
 
 ROWS: dict[str, Row] = {
@@ -52,6 +55,15 @@ ROWS: dict[str, Row] = {
     "rope, causal": Row(position="rope", causal=True),
     "swin, causal": Row(position="swin", causal=True),
     "shaw, causal": Row(position="shaw", causal=True),
+    "tssa": Row({"kind": "tssa", "heads": 4}, long=True),
+    "tssa, causal": Row({"kind": "tssa", "heads": 4}, causal=True, long=True),
+    "xca": Row({"kind": "xca", "heads": 4}, long=True),
+    "bixt": Row({"kind": "bixt", "heads": 6}, latents=64),
+    "combiner": Row({"kind": "combiner", "segment": 14}),
+    "combiner, causal": Row({"kind": "combiner", "segment": 14}, causal=True),
+    "combiner axial, causal": Row({"kind": "combiner", "form": "axial", "segment": 14}, causal=True),
+    "combiner mixture, causal": Row({"kind": "combiner", "form": "mixture", "segment": 14}, causal=True),
+    "rwkv, causal": Row({"kind": "rwkv"}, causal=True, long=True),
 }
 
 
@@ -64,18 +76,30 @@ class Case(NamedTuple):
     rows: dict[str, Row]
 
 
-def bench_mixers(names: list[str], repeat: int) -> dict[str, Any]:
-    """Measure the named rows, or all if none is named; raises UserError for an unknown one."""
+def bench_mixers(names: list[str], repeat: int, lengths: list[int] | None = None) -> dict[str, Any]:
+    """Measure the named rows, or all if none is named; raises UserError for an unknown one.
+
+    With `lengths`, one sample of so many tokens each in place of the usual shapes.
+    """
     for name in names:
         if name not in ROWS:
             raise UserError(f"--mixer {name}: one of {', '.join(ROWS)} is needed")
     chosen = {name: row for name, row in ROWS.items() if not names or name in names}
     torch.set_num_threads(1)
+    still = {name: row for name, row in chosen.items() if not row.causal}
+    causal = {name: row for name, row in chosen.items() if row.causal}
     cases = [
-        Case("14×14, B=8", IMAGE, 8, {n: row for n, row in chosen.items() if not row.causal}),
-        Case("196 causal, B=8", TEXT, 8, {n: row for n, row in chosen.items() if row.causal}),
-        Case("64×64, B=1", LONG_IMAGE, 1, {n: r for n, r in chosen.items() if r.long and not r.causal}),
-        Case("4096 causal, B=1", LONG_TEXT, 1, {n: r for n, r in chosen.items() if r.long and r.causal}),
+        case
+        for N in lengths or ()
+        for case in (
+            Case(f"{N} tokens", TokenGrid(_grid(N)), 1, still),
+            Case(f"{N} causal", TokenGrid((N,), causal=True), 1, causal),
+        )
+    ] or [
+        Case("14×14, B=8", IMAGE, 8, still),
+        Case("196 causal, B=8", TEXT, 8, causal),
+        Case("64×64, B=1", LONG_IMAGE, 1, {name: row for name, row in still.items() if row.long}),
+        Case("4096 causal, B=1", LONG_TEXT, 1, {name: row for name, row in causal.items() if row.long}),
     ]
     return {
         "device": f"cpu ({torch.backends.cpu.get_cpu_capability()})",
@@ -90,22 +114,34 @@ def layer_of(row: Row, tokens: TokenGrid) -> Mixer:
     """The layer that a row describes."""
     mixer = TypeAdapter(AnyMixer).validate_python(row.mixer)
     position = TypeAdapter(AnyPosition).validate_python(row.position)
+    tokens = replace(tokens, latents=row.latents)
+    if reason := mixer.refuses_tokens(tokens):
+        raise UserError(f"mixer {mixer.kind} {reason}")
     return mixer.build(WIDTH, tokens, position if position.inside_mixer else NoPosition())
+
+
+def _grid(tokens: int) -> tuple[int, int]:
+    """The grid of so many tokens that is nearest a square."""
+    rows = next(rows for rows in range(math.isqrt(tokens), 0, -1) if tokens % rows == 0)
+    return rows, tokens // rows
 
 
 def _measure(case: Case, repeat: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     layers = {"attention": layer_of(Row(), case.tokens)}
     layers |= {name: layer_of(row, case.tokens) for name, row in case.rows.items()}
-    x = torch.randn(case.batch, case.tokens.num_tokens, WIDTH, requires_grad=True)
+    inputs = {
+        name: torch.randn(case.batch, layer.num_tokens, WIDTH, requires_grad=True)
+        for name, layer in layers.items()
+    }
     for name, layer in layers.items():
         print(f"measuring {case.title}, {name} …", file=sys.stderr, flush=True)
-        _step(layer, x)  # builds tables
+        _step(layer, inputs[name])  # builds tables
     times: dict[str, list[float]] = {name: [] for name in layers}
     for _ in range(repeat):
         for name, layer in layers.items():
             start = time.process_time()
-            _step(layer, x)
+            _step(layer, inputs[name])
             times[name].append(time.process_time() - start)
     ratios = {n: [a / b for a, b in zip(t, times["attention"], strict=True)] for n, t in times.items()}
     return [
@@ -116,8 +152,8 @@ def _measure(case: Case, repeat: int) -> list[dict[str, Any]]:
             "milliseconds": 1e3 * statistics.median(times[name]),
             "over_attention": statistics.median(ratios[name]),
             "over_attention_range": [min(ratios[name]), max(ratios[name])],
-            "peak_bytes": _peak(layer, x),
-            "x_bytes": x.nbytes,
+            "peak_bytes": _peak(layer, inputs[name]),
+            "x_bytes": inputs[name].nbytes,
         }
         for name, layer in layers.items()
     ]

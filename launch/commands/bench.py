@@ -114,6 +114,10 @@ def mixers_command(
         list[str] | None, typer.Option(help="A row of the table, repeatable; default: all.")
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="One sample of so many tokens, repeatable, in place of the usual shapes."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -122,7 +126,7 @@ def mixers_command(
     def action() -> None:
         from launch.bench.mixers import bench_mixers, show_mixers
 
-        show_mixers(bench_mixers(mixer or [], repeat), as_json)
+        show_mixers(bench_mixers(mixer or [], repeat, tokens), as_json)
 
     raise typer.Exit(exit_code(action, debug))
 

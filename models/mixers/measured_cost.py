@@ -25,7 +25,7 @@ MOST_SAMPLES = 16
 
 
 def measured_cost(module: nn.Module, load: Load) -> Cost:
-    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens`, is on the meta device.
+    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens` or `input_shape`, is on the meta device.
 
     Bytes are measured in float32 and scaled to the width of products. More than MOST_SAMPLES samples are
     extrapolated from MOST_SAMPLES and half as many: their cost is linear, but for a workspace that is used
@@ -50,7 +50,8 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
 
 def _measure(module: nn.Module, load: Load) -> Cost:
     part = part_of(module, load.head_parts, load.pair_parts)
-    shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
+    shape: tuple[int, ...] = getattr(part, "input_shape", None) or (part.num_tokens, part.dim)
+    shape = (load.samples, *shape)
     x = torch.empty(shape, device="meta", requires_grad=True)
     merging, live = _MergingRecorder(), LiveBytes()
     head_inputs: list[int] = []

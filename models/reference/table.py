@@ -139,6 +139,9 @@ def query_order(grid: OffsetGrid) -> Tensor:
     return torch.cat([order, torch.tensor([cls_cls, cls_key, cls_query])])
 
 
+_ONLY_OURS = {"layer_scale", "local_patches", "feed_forward", "norm_eps", "bias", "stem", "embedding_norm"}
+
+
 def check_writable(module: nn.Module) -> None:
     """Raises ValueError for a module that the public code cannot express."""
     if not isinstance(module, PreNorm | ViT | GPT):
@@ -148,8 +151,8 @@ def check_writable(module: nn.Module) -> None:
 
 
 def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
-    if isinstance(module, ViT) and module.class_token is None:
-        yield "pool mean without a class token"
+    if isinstance(module, ViT) and module.config.pool != "cls":
+        yield f"pool {module.config.pool} in place of a class token"
     if not isinstance(module, PreNorm):
         specs = module.config.layer_specs()
         yield from (f"reduce {spec.reduce.kind}" for spec in specs if spec.reduce)
@@ -165,6 +168,10 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
         runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
             yield "this order of layers (one mixer throughout, or one Translution, then attention)"
+        for name, field in type(module.config).model_fields.items():
+            value = getattr(module.config, name)
+            if name in _ONLY_OURS and value != field.default:
+                yield f"{name}={value}"
     for mixer in module.modules():
         if isinstance(mixer, Translution):
             grid = mixer.grid

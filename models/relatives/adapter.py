@@ -56,7 +56,7 @@ class Relative:
 
     def adapter(self, **inputs: Tensor) -> Adapter:
         """The module for inputs of these shapes; its own weights are on the meta device."""
-        shapes = {name: tuple(given.shape) for name, given in inputs.items()}
+        shapes = {name: tuple(x.shape) if isinstance(x, Tensor) else x for name, x in inputs.items()}
         key = tuple(sorted(shapes.items()))
         if key not in self._adapters:
             self._adapters[key] = self._checked(shapes)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from models import ViTConfig, build_model
 from models.mixers.attention import Attention
 from models.mixers.translution import Translution
+from models.parts.stems import patches as cut
 
 MNIST = {"image_size": 84, "patch_size": 12, "channels": 1, "classes": 10}
 VIT_A_56 = {"image_size": 224, "patch_size": 56, "classes": 1000}
@@ -37,7 +38,7 @@ def tiny(**changes):
 def test_patches_are_read_row_by_row():
     model = build_model(tiny())
     images = torch.arange(144.0).view(1, 1, 12, 12)
-    patches = model.patches(images)
+    patches = cut(images, model.config.patch_shape)
     assert patches.shape == (1, 9, 16)
     assert torch.equal(patches[0, 5].view(4, 4), images[0, 0, 4:8, 8:12])
 
@@ -46,7 +47,7 @@ def test_rectangles_are_read_row_by_row_too():
     model = build_model(tiny(image_size=[12, 20], patch_size=[3, 5]))
     assert model.config.grid == (4, 4)
     images = torch.arange(240.0).view(1, 1, 12, 20)
-    assert torch.equal(model.patches(images)[0, 6].view(3, 5), images[0, 0, 3:6, 10:15])
+    assert torch.equal(cut(images, model.config.patch_shape)[0, 6].view(3, 5), images[0, 0, 3:6, 10:15])
     assert model(images.expand(2, 1, 12, 20)).shape == (2, 5)
     with pytest.raises(ValueError, match=r"\[batch, 1, 12, 20\] is needed"):
         model(torch.randn(1, 1, 20, 12))

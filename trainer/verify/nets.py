@@ -21,6 +21,14 @@ IMAGE: dict[str, Any] = {
     "mlp": 64,
 }
 PATCHES = IMAGE | {"pool": "mean"}  # without a class token
+# With batch norms, a code of the grid, layer scales and class attention.
+FRAME = IMAGE | {
+    "stem": "convolutions",
+    "position": "fourier",
+    "layer_scale": 1.0,
+    "pool": "class_attention",
+    "class_attention": {"heads": 2},
+}
 TEXT: dict[str, Any] = {"kind": "gpt", "vocabulary": 40, "tokens": 16, "width": 32, "depth": 2, "mlp": 64}
 ATTENTION = {"mixer": {"kind": "attention", "heads": 2, "head_dim": 16}}
 STRUCTURE = {"kind": "structure", "attention_heads": 2, "shift_heads": 4, "head_dim": 8, "reach": 2}
@@ -32,6 +40,18 @@ NETS: dict[str, dict[str, Any]] = {
     "sinusoidal": IMAGE | ATTENTION | {"position": "sinusoidal"},
     "rope": IMAGE | ATTENTION | {"position": "rope"},
     "rope-text": TEXT | ATTENTION | {"position": "rope"},
+    "tost": FRAME | {"mixer": {"kind": "tssa", "heads": 2}},
+    "tost-text": TEXT | {"mixer": {"kind": "tssa", "heads": 2}, "layer_scale": 0.05, "tie_embeddings": True},
+    "xcit": FRAME | {"mixer": {"kind": "xca", "heads": 2}, "local_patches": True},
+    "bixt": IMAGE
+    | {"mixer": {"kind": "bixt", "heads": 2}, "pool": "latents", "latents": 4, "stem": "projection"}
+    | {"position": "fourier"},
+    "combiner": PATCHES | {"mixer": {"kind": "combiner", "heads": 2, "segment": 5}},
+    "combiner-text": TEXT | {"mixer": {"kind": "combiner", "heads": 2, "segment": 4}, "feed_forward": "relu"},
+    "combiner-axial": TEXT | {"mixer": {"kind": "combiner", "form": "axial", "heads": 2, "segment": 4}},
+    "combiner-mixture": TEXT | {"mixer": {"kind": "combiner", "form": "mixture", "heads": 2, "segment": 4}},
+    "rwkv": TEXT
+    | {"mixer": {"kind": "rwkv"}, "feed_forward": "rwkv", "embedding_norm": True, "initial": "rwkv"},
     "shaw": TEXT | ATTENTION | {"position": {"kind": "shaw", "max_distance": 5}},
     "botnet": PATCHES | ATTENTION | {"position": "botnet"},
     "swin": IMAGE | ATTENTION | {"position": "swin"},

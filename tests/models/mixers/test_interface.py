@@ -68,7 +68,7 @@ def test_an_unknown_key_of_the_users_own_mixer_is_named():
 
 BROKEN = {
     "no mixer": r"build\(\) gives Linear, no Mixer",
-    "buffer": "has a buffer; compute constants in forward",
+    "buffer": "layers.0.mixer.mask: no initial value of this buffer",
     "missing": "third.weight is no parameter; it has first.weight",
     "axis": "dimension 0 of first.weight is 'heads': 'head' or 'entry'",
     "dimension": "dimension 1 of first.bias is 'head'",
