@@ -6,7 +6,9 @@ import torch
 from models.relatives import build
 from tests.recordings import Recording, cases, errors
 
-LAYERS = cases("tssa_vision", "tost_block", "class_attention", "class_attention_block", "xca", "lpi", "xca_block")
+LAYERS = cases(
+    "tssa_vision", "tost_block", "class_attention", "class_attention_block", "xca", "lpi", "xca_block"
+)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -23,7 +23,10 @@ def test_layer_scales_multiply_every_branch():
     """A block whose six scales are zero gives its inputs back."""
     recording = Recording("bixt_block/a")
     cross, alone = "cross_attention_latents_token.", "self_attention_latents."
-    names = [f"{cross}ls{n}_{side}" for n in (1, 2) for side in ("lat", "pat")] + [f"{alone}ls1", f"{alone}ls2"]
+    names = [f"{cross}ls{n}_{side}" for n in (1, 2) for side in ("lat", "pat")] + [
+        f"{alone}ls1",
+        f"{alone}ls2",
+    ]
     scales = {f"{name}.gamma": torch.zeros(8, dtype=torch.float64) for name in names}
     block = build("bixt_block", recording.cfg | {"layer_scale": 1.0}, recording.group("param") | scales)
     found = block(**recording.inputs)

@@ -30,7 +30,9 @@ def test_a_first_block_may_mix_channels_in_place_of_time():
     recording = Recording("rwkv_gpt/a")
     param = recording.group("param")
     first = {name: t for name, t in param.items() if not name.startswith("blocks.0.att.")}
-    first |= {name.replace("ffn.", "ffnPre."): t for name, t in param.items() if name.startswith("blocks.0.ffn.")}
+    first |= {
+        name.replace("ffn.", "ffnPre."): t for name, t in param.items() if name.startswith("blocks.0.ffn.")
+    }
     ids = {"idx": recording.inputs["idx"]}
     found = build("rwkv_gpt", recording.cfg | {"ffn_pre": True}, first)(**ids)["logits"]
     usual = build("rwkv_gpt", recording.cfg, param)(**ids)["logits"]
