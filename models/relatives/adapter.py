@@ -48,21 +48,25 @@ class Relative:
         self._adapters: dict[tuple[Any, ...], Adapter] = {}
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        shapes = {name: tuple(x.shape) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-        key = tuple(sorted(shapes.items()))
-        if key not in self._adapters:
-            self._adapters[key] = self._adapter(shapes)
-        adapter = self._adapters[key]
+        adapter = self.adapter(**inputs)
         weights = adapter.weights(self.param | self.buffer)
         found = functional_call(adapter.module, weights, tuple(inputs[name] for name in adapter.inputs))
         found = found if isinstance(found, tuple) else (found,)
         return dict(zip(adapter.outputs, found, strict=True))
 
+    def adapter(self, **inputs: Tensor) -> Adapter:
+        """The module for inputs of these shapes; its own weights are on the meta device."""
+        shapes = {name: tuple(x.shape) if isinstance(x, Tensor) else x for name, x in inputs.items()}
+        key = tuple(sorted(shapes.items()))
+        if key not in self._adapters:
+            self._adapters[key] = self._checked(shapes)
+        return self._adapters[key]
+
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by their public names."""
         yield from self.param.items()
 
-    def _adapter(self, shapes: Shapes) -> Adapter:
+    def _checked(self, shapes: Shapes) -> Adapter:
         cfg, given, inputs = _Recorded(self.cfg), _Recorded(self.param | self.buffer), _Recorded(shapes)
         try:
             with torch.device("meta"):

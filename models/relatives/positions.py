@@ -77,7 +77,7 @@ def gpsa(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
 
     def weights(param: Tensors) -> dict[str, Tensor]:
         found = fused_linear(param, "qk", ("q", "k")) | linear(param, "v", "v") | linear(param, "proj", "out")
-        found |= linear(param, "pos_proj", "attend.pos_proj")
+        found |= {f"attend.pos_{leaf}": param[f"pos_proj.{leaf}"] for leaf in ("weight", "bias")}
         return found | {"attend.gating": param["gating_param"]}
 
     return Adapter(mixer, weights)

@@ -17,12 +17,12 @@ from models.tokens import TokenGrid
 
 
 class GatedAttend(Attend):
-    """A head's weights are (1 − σ(g))·softmax(q·k/√E) + σ(g)·softmax(pos_proj(r)), on an H×W grid.
+    """A head weighs by (1 − σ(g))·softmax(q·k/√E) + σ(g)·softmax(pos_weight·r + pos_bias), on an H×W grid.
 
     r_ij = (Δx, Δy, Δx² + Δy²), Δ = key − query, x the column. Either softmax sums to 1, so their mixture
     does, and the public code's division by its sum is left out; it changes neither values nor gradients.
-    A new head looks at one neighbour of its own, as far from it as `locality` says, and its values are the
-    tokens.
+    A new head looks at one neighbour of its own, the more narrowly the greater `locality`, and its values are
+    the tokens.
     """
 
     plain = False
@@ -30,26 +30,28 @@ class GatedAttend(Attend):
     def __init__(self, grid: tuple[int, int], heads: int, locality: float) -> None:
         super().__init__()
         self.grid, self.locality = grid, locality
-        self.pos_proj = nn.Linear(3, heads)
+        self.pos_weight = nn.Parameter(torch.empty(heads, 3))
+        self.pos_bias = nn.Parameter(torch.empty(heads))
         self.gating = nn.Parameter(torch.empty(heads))
 
     def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
         gate_H11 = self.gating.sigmoid().view(-1, 1, 1).to(v_BHNE.dtype)
-        with torch.autocast(q_BHNE.device.type, enabled=False):  # squares are too large for bfloat16
-            places_NNH = self.pos_proj(self.relative(self.gating.device, self.gating.dtype))
-        places_HNN = places_NNH.permute(2, 0, 1).softmax(-1).to(v_BHNE.dtype)
+        places_HNN = self.by_place().softmax(-1).to(v_BHNE.dtype)
         content = super().forward(q_BHNE, k_BHNE, v_BHNE, head_input)
         return (1 - gate_H11) * content + gate_H11 * (places_HNN @ v_BHNE)
 
-    def relative(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """r[N, N, 3]."""
+    def by_place(self) -> Tensor:
+        """Logits[H, N, N] of the places, in float32 or more: squares are too large for bfloat16."""
+        device, dtype = self.gating.device, torch.promote_types(self.gating.dtype, torch.float32)
         rows, columns = (torch.arange(n, device=device) for n in self.grid)
         y, x = (place.flatten() for place in torch.meshgrid(rows, columns, indexing="ij"))
-        dx, dy = (place[None, :] - place[:, None] for place in (x, y))
-        return torch.stack((dx, dy, dx**2 + dy**2), -1).to(dtype)
+        dx, dy = ((place[None, :] - place[:, None]).to(dtype) for place in (x, y))
+        weights_H11 = self.pos_weight.to(dtype)[..., None, None].unbind(1)
+        logits = sum(w * r for w, r in zip(weights_H11, (dx, dy, dx**2 + dy**2), strict=True))
+        return logits + self.pos_bias.to(dtype)[:, None, None]
 
     def axes(self) -> HeadAxes:
-        return {"pos_proj.weight": {0: "head"}, "pos_proj.bias": {0: "head"}, "gating": {0: "head"}}
+        return {name: {0: "head"} for name in ("pos_weight", "pos_bias", "gating")}
 
     def draws(self) -> dict[str, Draw]:
         def centres(empty: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,8 +62,7 @@ class GatedAttend(Attend):
                 weight[head] = torch.tensor((2 * dx, 2 * dy, -1.0))
             return self.locality * weight
 
-        ones = Draw(value=1.0)
-        return {"pos_proj.weight": Draw(formula=centres), "pos_proj.bias": Draw(), "gating": ones}
+        return {"pos_weight": Draw(formula=centres), "pos_bias": Draw(), "gating": Draw(value=1.0)}
 
     def projection_draws(self) -> dict[str, Draw]:
         return {"v.weight": Draw(formula=lambda empty, generator: nn.init.eye_(empty)), "v.bias": Draw()}

@@ -73,7 +73,7 @@ def naive(layer: Attention, x: Tensor, tokens: TokenGrid, position: PositionConf
         y, x_ = delta[..., 0].double(), delta[..., 1].double()
         r = torch.stack((x_, y, x_**2 + y**2), -1)
         gate = own["gating"].sigmoid()[:, None, None]
-        by_place = (r @ own["pos_proj.weight"].T + own["pos_proj.bias"]).permute(2, 0, 1).softmax(-1)
+        by_place = (r @ own["pos_weight"].T + own["pos_bias"]).permute(2, 0, 1).softmax(-1)
         weights = (1 - gate) * weights + gate * by_place
         weights = weights / weights.sum(-1, keepdim=True)
     out = weights @ v + torch.einsum("bhij,ije->bhie", weights, values)
@@ -130,7 +130,7 @@ def test_a_new_gated_layer_is_a_convolution(name: str):
     dim, tokens = len(init["v.weight"]), TokenGrid(tuple(recording.cfg["grid"]))
     mixer = Attention(dim, tokens, heads, dim // heads, GatedPosition(), bias=True)
     initialise(mixer, 0)
-    ours = {"gating": "gating_param", "pos_proj.weight": "pos_proj.weight", "pos_proj.bias": "pos_proj.bias"}
+    ours = {"gating": "gating_param", "pos_weight": "pos_proj.weight", "pos_bias": "pos_proj.bias"}
     for name, theirs in ours.items():
         assert torch.equal(mixer.get_parameter(f"attend.{name}"), init[theirs])
     assert torch.equal(mixer.v.weight, init["v.weight"])
@@ -142,7 +142,7 @@ def test_locality_narrows_all_heads_and_heads_beyond_a_square_stay_random():
     for locality in (1.0, 3.0):
         mixer = Attention(20, TokenGrid((3, 3)), 5, 4, GatedPosition(locality=locality))
         initialise(mixer, 0)
-        weights.append(mixer.get_parameter("attend.pos_proj.weight"))
+        weights.append(mixer.get_parameter("attend.pos_weight"))
     torch.testing.assert_close(weights[1], 3 * weights[0])
     assert weights[0][:4].abs().max() == 1
     assert 0 < weights[0][4].abs().max() < 0.1

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from models import Attention, GPTConfig, OffsetGrid, TokenGrid, Translution, ViTConfig, build_model
 from models.initial import initialise
+from models.mixers.cost import Cost, Load
 from models.mixers.structure.layer import Structure, StructureConfig
 from models.mixers.structure.product import structured
 from models.positions.learned import NoPosition
@@ -108,6 +109,16 @@ def test_the_mixtures_of_shifts_can_be_read():
     # The weight of the key one row up and two columns right: δ = query − key = (1, −2).
     key = (query[0] - 1, query[1] + 2)
     assert mixer.matrices(x)[0, 1, query[0] * 5 + query[1], key[0] * 5 + key[1]] == found[1, 1 + 1, -2 + 2]
+
+
+def test_costs_are_known_and_linear_in_the_tokens_for_shifts():
+    def cost(side: int, parts: int = 1) -> Cost:
+        config = StructureConfig(attention_heads=0, shift_heads=2, head_dim=4, reach=1)
+        with torch.device("meta"):
+            return config.build(DIM, TokenGrid((side, side)), NoPosition()).cost(Load(2, head_parts=parts))
+
+    assert cost(8).forward == 4 * cost(4).forward
+    assert cost(8, parts=2).forward == cost(8).forward // 2
 
 
 def test_a_later_word_changes_no_earlier_logit():
