@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
@@ -73,6 +74,7 @@ class Stage(BaseModel):
     mixer     null: the net's
     position  null: the net's; learned positions belong to the net, not to a stage
     reduce    reducer after the last layer; null: none
+    class_token   of a net with pool: cls: its token joins before this stage, not before the first layer
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,6 +83,7 @@ class Stage(BaseModel):
     mixer: AnyMixer | None = None
     position: AnyPosition | None = None
     reduce: AnyReducer | None = None
+    class_token: bool = False
 
 
 class LayerSpec(NamedTuple):
@@ -179,12 +182,21 @@ class TransformerConfig(BaseModel):
         """The tokens that the first layer is given."""
         raise NotImplementedError
 
+    @property
+    def class_token_joins(self) -> bool:
+        """Whether a class token joins before a later stage."""
+        return False
+
     def layer_specs(self) -> list[LayerSpec]:
         """Every layer; raises ValueError for a position that a mixer does not apply, a mixer without a causal
         form, and a reducer that does not fit its tokens."""
         tokens, specs = self.token_grid, list[LayerSpec]()
         for number, stage in enumerate(self.stages or [Stage(layers=self.depth)]):
             mixer, position = stage.mixer or self.mixer, stage.position or self.position or NoPosition()
+            if stage.class_token:
+                if tokens.class_token or not self.class_token_joins:
+                    raise ValueError(f"stages[{number}].class_token: joins once, and only with pool: cls")
+                tokens = replace(tokens, class_token=True)
             if position.inside_mixer and (reason := mixer.refuses(position)):
                 raise ValueError(f"position {position.kind}: {reason}")
             if not (position.inside_mixer or isinstance(stage.position, NoPosition | None)):

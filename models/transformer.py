@@ -102,7 +102,12 @@ class ViTConfig(TransformerConfig):
 
     @property
     def token_grid(self) -> TokenGrid:
-        return TokenGrid(self.grid, class_token=self.pool == "cls", latents=self.latents)
+        first = self.pool == "cls" and not self.class_token_joins
+        return TokenGrid(self.grid, class_token=first, latents=self.latents)
+
+    @property
+    def class_token_joins(self) -> bool:
+        return self.pool == "cls" and any(stage.class_token for stage in self.stages or ())
 
     def around(self, body: list[LayerSpec]) -> list[LayerSpec]:
         """With attention among the latents after each layer, or class attention after all of them."""
@@ -134,6 +139,8 @@ class ViT(Net):
         on_grid = replace(config.token_grid, latents=0)
         self.positions = config.embedded_position().embedding(on_grid, C)
         self.dropout = nn.Dropout(config.dropout)
+        specs = specs or config.layer_specs()
+        self.class_token_at = next((i for i, spec in enumerate(specs) if spec.tokens.class_token), None)
         self.layers = build_layers(config, specs)
         self.norm = _norm(config)
         self.head = nn.Linear(C, config.classes)
@@ -149,14 +156,14 @@ class ViT(Net):
                 f"images of shape {tuple(images.shape)}: [batch, {', '.join(map(str, wanted))}] is needed"
             )
         pool, x_BNC = self.config.pool, self.patch_embedding(images)
-        if pool == "cls":
+        if on_all := self.config.token_grid.class_token:
             x_BNC = _before(self.class_token, x_BNC)
         x_BNC = self.dropout(add_positions(x_BNC, self.positions))
         if pool == "latents":
             x_BNC = _before(self.latents, x_BNC)
-        for layer in self.layers:
-            if isinstance(layer, ClassLayer) and x_BNC.shape[1] < layer.tokens_after:
-                x_BNC = _before(self.class_token, x_BNC)  # after the body
+        for index, layer in enumerate(self.layers):
+            if index == self.class_token_at and not on_all:
+                x_BNC = _before(self.class_token, x_BNC)
             x_BNC = layer(x_BNC)
         if pool == "latents":
             x_BNC = x_BNC[:, : self.config.latents].mean(1, keepdim=True)

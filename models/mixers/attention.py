@@ -63,11 +63,7 @@ class Attention(Mixer):
         return declared | {f"attend.{name}": dims for name, dims in self.attend.axes().items()}
 
     def draws(self) -> dict[str, Draw]:
-        own = {f"attend.{name}": draw for name, draw in self.attend.draws().items()}
-        return own | self.attend.projection_draws()
-
-    def no_decay(self) -> set[str]:
-        return {f"attend.{name}" for name in self.attend.no_decay()}
+        return self.attend.projection_draws()
 
     def cost(self, load: Load) -> Cost:
         """By formulas where nothing is added to the logits; T is B·N. What autograd saves was read off

@@ -156,6 +156,8 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
     if not isinstance(module, PreNorm):
         specs = module.config.layer_specs()
         yield from (f"reduce {spec.reduce.kind}" for spec in specs if spec.reduce)
+        if module.config.class_token_joins:
+            yield "a class token that joins before a later stage"
         inside = [spec.position for spec in specs] + [module.config.embedded_position()]
         known = (NoPosition(), LearnedPosition(), RopePosition())
         yield from (f"position {position}" for position in inside if position not in known)

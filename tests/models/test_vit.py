@@ -73,6 +73,29 @@ def test_only_nets_blind_to_positions_learn_embeddings():
     assert build_model(tiny(position="learned")).positions is not None
 
 
+def test_a_class_token_joins_before_a_later_stage():
+    attention = {"kind": "attention", "heads": 2, "head_dim": 4}
+    stages = [{"layers": 2, "position": "gpsa"}, {"layers": 1, "position": "none", "class_token": True}]
+    net = build_model(tiny(depth=3, mixer=attention, position="learned", stages=stages))
+    seen = []
+    for layer in net.layers:
+        layer.mixer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    assert net.positions.shape == (1, 9, 8)
+    before = net(torch.ones(1, 1, 12, 12))
+    assert seen == [9, 9, 10]
+    with torch.no_grad():
+        net.class_token += torch.arange(8)
+    assert not torch.allclose(net(torch.ones(1, 1, 12, 12)), before)
+
+
+@pytest.mark.parametrize(("pool", "joins"), [("mean", 1), ("cls", 2)])
+def test_a_class_token_joins_once_and_only_where_it_is_read(pool: str, joins: int):
+    stages = [{"layers": 1, "class_token": True}] * joins
+    says = rf"stages\[{joins - 1}\].class_token: joins once, and only with pool: cls"
+    with pytest.raises(ValidationError, match=says):
+        tiny(depth=joins, pool=pool, stages=stages)
+
+
 def test_mixed_nets_have_their_mixers_in_order():
     stages = [
         {"mixer": {"kind": "translution", "heads": 2, "head_dim": 4}, "layers": 1},

@@ -31,6 +31,7 @@ FRAME = IMAGE | {
 }
 TEXT: dict[str, Any] = {"kind": "gpt", "vocabulary": 40, "tokens": 16, "width": 32, "depth": 2, "mlp": 64}
 ATTENTION = {"mixer": {"kind": "attention", "heads": 2, "head_dim": 16}}
+LATE_CLASS_TOKEN = {"layers": 1, "position": "none", "class_token": True}
 STRUCTURE = {"kind": "structure", "attention_heads": 2, "shift_heads": 4, "head_dim": 8, "reach": 2}
 
 NETS: dict[str, dict[str, Any]] = {
@@ -56,7 +57,9 @@ NETS: dict[str, dict[str, Any]] = {
     "botnet": PATCHES | ATTENTION | {"position": "botnet"},
     "swin": IMAGE | ATTENTION | {"position": "swin"},
     "swin-text": TEXT | ATTENTION | {"position": "swin"},
-    "gpsa": PATCHES | ATTENTION | {"position": "gpsa"},
+    "gpsa": IMAGE
+    | ATTENTION
+    | {"position": "learned", "stages": [{"layers": 1, "position": "gpsa"}, LATE_CLASS_TOKEN]},
     "structure": PATCHES | {"mixer": STRUCTURE | {"every_shift": True, "reach": 1}},
     "structure-text": TEXT | {"mixer": STRUCTURE | {"factored": False}},
 }

@@ -198,7 +198,7 @@ class StructureConfig(MixerConfig):
         if tokens.shape is None:
             return "shifts tokens on a grid, and a `reduce` of an earlier stage broke it"
         if tokens.class_token:
-            return "shifts tokens on a grid, and the class token lies on none: write pool: mean"
+            return "shifts tokens on a grid, where the class token has no place: write pool: mean"
         if len(tokens.shape) > len(CONVOLUTIONS):
             return f"shifts along at most {len(CONVOLUTIONS)} dimensions, and this is {tokens.where}"
         if isinstance(self.reach, list) and len(self.reach) != len(tokens.shape):

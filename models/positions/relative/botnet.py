@@ -72,5 +72,5 @@ def needs_image_grid(tokens: TokenGrid, what: str) -> str | None:
     if tokens.shape is None or len(tokens.shape) != 2:
         return f"it knows {what} of an image, not {tokens.where}"
     if tokens.class_token:
-        return f"a class token has no {what}: write pool: mean"
+        return f"a class token has no {what}: let it join in a later stage, or write pool: mean"
     return None

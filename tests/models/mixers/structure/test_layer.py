@@ -137,7 +137,7 @@ def test_a_later_word_changes_no_earlier_logit():
 @pytest.mark.parametrize(
     ("options", "model", "says"),
     [
-        ({}, {"pool": "cls"}, "mixer structure shifts tokens on a grid, and the class token lies on none"),
+        ({}, {"pool": "cls"}, "mixer structure shifts tokens on a grid, where the class token has"),
         ({"reach": [1]}, {}, "reach \\[1\\] for a grid of 3×3: one number for each dimension"),
         ({"attention_heads": 0, "shift_heads": 0}, {}, "mixer structure has no head"),
         ({}, {"position": "rope"}, "position rope: mixer structure applies no positions"),
