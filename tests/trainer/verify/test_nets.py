@@ -26,6 +26,17 @@ def test_positions_and_shifts_train_alike_over_heads_and_replicas():
     assert not [(name, row) for name, rows in results.items() for row in rows if not row.agrees]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [["tost", "rwkv"], pytest.param(["tost-text", "xcit", "bixt", "combiner-axial"], marks=pytest.mark.soak)],
+    ids=["few", "more"],
+)
+def test_nets_with_batch_norms_latents_and_shifts_train_alike_over_heads_and_replicas(names: list[str]):
+    results = run_processes(compare_nets, 2, names, [TENSOR, SHARDED], seconds=100)[0]
+    assert list(results) == names
+    assert not [(name, row) for name, rows in results.items() for row in rows if not row.agrees]
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_every_net_can_be_built(name: str):
     assert net_named(name).layer_specs()
