@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import GPTConfig, TokenGrid, ViTConfig, build_model
+from models import GPTConfig, OffsetGrid, TokenGrid, ViTConfig, build_model
 from models.initial import initialise
 from models.mixers.attention import Attention, AttentionConfig
 from models.mixers.cost import Load
@@ -16,7 +16,7 @@ from models.positions.relative.botnet import BotnetPosition
 from models.positions.relative.gpsa import GatedPosition
 from models.positions.relative.shaw import ShawPosition
 from models.positions.relative.skew import clip, to_keys, to_relative, unclip
-from models.positions.relative.swin import SwinPosition
+from models.positions.relative.swin import BiasAttend, SwinPosition
 from models.positions.sinusoidal import SinusoidalPosition
 from tests.recordings import Recording, cases, errors
 
@@ -112,6 +112,15 @@ def test_a_layer_equals_its_equations(name: str):
 def test_moves_to_relative_places_are_transposes_of_those_back(N: int, K: int):
     x, y = torch.randn(3, N, 2 * K + 1), torch.randn(3, N, N)
     torch.testing.assert_close((to_keys(unclip(x, N)) * y).sum(), (x * clip(to_relative(y), K)).sum())
+
+
+@pytest.mark.parametrize(
+    "grid", [OffsetGrid((3, 4), class_token=True), OffsetGrid((2, 1, 3)), OffsetGrid((1,))]
+)
+def test_the_bias_of_a_pair_is_that_of_its_offset(grid: OffsetGrid):
+    attend = BiasAttend(grid, HEADS)
+    torch.nn.init.normal_(attend.bias)
+    assert torch.equal(attend.of_pairs(), attend.bias[:, grid.table])
 
 
 def test_a_class_token_has_biases_of_its_own_that_begin_at_zero():
