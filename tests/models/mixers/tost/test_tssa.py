@@ -26,7 +26,7 @@ def test_the_causal_form_is_not_the_other_form_of_a_prefix():
 
 
 def test_the_first_token_alone_gives_its_membership_no_gradient():
-    """Its share of the running sum is 1 whatever it is; rounding errors over a small number would be large."""
+    """Its share of the running sum is 1 whatever it is; rounding errors over small numbers would be large."""
     mixer = TokenStatistics(4, TokenGrid((1,), causal=True), heads=2)
     gradients = {}
     for dtype in (torch.float32, torch.float64):
