@@ -226,6 +226,8 @@ class TransformerConfig(BaseModel):
             raise ValueError(
                 "feed_forward=rwkv reads a sequence from its first token: for language nets only"
             )
+        if self.initial == "rwkv" and not body[0].tokens.causal:
+            raise ValueError("initial=rwkv begins an embedding of words: it is for language nets only")
         return [spec._replace(place=(index, len(body))) for index, spec in enumerate(body)]
 
     def embedded_position(self) -> PositionConfig:

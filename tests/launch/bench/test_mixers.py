@@ -33,6 +33,19 @@ def test_layers_are_timed_beside_attention_on_their_own_tokens(small):
         assert row["peak_bytes"] > 0
 
 
+def test_layers_are_timed_at_any_number_of_tokens():
+    rows = bench_mixers(["tssa", "bixt", "rwkv, causal"], 1, [12, 7])["rows"]
+    assert [(row["shape"], row["name"]) for row in rows] == [
+        (f"{tokens} {what}", name)
+        for tokens in (12, 7)
+        for what, names in (
+            ("tokens", ("attention", "tssa", "bixt")),
+            ("causal", ("attention", "rwkv, causal")),
+        )
+        for name in names
+    ]
+
+
 def test_the_command_prints_a_table_or_json(small, translution):
     done = translution("bench", "mixers", "--mixer", "swin", "--repeat", 1)
     assert done.code == 0, done.err

@@ -71,6 +71,7 @@ COMBINER = {"kind": "combiner", "heads": 2, "segment": 4}
             "position fourier: it has no code for a class token",
         ),
         (GPTConfig, {"mixer": TSSA, "position": "fourier"}, "position fourier: it codes rows and columns"),
+        (ViTConfig, {"mixer": TSSA, "initial": "rwkv"}, "initial=rwkv begins an embedding of words"),
         (ViTConfig, {"mixer": TSSA, "class_attention": {}}, "class_attention is of pool: class_attention"),
         (
             ViTConfig,
