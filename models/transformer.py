@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.initial import Draw
+from models.mixers.rwkv.logit_pull import pulled
 from models.mixers.xcit.class_attention import ClassAttentionConfig
 from models.parts.block import Block
 from models.parts.class_layer import ClassLayer
@@ -189,6 +190,7 @@ class GPTConfig(TransformerConfig):
     vocabulary, tokens   V, and N, the length of every sequence
     tie_embeddings       the head's matrix is the token embedding's (the public code's are two matrices)
     embedding_norm       a norm before the first layer, as RWKV-4 has it
+    logit_pull           weight of its pull on the largest logits (1e-4 in its code); 0: none
     """
 
     kind: Literal["gpt"] = "gpt"
@@ -196,6 +198,7 @@ class GPTConfig(TransformerConfig):
     tokens: int = Field(default=160, ge=1)
     tie_embeddings: bool = False
     embedding_norm: bool = False
+    logit_pull: float = Field(default=0.0, ge=0)
 
     @property
     def token_grid(self) -> TokenGrid:
@@ -237,8 +240,13 @@ class GPT(Net):
 
     def loss(self, ids_BN: Tensor, targets_BN: Tensor) -> Tensor:
         """Mean cross-entropy of the tokens whose target is not negative, a float32 scalar."""
-        losses = self.token_losses(self.logits(ids_BN), targets_BN)
-        return losses.sum() / (targets_BN >= 0).sum()
+        return self.loss_of(self.logits(ids_BN), targets_BN)
+
+    def loss_of(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
+        """The same, of given logits."""
+        losses = self.token_losses(logits_BNV, targets_BN)
+        loss, weight = losses.sum() / (targets_BN >= 0).sum(), self.config.logit_pull
+        return pulled(loss, logits_BNV, weight) if weight and self.training else loss
 
     def logits(self, ids_BN: Tensor) -> Tensor:
         if ids_BN.dim() != 2 or ids_BN.shape[1] != self.config.tokens:

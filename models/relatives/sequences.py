@@ -92,8 +92,7 @@ class _WithLoss(nn.Module):
 
     def forward(self, ids_BN: Tensor, targets_BN: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.net.logits(ids_BN)
-        losses = self.net.token_losses(logits, targets_BN)
-        return logits, (losses.sum() / (targets_BN >= 0).sum()).view(1)
+        return logits, self.net.loss_of(logits, targets_BN).view(1)
 
 
 def _language_net(net: GPT, weights: Any, shapes: Shapes) -> Adapter:
@@ -174,6 +173,7 @@ def rwkv_gpt(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
         position=NoPosition(),
         feed_forward="rwkv",
         embedding_norm=True,
+        logit_pull=float(cfg.get("l2wrap", 0.0)),
     )
 
     def weights(param: Tensors) -> dict[str, Tensor]:

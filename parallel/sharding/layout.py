@@ -145,6 +145,10 @@ def _feed_forward_shards(held: dict[str, Shard], prefix: str, module: FeedForwar
 
 def _vocabulary_shards(held: dict[str, Shard], prefix: str, module: GPT, mesh: Mesh) -> None:
     """Rows of the embedding and of the head, in equal runs; the last may reach past the vocabulary."""
+    if module.config.logit_pull:
+        raise UserError(
+            f"model.logit_pull={module.config.logit_pull}: needs offset × tensor = 1, not {mesh.model}"
+        )
     width = math.ceil(module.config.vocabulary / mesh.model)
     start = mesh.model_rank * width
     for name in ("embedding.weight", "head.weight"):

@@ -26,6 +26,17 @@ def test_nothing_longer_than_the_position_biases_is_defined():
         build("tssa_causal", recording.cfg, recording.group("param"))(x=longer)
 
 
+def test_the_pull_on_the_largest_logits_has_the_recorded_gradients():
+    recording = Recording("rwkv_gpt/a")
+    param = {name: t.clone().requires_grad_() for name, t in recording.group("param").items()}
+    ids = {name: recording.arrays[name] for name in ("idx", "targets")}
+    loss = build("rwkv_gpt", recording.cfg | {"l2wrap": 1e-4}, param)(**ids)["loss"]
+    assert torch.allclose(loss, recording.arrays["loss_with_l2wrap"], atol=1e-12)
+    loss.backward()
+    for name, wanted in recording.group("grad_l2wrap").items():
+        assert torch.allclose(param[name].grad, wanted, rtol=1e-9, atol=1e-12), name  # pyright: ignore
+
+
 def test_a_first_block_may_mix_channels_in_place_of_time():
     recording = Recording("rwkv_gpt/a")
     param = recording.group("param")
