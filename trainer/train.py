@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from parallel.mesh import Mesh, join_mesh
 from parallel.processes import join_processes, leave_processes, raise_if_any_failed, rank, run_on_first_rank
 from parallel.rank_failure import explain_rank_failures
 from trainer.config.run import RunConfig, flat_values
+from trainer.data.feed import on_device
 from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
@@ -100,8 +102,9 @@ def train_net(
         load_weights(engine, run, config)
     train = config.train
     batches = source.train_batches(samples, train.batch, train.accumulate, mesh.data_rank, mesh.data)
+    feed = closing(on_device(batches, source, engine.device, training=True))
 
-    with Recorder(config, run, source, engine, samples) as recorder:
+    with feed as micro_batches, Recorder(config, run, source, engine, samples) as recorder:
 
         def due(every: int | None) -> bool:
             done = engine.steps_done
@@ -118,7 +121,7 @@ def train_net(
         while engine.steps_done < train.steps and not stop.agree():
             _seed_dropout(config.seed, engine)
             with recorder.counting_traffic():
-                result = train_step(engine, _fetch(batches, source, engine, recorder))
+                result = train_step(engine, _fetch(micro_batches, engine.accumulate, recorder))
             recorder.add(result)
             if due(train.checkpoint_every):
                 recorder.save()
@@ -142,12 +145,12 @@ def train_step(engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]]) -
     return engine.update()  # average over replicas, clip, AdamW
 
 
-def _fetch(batches: Iterator[Batch], source: Source, engine: Engine, recorder: Recorder) -> Iterator[Batch]:
-    """The micro-batches of one step, each loaded when the step asks for it."""
-    for _ in range(engine.accumulate):
+def _fetch(micro_batches: Iterator[Batch], count: int, recorder: Recorder) -> Iterator[Batch]:
+    """The `count` micro-batches of one step, each on the device when the step asks for it."""
+    for _ in range(count):
         with recorder.timing_data():
-            batch = source.on_device(next(batches).to(engine.device), training=True)
-        yield batch
+            micro_batch = next(micro_batches)
+        yield micro_batch
 
 
 def _seed_dropout(seed: int, engine: Engine) -> None:

@@ -79,7 +79,7 @@ def _colour_operations(strength: float) -> list[Callable[[Tensor], Tensor]]:
     """One function per name in _COLOURS."""
     from kornia import enhance  # takes a second to import
 
-    def same(images: Tensor, value: float) -> Tensor:  # made on the device: copying a number would wait for it
+    def same(images: Tensor, value: float) -> Tensor:  # made on the device, without a copy that waits
         return torch.full((len(images),), value, device=images.device)
 
     factor = 0.1 + 1.8 * strength

@@ -22,7 +22,7 @@ def test_each_operation_is_kornias(name: str, magnitude: int):
     torch.manual_seed(0)
     images = torch.rand(6, 3, 12, 17)
     low, high = RANGES.get(name, (0.0, 1.0))
-    expected = OfKornia(n=1, m=magnitude, policy=[[(name, low, high)]])(images)  # draws the direction of moves
+    expected = OfKornia(n=1, m=magnitude, policy=[[(name, low, high)]])(images)  # moves either way
     augment, operation = RandAugment(1, magnitude), torch.full((6,), OPERATIONS.index(name))
     ways = [augment.apply(images, operation, torch.full((6,), sign)) for sign in (-1.0, 1.0)]
     errors = torch.stack([(way - expected).abs().amax((1, 2, 3)) for way in ways]).amin(0)
