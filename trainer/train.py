@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parallel.engine.interface import Engine, StepResult
 from parallel.errors import UserError
+from parallel.host.binding import bind_to_cores
 from parallel.mesh import Mesh, join_mesh
 from parallel.processes import join_processes, leave_processes, raise_if_any_failed, rank, run_on_first_rank
 from parallel.rank_failure import explain_rank_failures
@@ -31,23 +32,30 @@ from trainer.study import result_table, train_study
 
 
 def train(
-    config_path: str | None, overrides: list[str], resume: Path | None = None, requeued: bool = False
+    config_path: str | None,
+    overrides: list[str],
+    resume: Path | None = None,
+    requeued: bool = False,
+    bind: bool = False,
 ) -> Path:
     """Start a run, or resume the one in `resume`, and print its results; returns the run directory.
 
     With `resume` and no config the run's own is read; overrides apply in both cases. With `requeued`,
     for jobs that a scheduler may start several times: resume from the config's run_dir if it has a
-    checkpoint; otherwise start over. Raises UserError for a user's mistake, before training starts,
-    and Interrupted when a signal stopped the run.
+    checkpoint; otherwise start over. With `bind` this process keeps to the cores next to its device. Raises
+    UserError for a user's mistake, before training starts, and Interrupted when a signal stopped the run.
     """
     setup, failure = None, None
     try:
         setup = set_up(config_path, overrides, resume)
     except UserError as error:
         failure = error  # perhaps on this rank only; raise_if_any_failed stops the others
+    if bind and setup:
+        bind_to_cores(setup.device)
     join_processes(
         setup.device if setup else torch.device("cpu"),
         group_of_one=setup is not None and setup.uses_deepspeed(),
+        timeout=setup.config.parallel.timeout if setup else 600,
     )
     try:
         with explain_rank_failures():
