@@ -103,6 +103,15 @@ def run_on_first_rank(action: Callable[[], Result]) -> Result:
     return result
 
 
+def gather_on_host(value: Result) -> list[Result]:
+    """Collective: the value of each rank, by rank, sent over gloo, so that no device waits."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, _write_group)
+    return values
+
+
 def raise_if_any_failed(error: UserError | None) -> None:
     """Collective: end all ranks if any passes an error. Rank 0 raises it; the others exit silently.
 
@@ -112,8 +121,7 @@ def raise_if_any_failed(error: UserError | None) -> None:
         if error is not None:
             raise error
         return
-    failures: list[str | None] = [None] * world_size()
-    dist.all_gather_object(failures, str(error) if error else None, _write_group)
+    failures = gather_on_host(str(error) if error else None)
     failed = [number for number, failure in enumerate(failures) if failure]
     if not failed:
         return

@@ -24,6 +24,7 @@ from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted
 from trainer.evaluation import evaluate
 from trainer.init_from import load_weights
+from trainer.reporting.clock import StepClock
 from trainer.reporting.recorder import Recorder
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
 from trainer.setup import Setup, build_engine, open_run, restore, set_up
@@ -113,6 +114,7 @@ def train_net(
     feed = closing(on_device(batches, source, engine.device, training=True))
 
     with feed as micro_batches, Recorder(config, run, source, engine, samples) as recorder:
+        clock = recorder.clock
 
         def due(every: int | None) -> bool:
             done = engine.steps_done
@@ -120,7 +122,8 @@ def train_net(
 
         def evaluate_now() -> None:
             recorder.log()
-            evaluation = evaluate(engine, source, train.evaluate_batch, stop)
+            with clock.host_phase("evaluation"):
+                evaluation = evaluate(engine, source, train.evaluate_batch, stop)
             if not stop.number:
                 recorder.add_evaluation(evaluation)
 
@@ -128,8 +131,8 @@ def train_net(
             evaluate_now()  # a resumed run repeats the evaluation of its checkpoint's step
         while engine.steps_done < train.steps and not stop.agree():
             _seed_dropout(config.seed, engine)
-            with recorder.counting_traffic():
-                result = train_step(engine, _fetch(micro_batches, engine.accumulate, recorder))
+            with recorder.watching_step():
+                result = train_step(engine, _fetch(micro_batches, engine.accumulate, clock), clock)
             recorder.add(result)
             if due(train.checkpoint_every):
                 recorder.save()
@@ -143,20 +146,25 @@ def train_net(
     return recorder.finish()
 
 
-def train_step(engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]]) -> StepResult:
+def train_step(
+    engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]], clock: StepClock | None = None
+) -> StepResult:
     """One optimizer step over `engine.accumulate` micro-batches, (inputs, targets) on its device."""
+    clock = clock or StepClock(engine.device)
     engine.net.train()
     for inputs, targets in micro_batches:  # fetch
-        with engine.autocast():
+        with clock.phase("forward"), engine.autocast():
             loss = engine.net(inputs, targets)  # forward: `loss` of ViT or GPT in models/transformer.py
-        engine.backward(loss)  # add to the gradients
-    return engine.update()  # average over replicas, clip, AdamW
+        with clock.phase("backward"):
+            engine.backward(loss)  # add to the gradients
+    with clock.phase("optimizer"):
+        return engine.update()  # average over replicas, clip, AdamW
 
 
-def _fetch(micro_batches: Iterator[Batch], count: int, recorder: Recorder) -> Iterator[Batch]:
+def _fetch(micro_batches: Iterator[Batch], count: int, clock: StepClock) -> Iterator[Batch]:
     """The `count` micro-batches of one step, each on the device when the step asks for it."""
     for _ in range(count):
-        with recorder.timing_data():
+        with clock.host_phase("data"):
             micro_batch = next(micro_batches)
         yield micro_batch
 
