@@ -37,6 +37,9 @@ def train_command(
         int | None,
         typer.Option(min=1, help="Number of processes; default: one per CUDA device."),
     ] = None,
+    bind: Annotated[
+        bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
+    ] = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="A few steps, anomaly detection, no data workers, full tracebacks."),
@@ -55,7 +58,7 @@ def train_command(
             changes = debug_overrides(path, changes)
         count = processes or device_count()
         if count > 1:
-            code = train_processes(path, changes, resume, debug, count)
+            code = train_processes(path, changes, resume, debug, count, bind)
             return
         if debug:
             import torch
@@ -63,7 +66,7 @@ def train_command(
             torch.autograd.set_detect_anomaly(True)
         from trainer.train import train
 
-        train(path, changes, resume)  # in this process, so that a debugger works
+        train(path, changes, resume, bind=bind)  # in this process, so that a debugger works
 
     raise typer.Exit(exit_code(action, debug) or code)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,15 +81,45 @@ def counted_traffic(mesh: Mesh) -> Iterator[Traffic]:
     Costs a few microseconds per collective.
     """
     traffic = Traffic()
-    originals = {name: method for name, method in vars(dist.ProcessGroup).items() if name in _METHODS}
-    for name in originals:
-        method = getattr(dist.ProcessGroup, name)
-        setattr(dist.ProcessGroup, name, _counting(method, *_METHODS[name], mesh, traffic))
-    try:
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+
+    def counting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        return _counting(method, *_METHODS[name], mesh, traffic)
+
+    with _wrapped(dist.ProcessGroup, names, counting):
         yield traffic
+
+
+@contextmanager
+def inside_collectives(around: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter `around()` for each collective that this process calls, and for each wait for one."""
+
+    def entering(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def entered(*arguments: Any, **options: Any) -> Any:
+            with around():
+                return method(*arguments, **options)
+
+        return entered
+
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+    with _wrapped(dist.ProcessGroup, names, entering), _wrapped(dist.Work, ["wait"], entering):
+        yield
+
+
+@contextmanager
+def _wrapped(
+    owner: type, names: Iterable[str], wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Methods of a class replaced by `wrap(name, method)` while the context lasts."""
+    originals = {name: vars(owner)[name] for name in names}
+    for name in originals:
+        setattr(owner, name, wrap(name, getattr(owner, name)))
+    try:
+        yield
     finally:
         for name, original in originals.items():
-            setattr(dist.ProcessGroup, name, original)
+            setattr(owner, name, original)
 
 
 def _counting(

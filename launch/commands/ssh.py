@@ -21,6 +21,9 @@ def launch(
     port: Port = 29500,
     launcher: Annotated[str, typer.Option(help="DeepSpeed's launcher: pdsh, slurm, openmpi, …")] = "pdsh",
     force: Annotated[bool, typer.Option("--force", help="Start even if the hosts differ.")] = False,
+    bind: Annotated[
+        bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train on the hosts of a hostfile with DeepSpeed's launcher, after checking the hosts."""
@@ -30,7 +33,8 @@ def launch(
         from launch.ssh.deepspeed_launcher import launch
 
         nonlocal code
-        arguments = [config, *(overrides or []), *(["--debug"] if debug else [])]
+        flags = [flag for flag, given in (("--bind", bind), ("--debug", debug)) if given]
+        arguments = [config, *(overrides or []), *flags]
         code = launch(hostfile, arguments, port, launcher, force)
 
     raise typer.Exit(exit_code(action, debug) or code)

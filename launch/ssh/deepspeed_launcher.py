@@ -14,7 +14,10 @@ from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 from trainer.run_directory.ownership import START_TOKEN
 
-_FORWARDED = ("OMP_", "GOMP_", "KMP_", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NCCL_", "GLOO_", "TORCH_")
+_FORWARDED = (
+    *("OMP_", "GOMP_", "KMP_", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "TORCH_", "PYTORCH_", "TRITON_"),
+    *("NCCL_", "GLOO_", "UCX_", "FI_", "LD_LIBRARY_PATH"),
+)
 
 
 def launch(

@@ -174,7 +174,7 @@ def _print_findings(reports: list[Report], findings: list[str]) -> int:
             shared,
             ", ".join(f"{speed / 1e9:,.0f} GFLOP/s" for speed in values.get("matrix", [])),
             _giga(values.get("link"), "GB/s"),
-            _giga(values.get("all_reduce"), "GB/s"),
+            f"{_giga(values.get('all_reduce'), 'GB/s')} {values.get('all_reduce_by', '')}".strip(),
             f"{values['rendezvous_seconds']:.1f} s" if "rendezvous_seconds" in values else "",
         )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200

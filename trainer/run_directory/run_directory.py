@@ -29,6 +29,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.events = path / "tensorboard"
+        self.profile = path / "profile"
         self.result = path / "result.json"
         self.saves = path / "saves.jsonl"
         self.origin = path / "init_from.json"
