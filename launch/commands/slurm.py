@@ -97,7 +97,7 @@ def jobs(
     """List the submitted runs: job, state, nodes, step, loss, restarts, time left, directory."""
 
     def action() -> None:
-        from launch.slurm.runs.jobs import show_jobs
+        from launch.slurm.watch.jobs import show_jobs
 
         show_jobs(runs, watch)
 
@@ -113,7 +113,7 @@ def logs(
     """Print the output of a run's jobs."""
 
     def action() -> None:
-        from launch.slurm.runs.logs import show_logs
+        from launch.slurm.watch.logs import show_logs
 
         show_logs(run, rank, follow)
 
@@ -124,7 +124,7 @@ def cancel(run: Run, debug: Debug = False) -> None:
     """Cancel a run's job; it saves a checkpoint first if the cluster's settings leave it time to."""
 
     def action() -> None:
-        from launch.slurm.runs.jobs import cancel
+        from launch.slurm.watch.jobs import cancel
 
         print(cancel(run))
 

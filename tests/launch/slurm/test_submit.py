@@ -8,7 +8,7 @@ import pytest
 from launch.slurm.code_snapshot import snapshot
 from launch.slurm.preflight import save_warning
 from launch.slurm.runs import jobs
-from launch.slurm.runs.jobs import JobRow
+from launch.slurm.watch.jobs import JobRow
 from parallel.code_folder import CODE_FOLDER
 
 GPUS = ("--nodes", "2", "--gpus-per-node", "4", "--time", "60")
