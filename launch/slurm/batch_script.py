@@ -32,16 +32,19 @@ def make_executor(
     name: str,
     record: JobRecord,
     parallel: int | None = None,
-    **sbatch_options: Any,
+    dependency: str | None = None,
+    trains: bool = True,
 ) -> submitit.SlurmExecutor:
     """An executor for one job, or for an array of jobs that each run the code in their run's directory.
 
     folder     for submitit's pickles and the jobs' output
     record     of any of the runs
     parallel   how many jobs of an array run at a time
+    trains     False for an evaluation, which submitit requeues, and launch.slurm.job.requeue does not
     """
     mounts = list(dict.fromkeys([record.folder, str(folder), *map(str, runs), *record.data]))
-    extra = {"requeue": True, "chdir": record.folder} | _passed_options(allocation) | sbatch_options
+    waits = {"dependency": dependency} if dependency else {}
+    extra = {"requeue": True, "chdir": record.folder} | _passed_options(allocation) | waits
     python, srun_args = _python(allocation, mounts), _srun_args(allocation, mounts, record.folder)
     executor = _Executor(folder, python=python, max_num_timeout=_MAX_TIMEOUTS)
     limits = {"array_parallelism": parallel} if parallel else {}
@@ -52,16 +55,16 @@ def make_executor(
         ntasks_per_node=allocation.processes_per_node,
         signal_delay_s=allocation.signal_delay,
         stderr_to_stdout=True,
-        setup=setup_lines(runs, allocation, python, srun_args),
-        teardown=teardown_lines(),
+        setup=[
+            *_environment_lines(runs),
+            *_user_lines(allocation.setup, trains),
+            *(_check_lines(allocation, python, srun_args) if trains else []),
+        ],
+        teardown=_teardown_lines() if trains else None,
         srun_args=srun_args,
         additional_parameters=extra,
         **limits,
-        **{
-            key: value
-            for key in _SAME_NAME
-            if (value := getattr(allocation, key)) is not None
-        },
+        **{key: value for key in _SAME_NAME if (value := getattr(allocation, key)) is not None},
         **({"mem": f"{round(allocation.mem_gb * 1024)}MB"} if allocation.mem_gb else {}),
     )
     if len(runs) > 1:
@@ -87,36 +90,30 @@ class _Executor(submitit.SlurmExecutor):
         return 1
 
 
-def setup_lines(
-    runs: list[Path], allocation: Allocation, python: str, srun_args: list[str]
-) -> list[str]:
-    """Shell lines before srun: choose the run of this array element and its code, set the environment,
-    and check the nodes with `python` as srun with `srun_args` starts it."""
-    lines = [
+def _environment_lines(runs: list[Path]) -> list[str]:
+    """Choose the run of this array element and its code, and set the environment."""
+    return [
         f"RUNS=({' '.join(shlex.quote(str(run)) for run in runs)})",
         "export RUN=${RUNS[${SLURM_ARRAY_TASK_ID:-0}]}",
         # The run's copy of the code comes first, also before the directory the job was submitted from.
         "export PYTHONPATH=$RUN/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         'test -z "$SLURM_CPUS_PER_TASK" || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-        *_user_lines(allocation.setup),
     ]
-    if allocation.nodes > 1 or allocation.checks_hosts:
-        lines += _check_lines(allocation, python, srun_args)
-    return lines
 
 
-def _user_lines(commands: list[str]) -> list[str]:
+def _user_lines(commands: list[str], trains: bool) -> list[str]:
     """The user's commands, in the script's own shell; the log says when one fails or ends the script."""
     if not commands:
         return []
-    told = 'echo "error: setup command \"$SETUP_COMMAND\" ended the job with exit code $code"'
-    lines = [f"trap {shlex.quote(f'code=$?; {told}; {_requeue_command()}; exit $code')} EXIT"]
+    told = 'echo "error: setup command "$SETUP_COMMAND" ended the job with exit code $code"'
+    then = f"{_requeue_command()}; exit $code" if trains else "exit $code"
+    lines = [f"trap {shlex.quote(f'code=$?; {told}; {then}')} EXIT"]
     for command in commands:
         lines += [
             f"SETUP_COMMAND={shlex.quote(command)}",
             command,
-            'code=$?; test $code = 0 || echo "warning: setup command \"$SETUP_COMMAND\" returned $code"',
+            'code=$?; test $code = 0 || echo "warning: setup command "$SETUP_COMMAND" returned $code"',
         ]
     return [*lines, "trap - EXIT"]
 
@@ -128,8 +125,8 @@ def _check_lines(allocation: Allocation, python: str, srun_args: list[str]) -> l
         '$RUN; it must be on a file system that all nodes share"; exit 2; }'
     )
     srun = "srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"
-    give_up = "{ " + "; ".join(teardown_lines()) + "; }"
-    lines = [f"{srun} sh -c {shlex.quote(see)} || {give_up}"]
+    give_up = "{ " + "; ".join(_teardown_lines()) + "; }"
+    lines = [f"{srun} sh -c {shlex.quote(see)} || {give_up}"] if allocation.nodes > 1 else []
     if allocation.checks_hosts:
         inside = shlex.join(srun_args)
         measure = f'{srun} {inside} {python} -m launch.ssh.host_speed "$RUN" {RECORD_FILE} 198.51.100.1'
@@ -139,7 +136,7 @@ def _check_lines(allocation: Allocation, python: str, srun_args: list[str]) -> l
     return lines
 
 
-def teardown_lines() -> list[str]:
+def _teardown_lines() -> list[str]:
     """Shell lines after srun: requeue the job if there is a reason to."""
     return ["code=$?", _requeue_command(), "exit $?"]
 

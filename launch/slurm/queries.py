@@ -77,31 +77,6 @@ def job_fields(job: str) -> dict[str, str]:
         return {}
 
 
-def check_partition(partition: str | None, nodes: int, minutes: int) -> None:
-    """Raise UserError if the partition does not exist, or is too small or its time limit too short."""
-    known: dict[str, dict[str, str]] = {}
-    for line in slurm("scontrol", "--oneliner", "show", "partition").splitlines():
-        fields = _fields(line)
-        known[fields.get("PartitionName", "")] = fields
-    if partition is None:
-        partition = next((name for name, fields in known.items() if fields.get("Default") == "YES"), None)
-        if partition is None:
-            raise UserError(f"this cluster has no default partition; give --partition: {', '.join(known)}")
-    for name in partition.split(","):
-        if name not in known:
-            raise UserError(f"partition={name}: does not exist; this cluster has {', '.join(known)}")
-    fields = known[partition.split(",")[0]]
-    total = fields.get("TotalNodes", "")
-    if total.isdigit() and nodes > int(total):
-        raise UserError(f"nodes={nodes}: partition {partition} has {total}")
-    limit = fields.get("MaxTime", "UNLIMITED")
-    if limit not in ("UNLIMITED", "INFINITE"):
-        from launch.slurm.allocation import minutes as parsed
-
-        if minutes > parsed(limit):
-            raise UserError(f"time={minutes} min: partition {partition} allows {parsed(limit)} min ({limit})")
-
-
 def node_timeout() -> float:
     """Seconds after which the controller marks a node that does not answer as down."""
     try:

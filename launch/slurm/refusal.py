@@ -18,7 +18,7 @@ _OURS = ("requeue", "chdir", "dependency", "mail-user", "mail-type")
 
 
 def refused_options(parameters: dict[str, Any]) -> str:
-    """"--mem-gb 9000: " if sbatch takes the job without this option; empty if no single one is to blame.
+    """ "--mem-gb 9000: " if sbatch takes the job without this option; empty if no single one is to blame.
 
     `parameters` are submitit's. Asks `sbatch --test-only`, which submits nothing.
     """

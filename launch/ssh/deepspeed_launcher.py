@@ -1,17 +1,30 @@
 """`translution launch --hostfile HOSTS CONFIG`: check the hosts, then call DeepSpeed's launcher."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
-from launch.ssh.hostfile import Report, ask_hosts, differences, read_hostfile, remote_python, ssh
+from launch.ssh.hostfile import (
+    ANSWER_SECONDS,
+    Report,
+    ask_hosts,
+    differences,
+    read_hostfile,
+    remote_python,
+    ssh,
+)
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
+from trainer.errors import RESUME_COMMAND
 from trainer.run_directory.ownership import START_TOKEN
 
 _FORWARDED = ("OMP_", "GOMP_", "KMP_", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NCCL_", "GLOO_", "TORCH_")
@@ -37,29 +50,61 @@ def launch(
         print(f"warning: {line}", flush=True)
     first = next(iter(hosts))
     address = ssh(first, remote_python("launch.rendezvous", str(port)), 30).strip()
+    again = f"translution launch --hostfile {shlex.quote(str(hostfile))} --resume"
+    # pdsh has a remote shell read it, other launchers have not.
+    variables = environment(reports) | {RESUME_COMMAND: shlex.quote(again) if launcher == "pdsh" else again}
     with tempfile.NamedTemporaryFile("w", prefix=".deepspeed_env-", dir=Path.cwd()) as file:
-        file.write("".join(f"{key}={value}\n" for key, value in environment(reports).items()))
+        file.write("".join(f"{key}={value}\n" for key, value in variables.items()))
         file.flush()
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         command += ["--launcher", launcher, "--force_multi", "--quiet"]
         command += ["--master_addr", address, "--master_port", str(port), "--module", "trainer", *arguments]
         env = os.environ | {"DS_ENV_FILE": file.name}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE_FOLDER), os.environ.get("PYTHONPATH")]))
-        return _wait(subprocess.Popen(command, env=env))
+        # In a session of its own, out of reach of the terminal's Ctrl-C, at which it would kill the ranks.
+        runner = subprocess.Popen(command, env=env, start_new_session=True)
+        return _wait(runner, list(hosts), variables[START_TOKEN])
 
 
-def _wait(runner: subprocess.Popen[bytes]) -> int:
-    """Wait for DeepSpeed's runner. Forwards SIGTERM, on which it ends the processes on all hosts;
-    Ctrl-C reaches it directly."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: runner.send_signal(number))
+def _wait(runner: subprocess.Popen[bytes], hosts: list[str], token: str) -> int:
+    """Wait for DeepSpeed's runner; returns its exit code, or 128 + the number of a signal that stopped it.
+
+    At the first Ctrl-C or SIGTERM the ranks on all hosts are asked to save and stop, at a second one the
+    runner ends them at once.
+    """
+    stopping: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.append(number)
+        if len(stopping) == 1:
+            print("stopping: the ranks finish their step and save; again to end them at once", flush=True)
+            threading.Thread(target=_ask_to_stop, args=(hosts, token, runner), daemon=True).start()
+        else:
+            runner.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while True:
-            try:
-                return runner.wait()
-            except KeyboardInterrupt:
-                continue
+        code = runner.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
+    return 128 + stopping[0] if code and stopping else code
+
+
+def _ask_to_stop(hosts: list[str], token: str, runner: subprocess.Popen[bytes]) -> None:
+    """Ask the ranks on all hosts to stop; ends the runner where a host has none yet, or does not answer."""
+
+    def ask(host: str) -> int:
+        return int(ssh(host, remote_python("launch.ssh.stop_trainers", token), ANSWER_SECONDS).split()[-1])
+
+    try:
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            asked = list(pool.map(ask, hosts))
+    except (UserError, ValueError, IndexError) as error:
+        print(f"warning: {error}; ending the ranks without saving", flush=True)
+        asked = [0]
+    if 0 in asked:
+        runner.send_signal(signal.SIGTERM)
 
 
 def environment(reports: list[Report]) -> dict[str, str]:

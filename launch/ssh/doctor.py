@@ -16,7 +16,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.ssh.hostfile import Report, ask_hosts, differences, missing_gpus, read_hostfile, remote_python, ssh
+from launch.ssh.hostfile import (
+    Report,
+    ask_hosts,
+    differences,
+    missing_gpus,
+    read_hostfile,
+    remote_python,
+    ssh,
+)
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 

@@ -26,7 +26,7 @@ def check_devices(allocation: Allocation, config: Path) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "is not set" if visible is None else f"is {visible!r}"
     raise UserError(
-        f"{socket.gethostname()}: gpus_per_node={allocation.gpus_per_node}, but torch {torch.__version__} sees no "
-        f"CUDA device (CUDA_VISIBLE_DEVICES {shown}); look at nvidia-smi there, leave the host out with "
-        "--exclude, or train on CPUs with device=cpu"
+        f"{socket.gethostname()}: gpus_per_node={allocation.gpus_per_node}, but torch {torch.__version__} "
+        f"sees no CUDA device (CUDA_VISIBLE_DEVICES {shown}); look at nvidia-smi there, leave the host out "
+        "with --exclude, or train on CPUs with device=cpu"
     )

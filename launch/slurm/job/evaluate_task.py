@@ -27,13 +27,13 @@ def submit_evaluation(run: Path, allocation: Allocation, every: int) -> str:
             "nodes": 1,
             "gpus_per_node": 1 if allocation.gpus_per_node else None,
             "tasks_per_node": None if allocation.gpus_per_node else 1,
+            "nodelist": None,
         }
     )
     name = f"{run.name[:40]}-evaluation"
     executor = make_executor(
-        [run], one_process, run / "slurm", name, record, dependency=f"after:{record.job}"
+        [run], one_process, run / "slurm", name, record, trains=False, dependency=f"after:{record.job}"
     )
-    executor.parameters["teardown"] = None  # submitit requeues this job, launch.slurm.job.requeue does not
     await_checkpoints(run, every)
     try:
         (job,) = submit_tasks(executor, [EvaluateTask(run, every)])

@@ -19,8 +19,8 @@ def log_path(folder: Path, job: str, rank: int) -> Path:
 
 def log_folders(run: Path, record: JobRecord) -> list[Path]:
     """Where output of the run's jobs may lie: its own folder, and that of its sweep."""
-    folders = (run.absolute() / "slurm", Path(record.logs or run / "slurm"), Path(record.sweep or run / "slurm"))
-    return list(dict.fromkeys(folder.absolute() for folder in folders))
+    own = str(run / "slurm")
+    return list(dict.fromkeys(Path(each or own).absolute() for each in (own, record.logs, record.sweep)))
 
 
 def rank_logs(run: Path, record: JobRecord, job: str) -> dict[int, Path]:

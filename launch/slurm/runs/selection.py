@@ -43,7 +43,8 @@ def _select(word: str, root: Path) -> list[Path]:
         return [path]
     if (root / word / RECORD_FILE).exists():
         return [root / word]
-    runs = sorted({*submitted_runs(root), *(submitted_runs(path.parent) if path.is_dir() else [])})
+    beside = submitted_runs(path.parent) if path.is_dir() else []
+    runs: list[Path] = sorted({*submitted_runs(root), *beside})
     records: dict[Path, JobRecord] = {}
     for run in runs:
         try:

@@ -1,4 +1,4 @@
-"""The states of runs: one look at Slurm for all of them, and what their own events say where it has forgotten."""
+"""The states of runs: one look at Slurm for all, and their own events where it has forgotten."""
 
 import time
 from pathlib import Path
@@ -57,7 +57,9 @@ class SlurmView:
                 states[run] = RunState(DAMAGED, why=str(error).removeprefix(f"{run}/"))
         queued = queue() if records else {}
         events = {run: events_of(read_events(run), record.job) for run, record in records.items()}
-        jobs = [record.job for run, record in records.items() if record.job and not _says_its_end(events[run])]
+        jobs = [
+            record.job for run, record in records.items() if record.job and not _says_its_end(events[run])
+        ]
         found = accounted([job for job in jobs if job not in queued and job not in self._ends])
         self._ends |= {job: state for job, state in found.items() if state not in ALIVE}
         for run, record in records.items():
@@ -141,7 +143,7 @@ def _state(
         state = "CANCELLED"
     if state == "COMPLETED" or (state == "CANCELLED" and record.cancelled):
         return RunState(state)
-    return RunState(state, why=_why(run, record, events, reason))
+    return RunState(state, why=_why(run, record, state, events, reason))
 
 
 def _says_its_end(events: list[dict[str, Any]]) -> bool:
@@ -167,7 +169,7 @@ def _own_state(run: Path, events: list[dict[str, Any]], end: str) -> str:
     return "COMPLETED" if (run / "result.json").exists() else ENDED
 
 
-def _why(run: Path, record: JobRecord, events: list[dict[str, Any]], reason: str) -> str:
+def _why(run: Path, record: JobRecord, state: str, events: list[dict[str, Any]], reason: str) -> str:
     last = _last_start(events)
     if "exhausted" in last:
         return f"max_requeues={record.allocation.get('max_requeues')} used up"
@@ -177,8 +179,8 @@ def _why(run: Path, record: JobRecord, events: list[dict[str, Any]], reason: str
         return found[1]
     if reason not in _SAYS_LITTLE:
         return _REASONS.get(reason, reason)
+    if state not in (ENDED, "FAILED"):
+        return ""
     if "start" in last:
         return f"ended without a word on {last['start'].get('nodes', 'its nodes')}"
-    return "ended before it started" if not events else ""
-
-
+    return "ended before training started"

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.slurm.watch.progress import RunProgress
 from launch.slurm.runs.states import RunState
+from launch.slurm.watch.progress import RunProgress
 
 _GAP = 2
-_LEAST_WHY = 16
+_LEAST_WHY = 10
 _LEAST_NAME = 12
 
 
@@ -45,9 +45,9 @@ _COLUMNS: dict[str, Callable[[JobRow, RunProgress], str]] = {
 }
 """In the order in which they are shown. `limit` is what remains of the job's time limit."""
 
-_WORTH = ("job", "state", "step", "run", "why", "to end", "loss", "limit", "samples/s", "restarts", "device-h")
-"""Columns give way from the end; those after "run" only. Of what is not named here, all go first."""
-_ALWAYS = _WORTH[:4]
+_ALWAYS = ("job", "state", "step", "run")
+_WORTH = ("why", "to end", "loss", "limit", "samples/s", "restarts", "device-h", "nodes")
+"""The other columns; they give way from the end."""
 _NO_FIGURES = RunProgress(0, None, None, None, None, 0.0, 0)
 
 
@@ -57,12 +57,16 @@ def table_lines(rows: list[JobRow], width: int | None) -> list[str]:
     cells = {title: [_cell(title, row) for row in rows] for title in _COLUMNS}
     widths = {title: max(map(len, [title, *column])) for title, column in cells.items()}
     shown = [title for title in _COLUMNS if title != "why" or any(cells["why"])]
-    if width is not None:
+    if width is None:  # for awk and the like, no cell is empty
+        cells = {title: [cell or "-" for cell in column] for title, column in cells.items()}
+    else:
         shown = _fitting(shown, widths, width)
     lines = []
     for number in range(-1, len(rows)):
         line = [(title if number < 0 else cells[title][number]) for title in shown]
-        cut = [_cut(text, widths[title]).ljust(widths[title]) for text, title in zip(line, shown, strict=True)]
+        cut = [
+            _cut(text, widths[title]).ljust(widths[title]) for text, title in zip(line, shown, strict=True)
+        ]
         lines.append((" " * _GAP).join(cut).rstrip())
     return lines
 
@@ -87,8 +91,8 @@ def _fitting(titles: list[str], widths: dict[str, int], width: int) -> list[str]
         parts = [min(widths[t], _LEAST_WHY) if least_why and t == "why" else widths[t] for t in chosen]
         return sum(parts) + _GAP * (len(chosen) - 1)
 
-    chosen = list(_ALWAYS)
-    for title in [*_WORTH[4:], *(t for t in titles if t not in _WORTH)]:
+    chosen: list[str] = list(_ALWAYS)
+    for title in _WORTH:
         if title in titles and total([*chosen, title], True) <= width:
             chosen.append(title)
     rest = width - total([t for t in chosen if t != "why"], False)

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from launch.slurm.queries import ALIVE, OVER
 from launch.slurm.runs.job_record import RECORD_FILE, read_record
+from launch.slurm.runs.states import DAMAGED, ENDED, UNSENT, RunState, SlurmView, submitted_runs
 from launch.slurm.watch.job_table import JobRow, table_lines
 from launch.slurm.watch.progress import run_progress
-from launch.slurm.runs.states import DAMAGED, ENDED, UNSENT, RunState, SlurmView, submitted_runs
 from parallel.errors import UserError
 
 _STATES = (*ALIVE, *OVER, "PREEMPTED", DAMAGED, ENDED, UNSENT)
@@ -37,7 +37,9 @@ class Filter(NamedTuple):
     since: float = 0.0
 
     def keeps(self, row: JobRow) -> bool:
-        return (not self.states or row.state.state in self.states) and self.keeps_unasked(row.run, row.submitted)
+        return (not self.states or row.state.state in self.states) and self.keeps_unasked(
+            row.run, row.submitted
+        )
 
     def keeps_unasked(self, run: Path, submitted: float) -> bool:
         """Whether a run passes what can be told without asking for its state."""
@@ -64,7 +66,9 @@ def job_rows(root: Path, chosen: Filter | None = None, view: SlurmView | None = 
     return [row for row in rows if chosen.keeps(row)]
 
 
-def show_jobs(root: Path, chosen: Filter, watch: bool = False, wide: bool = False, as_json: bool = False) -> None:
+def show_jobs(
+    root: Path, chosen: Filter, watch: bool = False, wide: bool = False, as_json: bool = False
+) -> None:
     """Print the table, cut to the terminal's width unless `wide` or piped, or a list of JSON objects.
 
     With `watch` refresh it until Ctrl-C or until all runs have ended. Raises UserError where no run is.
@@ -87,6 +91,7 @@ def _watch(root: Path, chosen: Filter, wide: bool) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
+            rows.sort(key=lambda row: row.state.state not in ALIVE)  # what is over may be cut off below
             lines = table_lines(rows, _width(wide))
             if console.is_terminal and len(lines) >= console.height:
                 more = len(lines) - console.height + 2
@@ -109,7 +114,9 @@ def _row(run: Path, state: RunState, submitted: float) -> JobRow:
     if state.state == DAMAGED:
         return JobRow("?", run, state, None, submitted)
     record = read_record(run)
-    return JobRow(record.job or "", run, state, run_progress(run, record, state.state == "RUNNING"), submitted)
+    return JobRow(
+        record.job or "", run, state, run_progress(run, record, state.state == "RUNNING"), submitted
+    )
 
 
 def _submitted(run: Path) -> float:
@@ -123,7 +130,8 @@ def _submitted(run: Path) -> float:
 def _some(rows: list[JobRow], root: Path, chosen: Filter) -> list[JobRow]:
     if not rows:
         raise UserError(
-            f"{root}: contains no submitted runs" + (" of that state, name and time" if chosen != Filter() else "")
+            f"{root}: contains no submitted runs"
+            + (" of that state, name and time" if chosen != Filter() else "")
         )
     return rows
 
@@ -139,4 +147,6 @@ def _time(text: str) -> float:
     try:
         return datetime.fromisoformat(text.strip()).timestamp()
     except ValueError:
-        raise UserError(f"--since {text}: expected an age as in 12h or 2d, or a date as in 2026-01-31") from None
+        raise UserError(
+            f"--since {text}: expected an age as in 12h or 2d, or a date as in 2026-01-31"
+        ) from None

@@ -89,7 +89,7 @@ def _last_event(run: Path) -> str:
 
 
 def _job_is_over(run: Path, record: JobRecord) -> Callable[[], bool]:
-    """Tells whether the run's job has ended: asks Slurm at once when the run says so, else ever more rarely."""
+    """Tells whether the run's job has ended: asks Slurm when the run says so, else ever more rarely."""
     asked, wait, said = -_ASK_SECONDS[1], _ASK_SECONDS[0], ""
 
     def over() -> bool:

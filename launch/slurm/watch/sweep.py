@@ -25,7 +25,9 @@ def sweep_table(runs: list[Path]) -> Table:
         for name, result in _results(run):
             rows[f"{label} {name}".strip()] = _metrics(result)
     if not rows:
-        raise UserError(f"{runs[0].parent}: none of these {len(runs)} runs has finished; see translution jobs")
+        raise UserError(
+            f"{runs[0].parent}: none of these {len(runs)} runs has finished; see translution jobs"
+        )
     unfinished = len(runs) - sum(bool(_results(run)) for run in runs)
     table = Table(f"{len(rows)} results, the best of each column marked with{_BEST}")
     if unfinished:
@@ -57,7 +59,7 @@ def _sweep(run: Path) -> str:
 
 
 def _results(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The results of a finished run, or of each net of a finished study; the net's name is empty for a run."""
+    """The results of a finished run, or of each net of a finished study, after its name."""
     study = run / "results.json"
     if study.exists():
         return [(each["run"], each) for each in json.loads(study.read_text())]
