@@ -106,14 +106,14 @@ def _user_lines(commands: list[str], trains: bool) -> list[str]:
     """The user's commands, in the script's own shell; the log says when one fails or ends the script."""
     if not commands:
         return []
-    told = 'echo "error: setup command "$SETUP_COMMAND" ended the job with exit code $code"'
+    told = 'echo "error: a setup command ended the job with exit code $code: $SETUP_COMMAND"'
     then = f"{_requeue_command()}; exit $code" if trains else "exit $code"
     lines = [f"trap {shlex.quote(f'code=$?; {told}; {then}')} EXIT"]
     for command in commands:
         lines += [
             f"SETUP_COMMAND={shlex.quote(command)}",
             command,
-            'code=$?; test $code = 0 || echo "warning: setup command "$SETUP_COMMAND" returned $code"',
+            'code=$?; test $code = 0 || echo "warning: a setup command returned $code: $SETUP_COMMAND"',
         ]
     return [*lines, "trap - EXIT"]
 

@@ -61,7 +61,6 @@ def submit(
         print(verdict.line, *(f"would run in {run}" for run in runs), batch_script(executor), sep="\n")
         return []
     dependency = _dependency(after, root) if after else None
-    print(verdict.line)
     if verdict.ask and not force:
         _confirm(verdict)
     new = _claim(found, runs, allocation, bool(sweeps))
@@ -76,6 +75,7 @@ def submit(
     except BaseException:
         _remove(list(new), root)
         raise
+    print(verdict.line)
     seconds = estimated_save_seconds(max(need.save for need in needs), next(iter(new)))
     if warning := save_warning(seconds, "estimated from its size", allocation.signal_delay):
         print(warning)
@@ -126,7 +126,7 @@ def _confirm(verdict: Verdict) -> None:
     if not sys.stdin.isatty():
         print("warning: it may not fit into memory; give --device-memory-gb or --mem-gb to have it checked")
         return
-    if input("Submit it all the same? [y/N] ").strip().lower() not in ("y", "yes"):
+    if input(f"{verdict.line}\nSubmit it all the same? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("not submitted; give --device-memory-gb or --mem-gb to have the memory checked")
 
 

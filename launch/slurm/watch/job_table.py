@@ -38,7 +38,7 @@ _COLUMNS: dict[str, Callable[[JobRow, RunProgress], str]] = {
     "limit": lambda row, _: row.state.left,
     "samples/s": lambda _, figures: _rate(figures.samples_per_second),
     "restarts": lambda _, figures: str(figures.restarts),
-    "device-h": lambda _, figures: f"{figures.device_hours:.1f}",
+    "device-h": lambda _, figures: f"{figures.device_hours:,.{2 if figures.device_hours < 10 else 0}f}",
     "nodes": lambda row, _: row.state.nodes,
     "run": lambda row, _: row.run.name,
     "why": lambda row, _: row.state.why,

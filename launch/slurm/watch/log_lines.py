@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 _NOISE = re.compile(
     r"submitit (INFO|WARNING|ERROR) |"
-    r"(srun|slurmstepd): (error|warning|Job step|launch/|Force|Terminating|job |Step|forcing)|"
+    r"(srun|slurmstepd): (error|warning|Job step|launch/|Force|Terminating|job |Step|forcing)|srun: got SIG|"
     r"slurmstepd-\S+: error: \*\*\*|"
     r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,\d]*\] \[INFO\] |"
     r"\[rank\d+\]:\[W\d+ |\[W\d+ [\d:.]+ "

@@ -29,7 +29,7 @@ class RecordedSlurm:
         script = self.folder / command
         script.write_text(
             f'#!/bin/sh\necho "{command} $*" >> {self.folder}/calls\n'
-            f'while read -r line; do echo "$line" {">&2" if code else ""}; done < {self.folder}/{command}.out\n'
+            f"cat {self.folder}/{command}.out {'>&2' if code else ''}\n"
             f"exit {code}\n"
         )
         script.chmod(0o755)

@@ -7,8 +7,6 @@ import pytest
 
 from launch.slurm.code_snapshot import snapshot
 from launch.slurm.preflight import save_warning
-from launch.slurm.runs import jobs
-from launch.slurm.watch.jobs import JobRow
 from parallel.code_folder import CODE_FOLDER
 
 GPUS = ("--nodes", "2", "--gpus-per-node", "4", "--time", "60")
@@ -83,12 +81,3 @@ def test_the_snapshot_holds_the_code_and_is_made_once(tmp_path: Path):
     (code / "version.txt").write_text("the first")
     assert snapshot(tmp_path) == code
     assert (code / "version.txt").read_text() == "the first"
-
-
-def test_jobs_watch_ends_when_all_runs_have_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    row = JobRow("7", "RUNNING", "a1", "3/6", "2.1", 0, "1:00", tmp_path)
-    shown = iter([[row, row], [row, row._replace(state="COMPLETED")], [row._replace(state="COMPLETED")] * 2])
-    monkeypatch.setattr(jobs, "job_rows", lambda root: next(shown))
-    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
-    jobs.show_jobs(tmp_path, watch=True)
-    assert next(shown, None) is None

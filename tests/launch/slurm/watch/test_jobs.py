@@ -207,12 +207,12 @@ def test_filters_and_json(recorded: RecordedSlurm, tmp_path: Path, translution: 
     assert Path(one["directory"]).name == "imagenet-b16-lr=7e-4-006c0ffee"
     assert len(found("--name", "*-0?0c0ffee")) == 4
     assert len(found("--since", "3h")) == 40
-    assert len(found("--since", "135m")) == 10
+    assert len(found("--since", "135m")) == 11
     running = next(row for row in everything if row["state"] == "RUNNING" and row["step"])
     assert running["seconds_left"] == (1000 - running["step"]) * 64 / 128
     assert running["device_hours"] == pytest.approx(2 * 8)
     for options, message in (
-        (["--state", "gone"], "--state gone: no such state; valid: pending,"),
+        (["--state", "gone"], "--state GONE: no such state; valid: pending,"),
         (["--since", "soon"], "--since soon: expected an age as in 12h"),
     ):
         outcome = translution("jobs", "--runs", root, *options)
