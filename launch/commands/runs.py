@@ -39,7 +39,7 @@ def jobs(
 
 
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
+    run: Words,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
     rank: Annotated[
         str,
@@ -56,14 +56,14 @@ def logs(
     """Print the output of a run's jobs, and which rank says why it failed."""
 
     def action() -> None:
-        from launch.slurm.runs.selection import select_run
+        from launch.slurm.runs.selection import select_runs
         from launch.slurm.watch.logs import show_logs
         from parallel.errors import UserError
 
         if rank != "all" and not rank.isdigit():
             raise UserError(f"--rank {rank}: expected a number, or all")
         chosen = None if rank == "all" else int(rank)
-        show_logs(select_run(run, runs), chosen, follow, tail, raw)
+        show_logs(select_runs(run, runs), chosen, follow, tail, raw)
 
     raise typer.Exit(exit_code(action, debug))
 

@@ -1,7 +1,7 @@
 """Gives prepared run directories to sbatch, and records the jobs."""
 
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def send(
     """
     folder = runs[0] / "slurm"
     if sweep_root:
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-sweep-", dir=sweep_root.absolute()))
+        folder = sweep_root.absolute() / f"{name}-sweep-{uuid.uuid4().hex[:8]}"
     existed = folder.exists() and not sweep_root
     try:
         executor = make_executor(runs, allocation, folder, name, read_record(runs[0]), parallel, dependency)

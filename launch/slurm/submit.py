@@ -83,6 +83,8 @@ def submit(
         announce(run)
         if evaluate_every:
             submit_evaluation(run, allocation, evaluate_every)
+    if sweeps:
+        print(f"when they have finished: translution sweep {read_record(next(iter(new))).sweep}")
     return list(new)
 
 

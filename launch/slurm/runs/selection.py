@@ -23,14 +23,6 @@ def select_runs(words: list[str], root: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def select_run(word: str, root: Path) -> Path:
-    """The one run that the word means; raises UserError where it means a sweep of several."""
-    runs = select_runs([word], root)
-    if len(runs) > 1:
-        raise UserError(f"{word}: means {len(runs)} runs; name one: {_names(runs)}")
-    return runs[0]
-
-
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Words that name runs, and `key=value` overrides; a directory is a run whatever its name."""
     overrides = [w for w in words if _OVERRIDE.fullmatch(w) and not (Path(w) / RECORD_FILE).exists()]

@@ -35,44 +35,52 @@ class _Follower:
         self._read[path] = self._read.get(path, 0) + end
         sys.stdout.writelines(f"{prefix}{line}\n" for line in shown)
 
-    @property
-    def has_shown(self) -> bool:
-        return any(self._read.values())
+    def has_shown(self, paths: list[Path]) -> bool:
+        """Whether any of these files had something to print."""
+        return any(self._read.get(path) for path in paths)
 
 
 def show_logs(
-    run: Path, rank: int | None, follow: bool = False, lines: int | None = None, raw: bool = False
+    runs: list[Path], rank: int | None, follow: bool = False, lines: int | None = None, raw: bool = False
 ) -> None:
-    """Print the output of one rank, or with None of all, each line after its rank; oldest job first.
+    """Print the output of one rank, or with None of all, each line after its rank; oldest job first. Of
+    several runs each line comes after its run's name.
 
-    Ends with the error of another rank where that is what ended the run. With `follow` print on until the
-    run's job has ended; `lines` is how many of each file to begin with; `raw` shows lines of srun and
-    submitit too. Raises UserError if there is no output.
+    Ends with the error of another rank where that is what ended a run. With `follow` print on until all
+    jobs have ended; `lines` is how many of the newest job's to begin with; `raw` shows lines of srun and
+    submitit too. Raises UserError where a run has no output.
     """
-    record = read_record(run)
-    follower, over = _Follower(raw), _job_is_over(run, record)
-    announced = False
+    follower = _Follower(raw)
+    over = {run: _job_is_over(run, read_record(run)) for run in runs}
+    announced: set[Path] = set()
     while True:
-        ended = not follow or over()
-        paths = _paths(run, record, rank)
-        newest = [path for job, path, _ in paths if job == record.job] or [path for _, path, _ in paths]
-        for _, path, number in paths:
-            if lines is not None and path not in newest:
-                continue  # --tail is about the newest job
-            follower.show(path, f"[rank {number}] " if rank is None else "", lines, rest=ended)
+        ended = not follow or all([over[run]() for run in runs])
+        for run in runs:
+            record = read_record(run)  # a resumed run has another job
+            name = f"{run.name}: " if len(runs) > 1 else ""
+            for path, number in _shown(run, record, rank, newest=lines is not None):
+                follower.show(path, name + (f"[rank {number}] " if rank is None else ""), lines, rest=ended)
+            if not ended and run not in announced and not _paths(run, record, rank):
+                print(f"{name}job {record.job}: waiting for its output", file=sys.stderr)
+                announced.add(run)
         sys.stdout.flush()
         if ended:
             break
-        if not follower.has_shown and not announced:
-            print(f"job {record.job}: waiting for its output", file=sys.stderr)
-            announced = True
         time.sleep(_POLL_SECONDS)
-    if not follower.has_shown:
-        raise UserError(_no_output(run, record, rank))
-    if record.job and rank is not None and "finished" not in _last_event(run):
-        found = failure_cause(rank_logs(run, record, record.job))
-        if found and found[0] != rank:
-            print(f"rank {found[0]} says why: {found[1]}", flush=True)
+    for run in runs:
+        record = read_record(run)
+        if not follower.has_shown([path for path, _ in _shown(run, record, rank, lines is not None)]):
+            raise UserError(_no_output(run, record, rank))
+        if rank is not None and record.job and "finished" not in _last_event(run):
+            found = failure_cause(rank_logs(run, record, record.job))
+            if found and found[0] != rank:
+                print(f"rank {found[0]} says why: {found[1]}", flush=True)
+
+
+def _shown(run: Path, record: JobRecord, rank: int | None, newest: bool) -> list[tuple[Path, int]]:
+    """The logs to print and their ranks; with `newest` of the newest job that has any."""
+    found = _paths(run, record, rank)
+    return [(path, number) for job, path, number in found if not newest or job == found[-1][0]]
 
 
 def _paths(run: Path, record: JobRecord, rank: int | None) -> list[tuple[str, Path, int]]:
