@@ -153,6 +153,7 @@ def open_run(setup: Setup, run: RunDirectory, resume: bool, requeued: bool) -> b
     else:
         resumable = bool(checkpoints(run.checkpoints))
     if resumable and (resume or requeued):
+        run.clear_leftovers()
         return True
     if resume:
         what = "net of this study to resume" if setup.config.study else "checkpoint to resume from"

@@ -33,7 +33,7 @@ def requeue_reason(run: Path, code: int, wait: float | None = None) -> str | Non
     if "refused" in events:
         return None
     if "stopped" in events:
-        return _signal_reason(events["stopped"]["signal"], read_record(run).allocation)
+        return _signal_reason(run, events["stopped"]["signal"])
     if code == 0:
         return None
     if "start" not in events and code == 2:  # the check of the hosts has found a mistake
@@ -93,9 +93,10 @@ def requeue(run: Path, code: int) -> int:
     return unfinished
 
 
-def _signal_reason(number: int, allocation: dict[str, Any]) -> str:
-    """Why Slurm sent the signal: it warns with the same one before a time limit and before a preemption."""
-    fields = job_fields(job_id())
+def _signal_reason(run: Path, number: int) -> str:
+    """Why Slurm sent the signal: it warns with the same one before a time limit and before a preemption, and
+    ends the other ranks when one has died."""
+    fields, allocation = job_fields(job_id()), read_record(run).allocation
     preempted = fields.get("PreemptTime", "None") not in ("None", "(null)", "Unknown")
     if number == signal.SIGUSR2:
         try:
@@ -107,16 +108,22 @@ def _signal_reason(number: int, allocation: dict[str, Any]) -> str:
             return "time limit"
     if preempted:
         return "preempted"
+    if number == signal.SIGTERM and (told := _output_says(run)):
+        return told
     return f"stopped by {signal.Signals(number).name}"
 
 
 def _cause(run: Path, code: int) -> str:
     """What the ranks' output says of the failure, or the exit code."""
+    return _output_says(run) or f"ended with code {code}"
+
+
+def _output_says(run: Path) -> str | None:
     record = read_record(run)
     names = [each for each in read_events(run) if each["job"] == job_id()]
     job = names[-1].get("element", job_id()) if names else job_id()
     found = failure_cause(rank_logs(run, record, job))
-    return found[1] if found else f"ended with code {code}"
+    return found[1] if found else None
 
 
 def _events_of_this_start(run: Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from launch.slurm.runs.job_record import JobRecord
 _TAIL_BYTES = 65_536
 _RANKS = 4096  # read at most, of one start
 _LOST_PEER = re.compile(r"rank \d+ of \d+ lost another process")
-_LAST_WORD = re.compile(r"^\w*(Error|Exception|Interrupt)\b.*")
+_LAST_WORD = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b.*")
 _ENDED = re.compile(r"slurmstepd\S*: error: \*\*\* .*DUE TO (TIME LIMIT|NODE FAILURE|PREEMPTION)")
 _KILLED = re.compile(r"srun: error: (\S+): tasks? (\S+): (?!Exited with|Terminated)(.+)")
 _OUT_OF_MEMORY = re.compile(r"slurmstepd\S*: error: (.*: )?Detected \d+ oom[-_]kill event")

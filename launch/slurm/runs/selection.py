@@ -35,8 +35,10 @@ def _select(word: str, root: Path) -> list[Path]:
         return [path]
     if (root / word / RECORD_FILE).exists():
         return [root / word]
-    beside = submitted_runs(path.parent) if path.is_dir() else []
-    runs: list[Path] = sorted({*submitted_runs(root), *beside})
+    runs = submitted_runs(root)
+    if path.is_dir() and path.parent.absolute() != root.absolute():
+        runs += submitted_runs(path.parent)
+    runs.sort()
     records: dict[Path, JobRecord] = {}
     for run in runs:
         try:
