@@ -51,8 +51,7 @@ def launch(
     first = next(iter(hosts))
     address = ssh(first, remote_python("launch.rendezvous", str(port)), 30).strip()
     again = f"translution launch --hostfile {shlex.quote(str(hostfile))} --resume"
-    # pdsh has a remote shell read it, other launchers have not.
-    variables = environment(reports) | {RESUME_COMMAND: shlex.quote(again) if launcher == "pdsh" else again}
+    variables = environment(reports) | {RESUME_COMMAND: again}
     with tempfile.NamedTemporaryFile("w", prefix=".deepspeed_env-", dir=Path.cwd()) as file:
         file.write("".join(f"{key}={value}\n" for key, value in variables.items()))
         file.flush()

@@ -64,6 +64,7 @@ def test_deepspeeds_own_command_trains_with_zero_3_and_offsets(
     assert losses(work / "run") == near(tiny_losses)
 
 
+@pytest.mark.soak
 def test_ctrl_c_saves_on_all_hosts_and_says_how_to_resume(cluster: Cluster, work: Path):
     arguments = ("tiny.yaml", "--hostfile", "hosts", f"run_dir={work / 'run'}", "train.steps=3000")
     code = "from launch.cli import main; main()"

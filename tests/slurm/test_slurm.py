@@ -40,6 +40,7 @@ def test_a_run_resumes_after_its_time_limit(workspace: Workspace) -> None:
     workspace.assert_completes(run)
     # Slurm may signal a short job's next starts at once, even before they train; they are requeued again.
     assert re.fullmatch("((start )?(stopped )?requeued )+start finished", " ".join(events(run)))
+    assert "time limit; requeued (1 of " in workspace.translution("logs", run)
     assert losses(run) == workspace.long_losses
 
 
@@ -76,7 +77,12 @@ def test_a_run_preempted_twice_resumes_each_time(workspace: Workspace) -> None:
     workspace.assert_completes(run)
     assert events(run) == [*("start", "stopped", "requeued") * 2, "start", "finished"]
     assert losses(run) == workspace.long_losses
-    assert "saved in" in (run / "slurm" / f"{job(run)}_0_log.out").read_text()
+    shown = workspace.translution("logs", run)
+    assert "saved in" in shown
+    assert shown.count("preempted; requeued") == 2
+    assert shown.count("going on from step") == 2
+    assert "srun" not in shown
+    assert "submitit" not in shown
 
 
 @concurrent
