@@ -98,7 +98,7 @@ def _signal_reason(run: Path, number: int) -> str:
     ends the other ranks when one has died."""
     fields, allocation = job_fields(job_id()), read_record(run).allocation
     preempted = fields.get("PreemptTime", "None") not in ("None", "(null)", "Unknown")
-    if number == signal.SIGUSR2:
+    if number in (signal.SIGUSR1, signal.SIGUSR2):
         try:
             left = time.mktime(time.strptime(fields.get("EndTime", ""), "%Y-%m-%dT%H:%M:%S")) - time.time()
         except ValueError:

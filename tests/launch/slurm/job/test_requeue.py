@@ -139,7 +139,7 @@ def ends_in(seconds: float, **fields: str) -> dict[str, str]:
     ("number", "fields", "reason"),
     [
         (12, ends_in(100), "time limit"),
-        (10, ends_in(100), "stopped by SIGUSR1"),
+        (10, ends_in(100), "time limit"),
         (12, ends_in(900), "stopped by SIGUSR2"),
         (12, ends_in(15, PreemptTime="2026-01-01T00:00:00"), "preempted"),
         (15, ends_in(900, PreemptTime="2026-01-01T00:00:00"), "preempted"),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.ssh import deepspeed_launcher
+from launch.ssh import runner
 from parallel.errors import UserError
 
 
-def runner(code: int) -> subprocess.Popen[bytes]:
+def started(code: int) -> subprocess.Popen[bytes]:
     """A process that ends with this code at SIGUSR1, as when its ranks have ended; SIGTERM kills it."""
     program = (
         "import signal, sys; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(int(sys.argv[1])))\n"
@@ -36,7 +36,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> threading.Timer:
 def test_at_ctrl_c_every_host_is_asked_and_the_exit_code_is_that_of_train(
     interrupt: threading.Timer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    process, asked = runner(1), []
+    process, asked = started(1), []
 
     def ssh(host: str, command: str, seconds: float) -> str:
         asked.append((host, command.split()[-2:]))
@@ -44,8 +44,8 @@ def test_at_ctrl_c_every_host_is_asked_and_the_exit_code_is_that_of_train(
             process.send_signal(signal.SIGUSR1)
         return "2\n"
 
-    monkeypatch.setattr(deepspeed_launcher, "ssh", ssh)
-    assert deepspeed_launcher._wait(process, ["a", "b"], "token") == 130
+    monkeypatch.setattr(runner, "ssh", ssh)
+    assert runner.wait(process, ["a", "b"], "token") == 130
     assert sorted(asked) == [(host, ["launch.ssh.stop_trainers", "token"]) for host in ("a", "b")]
     assert "the ranks finish their step and save" in capfd.readouterr().out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -60,13 +60,13 @@ def test_where_a_host_has_no_rank_or_does_not_answer_all_are_ended(
             raise UserError("b: did not answer")
         return answer
 
-    monkeypatch.setattr(deepspeed_launcher, "ssh", ssh)
-    process = runner(0)
-    assert deepspeed_launcher._wait(process, ["a", "b"], "token") == 130
+    monkeypatch.setattr(runner, "ssh", ssh)
+    process = started(0)
+    assert runner.wait(process, ["a", "b"], "token") == 130
     assert process.returncode == -signal.SIGTERM
 
 
 def test_a_runner_that_ends_by_itself_keeps_its_exit_code(tmp_path: Path):
-    process = runner(3)
+    process = started(3)
     process.send_signal(signal.SIGUSR1)
-    assert deepspeed_launcher._wait(process, ["a"], "token") == 3
+    assert runner.wait(process, ["a"], "token") == 3
