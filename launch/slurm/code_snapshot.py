@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
 from parallel.code_folder import CODE_FOLDER
+from trainer.errors import machine_error
 
 PACKAGES = ("models", "parallel", "trainer", "launch")
 _DIGEST = ".digest"
@@ -16,7 +18,7 @@ def snapshot(run: Path) -> Path:
 
     Where a run beside it has the same code, the copy is made of hard links to that run's files: it takes no
     room, and stays whole when the other run is deleted. Bytecode is copied too: compiling takes each new
-    process a second.
+    process a second. Raises UserError, and leaves nothing, where it cannot be written.
     """
     code = run / "code"
     if code.exists():
@@ -24,11 +26,21 @@ def snapshot(run: Path) -> Path:
     part = run / ".code.new"
     shutil.rmtree(part, ignore_errors=True)
     digest = _digest()
-    if not _link(digest, run, part):
-        _copy(part)
-        (part / _DIGEST).write_text(digest)
-    part.rename(code)
+    try:
+        if not _link(digest, run, part):
+            _copy(part)
+            (part / _DIGEST).write_text(digest)
+        part.rename(code)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise machine_error(_first(error), code, "be written") from None
     return code
+
+
+def _first(error: OSError) -> OSError:
+    """Of the many errors of copytree, which it keeps as text only, the first."""
+    found = re.search(r"\[Errno (\d+)\] ([^:\"]*)", str(error)) if isinstance(error, shutil.Error) else None
+    return OSError(int(found[1]), found[2]) if found else error
 
 
 def _digest() -> str:

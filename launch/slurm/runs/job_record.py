@@ -3,6 +3,7 @@
 Imports nothing heavy: the batch script reads these in the seconds before a job ends.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -97,6 +98,8 @@ def claim_run(run: Path, record: JobRecord) -> bool:
             file.write(_text(record))
     except OSError as error:
         path.unlink(missing_ok=True)  # an empty one would look like a run
+        with contextlib.suppress(OSError):
+            run.rmdir()
         raise machine_error(error, path, "be written") from None
     return True
 

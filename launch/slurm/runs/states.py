@@ -143,7 +143,8 @@ def _state(
         state = "CANCELLED"
     if state == "COMPLETED" or (state == "CANCELLED" and record.cancelled):
         return RunState(state)
-    return RunState(state, why=_why(run, record, state, events, reason))
+    why = _why(run, record, state, events, reason)
+    return RunState(state, why=why.removeprefix(f"{run.absolute()}: "))
 
 
 def _says_its_end(events: list[dict[str, Any]]) -> bool:

@@ -1,7 +1,9 @@
 """Before submitting: the batch script, the memory check, the time a save takes, the copy of the code."""
 
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,6 +190,38 @@ def on_cluster(
 def test_nothing_is_left_behind_where_sbatch_refuses(on_cluster, tmp_path: Path, sweep: list):
     outcome = on_cluster("--qos", "best", *sweep)
     assert outcome.err == "error: sbatch: Invalid qos specification\n"
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_leaves_nothing(
+    on_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(source: Path, target: Path, **_: object) -> None:
+        target.mkdir()
+        raise shutil.Error([(str(source), str(target), f"[Errno 28] No space left on device: '{target}'")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    outcome = on_cluster()
+    assert outcome.code == 2
+    assert re.fullmatch(
+        r"error: \S+/code: cannot be written: the disk is full; free some space\n", outcome.err
+    )
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_empty_record(
+    on_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("launch.slurm.runs.job_record._text", lambda record: "x" * 10**7)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        outcome = on_cluster()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "slurm.json: cannot be written" in outcome.err
     assert not list((tmp_path / "here").iterdir())
 
 

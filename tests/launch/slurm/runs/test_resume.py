@@ -1,5 +1,6 @@
 """`translution resume`."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.slurm.runs.job_record import read_record
+from launch.slurm.runs.job_record import read_record, write_record
 from tests.launch.slurm.recorded import RecordedSlurm, make_run
+from trainer.run_directory.awaited import is_awaited
 from trainer.run_directory.checkpoints import checkpoints
 
 
@@ -93,6 +95,21 @@ def test_nothing_has_changed_where_sbatch_refuses(run: Path, translution: Callab
 def files(run: Path) -> dict[Path, bytes]:
     found = [path for path in run.rglob("*") if path.is_file() and path.name != "slurm.json"]
     return {path: path.read_bytes() for path in found}
+
+
+def test_an_evaluation_that_has_ended_is_submitted_again(
+    run: Path, translution: Callable, recorded: RecordedSlurm
+):
+    record = read_record(run)
+    write_record(run, dataclasses.replace(record, evaluate_every=3, evaluation_jobs=["8"]))
+    recorded.says("squeue", "8|RUNNING|node1|1:00|None\n")
+    assert translution("resume", "tiny", "train.steps=9").code == 0
+    assert read_record(run).evaluation_jobs == ["8"]
+    recorded.says("squeue", "")
+    recorded.says("sbatch", "Submitted batch job 78\n")
+    assert translution("resume", "tiny", "train.steps=9").code == 0
+    assert read_record(run).evaluation_jobs == ["8", "78"]
+    assert is_awaited(run, 9)
 
 
 def test_a_run_whose_job_lives_is_not_resumed(run: Path, translution: Callable, recorded: RecordedSlurm):

@@ -38,6 +38,12 @@ def test_a_forgotten_run_is_what_its_own_events_say_then_the_database(
     assert (found.state, found.why) == (state, why)
 
 
+def test_a_cause_does_not_repeat_the_runs_directory(recorded: RecordedSlurm, tmp_path: Path):
+    run = tmp_path / "run"
+    make_run(run, "7", events=[START, event("failed", "7", -1, cause=f"{run}: loss is not finite")])
+    assert SlurmView().look([run])[run].why == "loss is not finite"
+
+
 def test_an_end_is_asked_for_once(recorded: RecordedSlurm, tmp_path: Path):
     run, view = make_run(tmp_path / "run", "7", events=[START]), SlurmView()
     recorded.says("sacct", "7|TIMEOUT\n")
