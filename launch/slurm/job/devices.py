@@ -4,16 +4,15 @@ import os
 import socket
 from pathlib import Path
 
-from launch.slurm.allocation import Allocation
 from parallel.errors import UserError
 
 
-def check_devices(allocation: Allocation, config: Path) -> None:
+def check_devices(gpus_per_node: int | None, config: Path) -> None:
     """Raise UserError, naming this host, if the job asked for GPUs and torch sees none here.
 
     Unless the run's config says `device: cpu`: `auto` would train on the CPU without a word.
     """
-    if not allocation.gpus_per_node:
+    if not gpus_per_node:
         return
     from trainer.config.run import load_config
 
@@ -26,7 +25,7 @@ def check_devices(allocation: Allocation, config: Path) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "is not set" if visible is None else f"is {visible!r}"
     raise UserError(
-        f"{socket.gethostname()}: gpus_per_node={allocation.gpus_per_node}, but torch {torch.__version__} "
+        f"{socket.gethostname()}: gpus_per_node={gpus_per_node}, but torch {torch.__version__} "
         f"sees no CUDA device (CUDA_VISIBLE_DEVICES {shown}); look at nvidia-smi there, leave the host out "
         "with --exclude, or train on CPUs with device=cpu"
     )

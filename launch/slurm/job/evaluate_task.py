@@ -63,9 +63,9 @@ class EvaluateTask:
         return DelayedSubmission(self)
 
     def __call__(self) -> int:
-        allocation = Allocation.model_validate(read_record(self.run).allocation)
+        gpus = read_record(self.run).allocation.get("gpus_per_node")
         try:
-            check_devices(allocation, self.run / SUBMITTED_CONFIG)
+            check_devices(gpus, self.run / SUBMITTED_CONFIG)
             self._evaluate_until_over()
         except UserError as error:
             await_no_more(self.run)

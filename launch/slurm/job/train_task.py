@@ -9,7 +9,6 @@ from types import FrameType
 from typing import NoReturn
 
 from launch.rendezvous import check_port, slurm_rendezvous
-from launch.slurm.allocation import Allocation
 from launch.slurm.job.devices import check_devices
 from launch.slurm.runs.job_record import SUBMITTED_CONFIG, job_id, log_event, read_record, restart_count
 from parallel.errors import UserError
@@ -53,7 +52,7 @@ class TrainTask:
                     f"{self.run}: Slurm has restarted job {job_id()} {restart_count()} times, "
                     f"max_requeues={limit}; resume with: translution resume {self.run}"
                 )
-            check_devices(Allocation.model_validate(record.allocation), self.run / SUBMITTED_CONFIG)
+            check_devices(record.allocation.get("gpus_per_node"), self.run / SUBMITTED_CONFIG)
         except UserError as error:
             self._fail_permanently(f"error: {error}")
         from trainer.__main__ import main

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.allocation import Allocation
 from launch.slurm.job.devices import check_devices
 from parallel.errors import UserError
 
@@ -24,12 +23,12 @@ def test_gpus_that_torch_does_not_see_are_an_error_that_names_the_host(
     with pytest.raises(
         UserError, match=rf"^{socket.gethostname()}: gpus_per_node=2, but torch .* sees no CUDA"
     ):
-        check_devices(Allocation(gpus_per_node=2), auto)
-    check_devices(Allocation(tasks_per_node=2), auto)
+        check_devices(2, auto)
+    check_devices(None, auto)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    check_devices(Allocation(gpus_per_node=2), auto)
+    check_devices(2, auto)
 
 
 def test_a_config_for_the_cpu_may_ask_for_gpus(config_file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    check_devices(Allocation(gpus_per_node=2), config_file)
+    check_devices(2, config_file)
