@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, slurm, ssh, verify
+from launch.commands import bench, plan, prepare, runs, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.add_typer(prepare.app, name="prepare")
 slurm.register(app)
+runs.register(app)
 ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
@@ -50,10 +51,13 @@ def train_command(
 
     def action() -> None:
         from launch.local import device_count, train_processes
+        from launch.slurm.runs.states import refuse_alive
         from trainer.config.arguments import debug_overrides, split_arguments
 
         nonlocal code
         path, changes = split_arguments(config, overrides or [])
+        if resume:
+            refuse_alive(resume)
         if debug:
             changes = debug_overrides(path, changes)
         count = processes or device_count()

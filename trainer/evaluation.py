@@ -11,7 +11,8 @@ from trainer.config.run import load_config
 from trainer.config.study import run_members
 from trainer.data.feed import on_device
 from trainer.data.source import Source
-from trainer.run_directory.checkpoints import checkpoints, load_into
+from trainer.run_directory.awaited import EVALUATIONS, read_evaluations
+from trainer.run_directory.checkpoints import checkpoint_step, checkpoints, load_into
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.setup import build_engine, read_run_config, restore
 from trainer.signals import StopRequest
@@ -66,11 +67,11 @@ def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
     returns the steps. A checkpoint that the run deletes meanwhile is skipped.
     """
     run = RunDirectory(run_dir)
-    records = run_dir / "evaluations.jsonl"
-    done = [json.loads(line)["step"] for line in records.read_text().splitlines()] if records.exists() else []
+    records = run_dir / EVALUATIONS
+    done = [record["step"] for record in read_evaluations(run_dir)]
     new = []
     for path in checkpoints(run.checkpoints):
-        step = int(path.stem.split("-")[-1])
+        step = checkpoint_step(path)
         if step % every or step in done or not run.config.exists():
             continue
         config = load_config(run.config, [])

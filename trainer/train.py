@@ -21,7 +21,7 @@ from trainer.config.run import RunConfig, flat_values
 from trainer.data.feed import on_device
 from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
-from trainer.errors import Interrupted
+from trainer.errors import Interrupted, resume_hint
 from trainer.evaluation import evaluate
 from trainer.init_from import load_weights
 from trainer.reporting.clock import StepClock
@@ -85,7 +85,7 @@ def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
                 result = train_net(config, setup.sources[0], run, mesh, stop, resumed)
                 table = result_table(config, setup.members, setup.sources, [result])
         except Interrupted as interrupted:
-            print(f"{interrupted}; resume with: translution train --resume {path}", flush=True)
+            print(f"{interrupted}{resume_hint(path)}", flush=True)
             raise
     table.show()
     return path
@@ -104,7 +104,8 @@ def train_net(
     run.ownership.claim()
     engine, samples = build_engine(config, mesh), 0
     if resume:
-        samples = restore(engine, run, config.model)
+        samples = restore(engine, run, config.model, config.train.steps)
+        print(f"going on from step {engine.steps_done}", flush=True)
         run.forget_after(engine.steps_done)
         run.save_config(config)
     elif config.train.init_from:

@@ -12,12 +12,13 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all err
 
 
 def launch(
-    config: Annotated[str, typer.Argument(help="YAML file.")],
     hostfile: Annotated[Path, typer.Option(metavar="FILE", help="Lines like `node1 slots=8`.")],
+    config: Annotated[str | None, typer.Argument(help="YAML file; may be left out with --resume.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, for example train.steps=600"),
     ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Resume this run or study.")] = None,
     port: Port = 29500,
     launcher: Annotated[str, typer.Option(help="DeepSpeed's launcher: pdsh, slurm, openmpi, …")] = "pdsh",
     force: Annotated[bool, typer.Option("--force", help="Start even if the hosts differ.")] = False,
@@ -30,11 +31,15 @@ def launch(
     code = 0
 
     def action() -> None:
+        from launch.slurm.runs.states import refuse_alive
         from launch.ssh.deepspeed_launcher import launch
 
         nonlocal code
+        if resume:
+            refuse_alive(resume)
         flags = [flag for flag, given in (("--bind", bind), ("--debug", debug)) if given]
-        arguments = [config, *(overrides or []), *flags]
+        flags += ["--resume", str(resume)] if resume else []
+        arguments = [*([config] if config else []), *(overrides or []), *flags]
         code = launch(hostfile, arguments, port, launcher, force)
 
     raise typer.Exit(exit_code(action, debug) or code)

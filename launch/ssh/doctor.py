@@ -16,7 +16,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.ssh.hostfile import Report, ask_hosts, differences, read_hostfile, remote_python, ssh
+from launch.ssh.hostfile import (
+    Report,
+    ask_hosts,
+    differences,
+    missing_gpus,
+    read_hostfile,
+    remote_python,
+    ssh,
+)
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 
@@ -67,7 +75,7 @@ def check_slurm(nodes: int, partition: str | None, gpus: int | None = None) -> i
     if not reports:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise UserError((lines or [f"srun: exit code {done.returncode}"])[-1])
-    findings = differences(reports)
+    findings = differences(reports) + missing_gpus(reports, gpus)
     if len(reports) < nodes:
         findings.append(
             f"{nodes - len(reports)} of {nodes} nodes gave no report: {done.stderr.strip()[-200:]}"

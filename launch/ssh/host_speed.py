@@ -94,6 +94,9 @@ def main() -> None:
     except UserError as error:
         values["problem"] = str(error)
     values["matrix"] = matrix_speeds()
+    values["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not torch.version.cuda and not torch.version.hip:
+        values["gpus_hidden_by"] = "this torch is built for CPUs"
     print("report " + json.dumps(values), flush=True)
 
 
