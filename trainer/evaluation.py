@@ -12,6 +12,7 @@ from parallel.mesh import Mesh
 from trainer.config.run import load_config
 from trainer.config.study import run_members
 from trainer.data.source import Batch, Source
+from trainer.faults.watchdog import Watchdog
 from trainer.run_directory.checkpoints import checkpoints, load_into
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.setup import build_engine, read_run_config, restore
@@ -20,7 +21,11 @@ from trainer.study import result_table
 
 
 def evaluate(
-    engine: Engine, source: Source, batch: int, stop: StopRequest | None = None
+    engine: Engine,
+    source: Source,
+    batch: int,
+    stop: StopRequest | None = None,
+    watchdog: Watchdog | None = None,
 ) -> dict[str, dict[str, float]]:
     """The metrics of every evaluation set of `source`: set → metric → value, the same on every rank.
 
@@ -33,6 +38,8 @@ def evaluate(
         total = None
         batches = source.evaluation_batches(name, batch, mesh.data_rank, mesh.data)
         for one, counts in _same_number_on_all_ranks(batches, mesh, engine.device):
+            if watchdog:
+                watchdog.at("evaluating", engine.steps_done)
             if stop and stop.number:
                 return evaluation
             sums = engine.evaluate(source.on_device(one.to(engine.device)), source.task.sums)

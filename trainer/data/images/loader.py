@@ -116,7 +116,7 @@ class _BatchParts(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         if info:  # Ctrl-C and Slurm signal all processes; the training process saves, then ends these
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
         try:
             yield from self.parts(worker, workers)
