@@ -95,13 +95,13 @@ def on_fetch(action: Callable[[int, Any], Any]) -> None:
 
     fetch, count = train._fetch, 0
 
-    def replaced(*arguments: Any) -> Iterator[Any]:
+    def loaded(batches: Iterator[Any]) -> Iterator[Any]:
         nonlocal count
-        for batch in fetch(*arguments):
+        for batch in batches:
             count += 1
             yield action(count, batch)
 
-    train._fetch = replaced
+    train._fetch = lambda batches, *others: fetch(loaded(batches), *others)
 
 
 def on_save(action: Callable[[int], None]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from parallel.mesh import Mesh
 
+_Difference = tuple[str, set[int]]
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
@@ -23,16 +24,21 @@ def differing_replica(net: nn.Module, mesh: Mesh) -> str | None:
         return None
     replicated = {name: p for name, p in net.named_parameters() if not hasattr(p, "ds_id")}
     whole = {name: p for name, p in replicated.items() if not getattr(p, "model_parallel", False)}
-    found = None
+    own = []
     for axis, parameters in (("data", replicated), ("model", whole)):
         group = mesh.group(axis)
-        if group is None or not parameters:
-            continue
-        differs = _difference(parameters, group)
-        found = found or differs
-    everyone: list[str | None] = [None] * mesh.world
-    dist.all_gather_object(everyone, found)
-    return next((each for each in everyone if each), None)
+        if group is not None and parameters and (found := _difference(parameters, group)):
+            own.append(found)
+    everyone: list[list[_Difference]] = [[] for _ in range(mesh.world)]
+    dist.all_gather_object(everyone, own)
+    differences = [each for found in everyone for each in found]
+    if not differences:
+        return None
+    name = differences[0][0]
+    suspects = [ranks for other, ranks in differences if other == name]
+    both = set.intersection(*suspects)  # a rank that differs along both axes
+    ranks = ", ".join(map(str, sorted(both or suspects[0])))
+    return f"{name} differs on rank {ranks}" if len(both) == 1 else f"{name} differs between ranks {ranks}"
 
 
 def checksum(tensor: Tensor) -> Tensor:
@@ -40,7 +46,9 @@ def checksum(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
-def _difference(parameters: dict[str, nn.Parameter], group: dist.ProcessGroup) -> str | None:
+def _difference(parameters: dict[str, nn.Parameter], group: dist.ProcessGroup) -> _Difference | None:
+    """Collective over `group`: the first parameter that differs in it, and the ranks in the minority, or all
+    of them where no side has it."""
     own_P = torch.stack([checksum(parameter) for parameter in parameters.values()])
     ends_2P = torch.cat((own_P, -own_P))  # greatest and least
     dist.all_reduce(ends_2P, dist.ReduceOp.MAX, group=group)
@@ -52,8 +60,6 @@ def _difference(parameters: dict[str, nn.Parameter], group: dist.ProcessGroup) -
     odd = int((greatest != -least).nonzero()[0])
     sums = [int(each[odd]) for each in gathered]
     most = max(sums, key=sums.count)
-    ranks = [dist.get_global_rank(group, place) for place, each in enumerate(sums) if each != most]
-    if sums.count(most) <= len(ranks):
-        ranks = dist.get_process_group_ranks(group)
-        return f"{list(parameters)[odd]} differs between ranks {', '.join(map(str, ranks))}"
-    return f"{list(parameters)[odd]} differs on rank {', '.join(map(str, ranks))}"
+    ranks = dist.get_process_group_ranks(group)
+    minority = {rank for rank, each in zip(ranks, sums, strict=True) if each != most}
+    return list(parameters)[odd], minority if len(minority) < len(ranks) / 2 else set(ranks)

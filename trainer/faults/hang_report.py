@@ -11,7 +11,9 @@ import torch
 
 from parallel.code_folder import CODE_FOLDER
 
+_PACKAGES = ("launch", "trainer", "parallel", "models")
 _COLLECTIVE_FILES = (os.path.join("torch", "distributed"), os.path.join("deepspeed", "comm"))
+_SHOWN = 4  # ranks in the line
 _WAITS = (".wait(", ".synchronize(")  # of a collective, in lines of our own
 
 
@@ -33,8 +35,8 @@ class Report(NamedTuple):
 def own_report(thread: int, rank: int, step: int, doing: str) -> Report:
     """The report of this process, whose training runs in `thread`."""
     stack = traceback.extract_stack(sys._current_frames()[thread])
-    ours = [frame for frame in stack if frame.filename.startswith(f"{CODE_FOLDER}{os.sep}")]
-    ours = [frame for frame in ours if f"{os.sep}site-packages{os.sep}" not in frame.filename]
+    folders = tuple(f"{CODE_FOLDER / package}{os.sep}" for package in _PACKAGES)
+    ours = [frame for frame in stack if frame.filename.startswith(folders)]
     last = (ours or stack)[-1]
     where = f"{os.path.relpath(last.filename, CODE_FOLDER)}:{last.lineno} in {last.name}"
     inside = any(part in frame.filename for frame in stack for part in _COLLECTIVE_FILES)
@@ -46,14 +48,14 @@ def describe_hang(reports: dict[int, Report], world: int) -> str:
     """Which ranks the others wait for: those without a report, else those that are not in a collective, else
     those that are behind."""
     if silent := sorted(set(range(world)) - set(reports)):
-        return f"{_ranks(silent)} of {world} gave no sign of life"
+        return f"rank {', '.join(map(str, silent))} of {world} gave no sign of life"
     late = [report for report in reports.values() if not report.waiting]
     if not late:
         late = [r for r in reports.values() if r.step == min(each.step for each in reports.values())]
-    late.sort()
+    shown = [f"rank {r.rank} of {world} is {r.doing} at {r.where}" for r in sorted(late)[:_SHOWN]]
+    more = [f"{len(late) - _SHOWN} more ranks too"] if len(late) > _SHOWN else []
     others = f" while the other {world - len(late)} wait" if world > len(late) else ""
-    first = late[0]
-    return f"{_ranks([r.rank for r in late])} of {world} is {first.doing} at {first.where}{others}"
+    return "; ".join(shown + more) + others
 
 
 def flight_record() -> bytes | None:
@@ -64,7 +66,3 @@ def flight_record() -> bytes | None:
             with suppress(Exception):
                 record = dump(True, False)
     return record.encode() if isinstance(record, str) else record
-
-
-def _ranks(numbers: list[int]) -> str:
-    return f"rank {', '.join(map(str, numbers))}"

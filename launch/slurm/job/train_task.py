@@ -8,11 +8,18 @@ from types import FrameType
 from typing import NoReturn
 
 from launch.rendezvous import check_port, slurm_rendezvous
-from launch.slurm.runs.job_record import SUBMITTED_CONFIG, job_id, log_event, read_record, restart_count
+from launch.slurm.runs.job_record import (
+    SUBMITTED_CONFIG,
+    job_id,
+    log_event,
+    read_record,
+    restart_count,
+    start_token,
+)
 from parallel.errors import UserError
 from trainer.run_directory.ownership import START_TOKEN
 
-_WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class TrainTask:
@@ -34,7 +41,7 @@ class TrainTask:
         try:
             record = read_record(self.run)
             env = slurm_rendezvous()
-            os.environ |= env | {START_TOKEN: f"job {job_id()}, start {restart_count()}"}
+            os.environ |= env | {START_TOKEN: start_token()}
             if self._is_first_rank:
                 log_event(self.run, "start", nodes=os.environ["SLURM_JOB_NODELIST"])
                 if int(env["WORLD_SIZE"]) > 1:
@@ -55,8 +62,7 @@ class TrainTask:
                 log_event(self.run, "stopped", signal=code - 128)
                 self._report_save_time(record.allocation["signal_delay"])
             return code
-        if code == 1:  # another rank or its node is lost; Slurm may notice later than this rank
-            log_event(self.run, "lost", rank=os.environ.get("SLURM_PROCID"))
+        if code == 1:  # a rank failed, which the run's faults.jsonl explains
             raise SystemExit(1)
         if code:
             self._fail_permanently()
