@@ -69,8 +69,8 @@ def count_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Set AdamW's own count of steps, which leaves out those that changed nothing, as a resumed run does."""
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     if counts:
-        torch._foreach_zero_(counts)
-        torch._foreach_add_(counts, float(steps))
+        torch._foreach_zero_(counts)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(counts, float(steps))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -61,8 +61,9 @@ def describe_hang(reports: dict[int, Report], world: int) -> str:
 def flight_record() -> bytes | None:
     """The collectives of this process as its backend recorded them, JSON; None where it keeps no record."""
     record: Any = None
+    native = vars(torch._C).get("_distributed_c10d")
     for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
-        if record is None and (dump := getattr(torch._C._distributed_c10d, name, None)):
+        if record is None and (dump := getattr(native, name, None)):
             with suppress(Exception):
                 record = dump(True, False)
     return record.encode() if isinstance(record, str) else record

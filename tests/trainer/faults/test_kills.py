@@ -38,8 +38,8 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def call_in_save(number: int | None, calls: Path) -> None:
-    """Every save counts the calls that it makes, of Python and of C; the process kills itself at call `number`
-    of its saves. The count of the longest save is written to `calls`."""
+    """Every save counts the calls that it makes, of Python and of C; the process kills itself at call
+    `number` of its saves. The count of the longest save is written to `calls`."""
     from trainer.reporting.recorder import Recorder
 
     save, count = Recorder.save, 0
