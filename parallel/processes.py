@@ -82,9 +82,10 @@ def abandon_processes() -> None:
     NCCL's kernels are aborted, for shutting down in order would wait for them; and should a library still
     wait, now or when the interpreter ends, the process is killed after a while.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or world_size() == 1:
+        leave_processes()
         return
-    if world_size() > 1 and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_LEAVE_SECONDS)
     with suppress(Exception):

@@ -22,7 +22,7 @@ from launch.slurm.runs.job_record import (
     start_token,
 )
 from parallel.errors import UserError
-from trainer.faults.fault_log import read_faults
+from trainer.faults.fault_log import FAULTS_FILE, read_faults
 
 _NODE_LOSS_SECONDS = 45.0
 """How long to wait after an unexplained end for Slurm to notice that a node is lost."""
@@ -49,7 +49,8 @@ def requeue_reason(run: Path, code: int, wait: float | None = None) -> str | Non
     started = events["start"]["time"] if "start" in events else time.time()
     if _newest_checkpoint_time(run) > started:
         return f"ended with code {code} after saving a checkpoint"
-    faults = {fault["fault"] for fault in read_faults(run, start_token())}
+    nets = [run, *(path.parent for path in run.glob(f"*/{FAULTS_FILE}"))]  # those of a study have their own
+    faults = {fault["fault"] for net in nets for fault in read_faults(net, start_token())}
     if "hang" in faults:
         return "hung"
     own_failure = bool({"crash", "out of memory"} & faults)  # this program's, which another start would meet
