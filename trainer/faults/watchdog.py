@@ -46,6 +46,9 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._seconds is not None and error and self._folder.exists():
+            # A rank that ended for this hang looks lost from here: the report says it better.
+            threading.Event().wait(_EXIT_SECONDS)
         self._over.set()
         if self._seconds is not None:
             faulthandler.cancel_dump_traceback_later()

@@ -159,6 +159,7 @@ class Recorder:
                 f"{self._run.path}: loss or gradient is not finite since step {first}{tried}; "
                 f"lower train.lr={train.lr:g} or lengthen train.warmup_steps={train.warmup_steps}"
             )
+        self.watchdog.at("going back to a checkpoint", more=self._save_seconds)
 
     def went_back(self) -> None:
         """The engine has the weights of the last checkpoint again; the data goes on where it was."""

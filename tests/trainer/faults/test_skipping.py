@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,15 @@ def spoil_batches(first: int, last: int, ranks: tuple[int, ...]) -> None:
     on_fetch(spoil)
 
 
+def _soak_unless(name: str, *always: str) -> Any:
+    return name if name in always else pytest.param(name, marks=pytest.mark.soak)
+
+
 def rows(run: Path) -> list[dict]:
     return [row for row in RunDirectory(run).read_metrics() if "evaluation" not in row]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [_soak_unless(name, "torch", "zero-3") for name in ENGINES])
 def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_logged(engine: str, config_file: Path, tmp_path: Path):
     ranks_of_it = (0, 1) if engine == "offset" else (1,)  # which share their data
     run, log = tmp_path / "run", tmp_path / "log"
@@ -51,7 +56,7 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_logged(engine: str, confi
     assert (fault["fault"], fault["step"], fault["samples"]) == ("skipped", 4, [24, 31])
 
 
-@pytest.mark.parametrize("engine", ["torch", "zero-3"])
+@pytest.mark.parametrize("engine", [_soak_unless(name, "torch") for name in ("torch", "zero-3")])
 def test_bad_data_is_stepped_over_from_the_last_good_checkpoint(
     engine: str, config_file: Path, tmp_path: Path
 ):
