@@ -52,7 +52,7 @@ def train_processes(
         for process in ranks:
             process.send_signal(number)
 
-    before = {n: signal.signal(n, forward_signal) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    before = {n: signal.signal(n, forward_signal) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         for number in range(count):

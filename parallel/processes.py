@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +17,7 @@ from parallel.errors import UserError
 
 Result = TypeVar("Result")
 _WRITE_TIMEOUT = timedelta(hours=6)  # for a rank that writes files; a lost one closes its connections at once
+_LEAVE_SECONDS = 30  # that a process may take to end after a failure
 _write_group: dist.ProcessGroup | None = None
 
 
@@ -71,6 +75,22 @@ def leave_processes() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     _write_group = None
+
+
+def abandon_processes() -> None:
+    """Leave torch.distributed after a failure, without waiting for a peer that may be dead.
+
+    NCCL's kernels are aborted, for shutting down in order would wait for them; and should a library still
+    wait, now or when the interpreter ends, the process is killed after a while.
+    """
+    if not dist.is_initialized() or world_size() == 1:
+        leave_processes()
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LEAVE_SECONDS)
+    with suppress(Exception):
+        dist.distributed_c10d._abort_process_group()
 
 
 def rank() -> int:

@@ -11,6 +11,7 @@ from trainer.config.run import load_config
 from trainer.config.study import run_members
 from trainer.data.feed import on_device
 from trainer.data.source import Source
+from trainer.faults.watchdog import Watchdog
 from trainer.run_directory.awaited import EVALUATIONS, read_evaluations
 from trainer.run_directory.checkpoints import checkpoint_step, checkpoints, load_into
 from trainer.run_directory.run_directory import RunDirectory
@@ -18,24 +19,28 @@ from trainer.setup import build_engine, read_run_config, restore
 from trainer.signals import StopRequest
 from trainer.study import result_table
 
-_BATCHES_BETWEEN_STOPS = 8
-
 
 def evaluate(
-    engine: Engine, source: Source, batch: int, stop: StopRequest | None = None
+    engine: Engine,
+    source: Source,
+    batch: int,
+    stop: StopRequest | None = None,
+    watchdog: Watchdog | None = None,
 ) -> dict[str, dict[str, float]]:
     """The metrics of every evaluation set of `source`: set → metric → value, the same on every rank.
 
     Every sample counts once. Each set waits for the device once, at its end. When `stop` is requested
-    meanwhile, sets that are not finished are missing; ranks agree on that every few batches.
+    meanwhile, sets that are not finished are missing; several ranks learn of it only at their next step.
     """
     mesh = engine.mesh
     evaluation: dict[str, dict[str, float]] = {}
     for name in source.evaluations:
         total = None
         batches = source.evaluation_batches(name, batch, mesh.data_rank, mesh.data)
-        for number, one in enumerate(on_device(batches, source, engine.device)):
-            if stop and number % _BATCHES_BETWEEN_STOPS == 0 and stop.agree():
+        for one in on_device(batches, source, engine.device):
+            if watchdog:
+                watchdog.at("evaluating", engine.steps_done)
+            if stop and stop.number:
                 return evaluation
             sums = engine.evaluate(one, source.task.sums)
             total = sums if total is None else total + sums

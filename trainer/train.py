@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,27 @@ import torch
 from torch import Tensor
 
 from parallel.engine.interface import Engine, StepResult
-from parallel.errors import UserError
+from parallel.errors import RankFailure, UserError
 from parallel.host.binding import bind_to_cores
 from parallel.mesh import Mesh, join_mesh
-from parallel.processes import join_processes, leave_processes, raise_if_any_failed, rank, run_on_first_rank
+from parallel.processes import (
+    abandon_processes,
+    join_processes,
+    leave_processes,
+    raise_if_any_failed,
+    rank,
+    run_on_first_rank,
+)
 from parallel.rank_failure import explain_rank_failures
+from parallel.sharding.replicas import differing_replica
 from trainer.config.run import RunConfig, flat_values
 from trainer.data.feed import on_device
 from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
 from trainer.errors import Interrupted, resume_hint
 from trainer.evaluation import evaluate
+from trainer.faults.fault_log import noting_faults
+from trainer.faults.watchdog import Watchdog
 from trainer.init_from import load_weights
 from trainer.reporting.clock import StepClock
 from trainer.reporting.recorder import Recorder
@@ -62,9 +72,15 @@ def train(
         with explain_rank_failures():
             raise_if_any_failed(failure)
             assert setup is not None
-            return _train(setup, resume, requeued)
-    finally:
+            path = _train(setup, resume, requeued)
+    except (UserError, Interrupted, SystemExit):  # on all ranks alike
         leave_processes()
+        raise
+    except BaseException:
+        abandon_processes()
+        raise
+    leave_processes()
+    return path
 
 
 def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
@@ -77,7 +93,7 @@ def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
     run = RunDirectory(path)
     resumed = run_on_first_rank(lambda: open_run(setup, run, resume is not None, requeued))
     print(f"run directory: {path}", flush=True)
-    with StopRequest() as stop:
+    with StopRequest() as stop, noting_faults(path), explain_rank_failures():
         try:
             if config.study:
                 table = train_study(setup, run, mesh, stop, train_net)
@@ -98,8 +114,8 @@ def train_net(
 
     The run directory exists; with `resume` training continues from its newest checkpoint, else it begins
     with fresh weights or those of `train.init_from`. Raises
-    Interrupted, after saving, when `stop` is requested, and UserError when the loss is no longer finite
-    or something cannot be written.
+    Interrupted, after saving, when `stop` is requested, and UserError when the loss stays not finite or
+    something cannot be written.
     """
     run.ownership.claim()
     engine, samples = build_engine(config, mesh), 0
@@ -111,10 +127,17 @@ def train_net(
     elif config.train.init_from:
         load_weights(engine, run, config)
     train = config.train
-    batches = source.train_batches(samples, train.batch, train.accumulate, mesh.data_rank, mesh.data)
-    feed = closing(on_device(batches, source, engine.device, training=True))
 
-    with feed as micro_batches, Recorder(config, run, source, engine, samples) as recorder:
+    def feed_from(sample: int) -> closing[Generator[Batch, None, None]]:
+        batches = source.train_batches(sample, train.batch, train.accumulate, mesh.data_rank, mesh.data)
+        return closing(on_device(batches, source, engine.device, training=True))
+
+    with (
+        Watchdog(train.watchdog, run.path) as watchdog,
+        Recorder(config, run, source, engine, samples, stop, watchdog) as recorder,
+        ExitStack() as feed,
+    ):
+        micro_batches = feed.enter_context(feed_from(samples))
         clock = recorder.clock
 
         def due(every: int | None) -> bool:
@@ -124,17 +147,26 @@ def train_net(
         def evaluate_now() -> None:
             recorder.log()
             with clock.host_phase("evaluation"):
-                evaluation = evaluate(engine, source, train.evaluate_batch, stop)
+                evaluation = evaluate(engine, source, train.evaluate_batch, stop, watchdog)
             if not stop.number:
                 recorder.add_evaluation(evaluation)
 
         if samples and due(train.evaluate_every):
             evaluate_now()  # a resumed run repeats the evaluation of its checkpoint's step
-        while engine.steps_done < train.steps and not stop.agree():
+        while engine.steps_done < train.steps and not stop.number:
             _seed_dropout(config.seed, engine)
             with recorder.watching_step():
-                result = train_step(engine, _fetch(micro_batches, engine.accumulate, clock), clock)
+                result = train_step(engine, _fetch(micro_batches, engine.accumulate, recorder), stop, clock)
             recorder.add(result)
+            if recorder.must_go_back:  # to the last checkpoint, but on with the data that comes next
+                recorder.check_way_back()
+                restore(engine, run, config.model)
+                recorder.went_back()
+                feed.close()
+                micro_batches = feed.enter_context(feed_from(recorder.samples))
+                continue
+            if due(train.check_every):
+                _check_replicas(engine)
             if due(train.checkpoint_every):
                 recorder.save()
             if due(train.evaluate_every):
@@ -148,9 +180,15 @@ def train_net(
 
 
 def train_step(
-    engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]], clock: StepClock | None = None
+    engine: Engine,
+    micro_batches: Iterable[tuple[Tensor, Tensor]],
+    stop: StopRequest | None = None,
+    clock: StepClock | None = None,
 ) -> StepResult:
-    """One optimizer step over `engine.accumulate` micro-batches, (inputs, targets) on its device."""
+    """One optimizer step over `engine.accumulate` micro-batches, (inputs, targets) on its device.
+
+    In it this rank also tells the others whether it was asked to `stop`; `clock` times its phases.
+    """
     clock = clock or StepClock(engine.device)
     engine.net.train()
     for inputs, targets in micro_batches:  # fetch
@@ -158,16 +196,29 @@ def train_step(
             loss = engine.net(inputs, targets)  # forward: `loss` of ViT or GPT in models/transformer.py
         with clock.phase("backward"):
             engine.backward(loss)  # add to the gradients
+    votes = stop.votes(engine.device) if stop else None
     with clock.phase("optimizer"):
-        return engine.update()  # average over replicas, clip, AdamW
+        return engine.update(votes)  # average over replicas, clip, AdamW
 
 
-def _fetch(micro_batches: Iterator[Batch], count: int, clock: StepClock) -> Iterator[Batch]:
+def _fetch(micro_batches: Iterator[Batch], count: int, recorder: Recorder) -> Iterator[Batch]:
     """The `count` micro-batches of one step, each on the device when the step asks for it."""
     for _ in range(count):
-        with clock.host_phase("data"):
+        with recorder.timing_data():
             micro_batch = next(micro_batches)
         yield micro_batch
+
+
+def _check_replicas(engine: Engine) -> None:
+    """Raises RankFailure on all ranks when weights that should be equal are not."""
+    found = differing_replica(engine.model, engine.mesh)
+    if found:
+        raise RankFailure(
+            f"parameter {found}, which should hold the same: a fault of its memory or device, or a bug; "
+            "resume from the last checkpoint with --resume RUN_DIR",
+            reports=rank() == 0,
+            fault="drift",
+        )
 
 
 def _seed_dropout(seed: int, engine: Engine) -> None:

@@ -20,9 +20,15 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 from torch import Tensor, nn
 
-from parallel.engine.gradients import gradient_norm, mean_over_data
-from parallel.engine.interface import BatchT, Precision, StepResult
-from parallel.engine.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from parallel.engine.gradients import gradient_norm, mean_over_data, mean_over_world
+from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
+from parallel.engine.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    count_steps,
+    learning_rate,
+    set_aside_if_not_finite,
+)
 from parallel.engine.parameters import (
     check_shapes,
     count_parameters,
@@ -56,9 +62,10 @@ class DeepSpeedEngine:
         self.accumulate = accumulate
         self.steps_done = 0
         self._zero = parallel.zero
+        self._adamw = build_optimizer(model, config)
         self.net, self.optimizer, *_ = deepspeed.initialize(
             model=model.to(device) if parallel.zero < 3 else model,
-            optimizer=build_optimizer(model, config),
+            optimizer=self._adamw,
             config=deepspeed_settings(config, parallel, precision, micro_batch, accumulate),
             mpu=fairscale_groups,
         )
@@ -80,21 +87,27 @@ class DeepSpeedEngine:
         if len(self._losses) < self.accumulate:
             self.net.step()  # DeepSpeed counts micro-batches by this; no weight changes yet
 
-    def update(self) -> StepResult:
+    def update(self, votes: Tensor | None = None) -> StepResult:
         assert len(self._losses) == self.accumulate
         lr = learning_rate(self.steps_done, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = None
-        if self._zero == 0:  # where DeepSpeed does not report the norm
-            norm = gradient_norm(list(self.model.parameters()), self.mesh)
-        self.net.step()
-        if norm is None:
-            norm = torch.as_tensor(self.net.get_global_grad_norm(), device=self.device)
-        self.steps_done += 1
         loss = sum(self._losses, torch.zeros((), device=self.device))
         self._losses.clear()
-        return StepResult(mean_over_data(loss, self.mesh), norm.float(), lr)
+        votes = torch.zeros(VOTES, device=self.device) if votes is None else votes
+        if self._zero == 0:  # where DeepSpeed does not report the norm
+            loss, votes = mean_over_data(loss, votes, self.mesh)
+            norm, votes = gradient_norm(list(self.model.parameters()), votes, self.mesh)
+            set_aside_if_not_finite(self._adamw, loss, norm)
+            self.net.step()
+        else:  # where it reports an infinite norm for one that is not finite, and steps over the optimizer
+            loss, votes = mean_over_world(loss, votes, self.mesh)
+            set_aside_if_not_finite(self._adamw, loss)
+            self.net.step()
+            norm = torch.as_tensor(self.net.get_global_grad_norm(), device=self.device)
+        self.steps_done += 1
+        count_steps(self._adamw, self.steps_done)
+        return StepResult(loss, norm.float(), lr, votes)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:

@@ -24,26 +24,37 @@ def average_gradients(parameters: list[nn.Parameter], mesh: Mesh) -> None:
         each.wait()
 
 
-def mean_over_data(number: Tensor, mesh: Mesh) -> Tensor:
-    """The mean of a scalar over the data axis."""
-    group = mesh.group("data")
-    if group is None:
-        return number
-    number = number / mesh.data
-    dist.all_reduce(number, group=group)
-    return number
+def mean_over_data(loss: Tensor, votes: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The mean of the loss, and the sum of the votes, over the data axis."""
+    return _reduce_together(loss / mesh.data, votes, mesh.group("data"))
 
 
-def gradient_norm(parameters: list[nn.Parameter], mesh: Mesh) -> Tensor:
-    """The 2-norm of the whole net's gradient, a scalar that is the same on every rank."""
+def mean_over_world(loss: Tensor, votes: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The mean of the loss, and the sum of the votes, over all ranks."""
+    data, model = mesh.group("data"), mesh.group("model")
+    group = dist.group.WORLD if data and model else data or model
+    return _reduce_together(loss / mesh.world, votes, group)
+
+
+def gradient_norm(parameters: list[nn.Parameter], votes: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The 2-norm of the whole net's gradient, a scalar that is the same on every rank, and the sum of the
+    votes over the model-parallel group."""
     grads = [p.grad for p in parameters if p.grad is not None and counted(p, mesh)]
     norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=parameters[0].device)
     group = mesh.group("model")
     if group is None:
-        return norm
-    square = norm.square()
-    dist.all_reduce(square, group=group)
-    return square.sqrt()
+        return norm, votes
+    square, votes = _reduce_together(norm.square(), votes, group)
+    return square.sqrt(), votes
+
+
+def _reduce_together(number: Tensor, votes: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """The sums of a scalar and of the votes over `group`, in one all-reduce."""
+    if group is None:
+        return number, votes
+    both = torch.cat([number.reshape(1), votes.to(number.dtype)])
+    dist.all_reduce(both, group=group)
+    return both[0], both[1:].to(votes.dtype)
 
 
 def counted(parameter: nn.Parameter, mesh: Mesh) -> bool:

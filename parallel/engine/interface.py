@@ -15,15 +15,22 @@ Precision = Literal["fp32", "bf16"]
 BatchT = TypeVar("BatchT")
 
 
+VOTES = 4
+"""Length of the vector in which every rank may tell the others something with a step's scalars."""
+
+
 class StepResult(NamedTuple):
     """One optimizer step: mean loss and gradient norm before clipping, scalars on the device.
 
-    Making one does not wait for the device; reading its numbers does.
+    When one of them is not finite, no weight or moment has changed, on any rank. `votes` are the sums over
+    all ranks of what they gave to `update`, float32 [VOTES]. Making a result does not wait for the
+    device; reading its numbers does.
     """
 
     loss: Tensor
     grad_norm: Tensor
     lr: float
+    votes: Tensor
 
 
 class Engine(Protocol):
@@ -58,8 +65,12 @@ class Engine(Protocol):
         """Adds the gradient of `loss` / `accumulate` to the parameters' gradients."""
         ...
 
-    def update(self) -> StepResult:
-        """Averages the gradients over the replicas, clips them, and steps the optimizer."""
+    def update(self, votes: Tensor | None = None) -> StepResult:
+        """Averages the gradients over the replicas, clips them, and steps the optimizer.
+
+        `votes`, float32 [VOTES] on the device, are summed over all ranks in the all-reduces of the loss
+        and the gradient norm, so they cost no collective of their own.
+        """
         ...
 
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from parallel.engine.gradients import average_gradients, gradient_norm, mean_over_data
-from parallel.engine.interface import BatchT, Precision, StepResult
-from parallel.engine.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
+from parallel.engine.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    count_steps,
+    learning_rate,
+    set_aside_if_not_finite,
+)
 from parallel.engine.parameters import (
     check_shapes,
     count_parameters,
@@ -54,22 +60,26 @@ class TorchEngine:
         loss.backward()
         self._losses.append(loss.detach())
 
-    def update(self) -> StepResult:
+    def update(self, votes: Tensor | None = None) -> StepResult:
         assert len(self._losses) == self.accumulate
+        loss = sum(self._losses, torch.zeros((), device=self.device))
+        self._losses.clear()
+        votes = torch.zeros(VOTES, device=self.device) if votes is None else votes
+        loss, votes = mean_over_data(loss, votes, self.mesh)
         trained = list(self.model.parameters())
         average_gradients(trained, self.mesh)
-        norm = gradient_norm(trained, self.mesh)
+        norm, votes = gradient_norm(trained, votes, self.mesh)
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(trained, self.config.clip, norm)
         lr = learning_rate(self.steps_done, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        set_aside_if_not_finite(self.optimizer, loss, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        loss = sum(self._losses, torch.zeros((), device=self.device))
-        self._losses.clear()
-        return StepResult(mean_over_data(loss, self.mesh), norm, lr)
+        count_steps(self.optimizer, self.steps_done)
+        return StepResult(loss, norm, lr, votes)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:

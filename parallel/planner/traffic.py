@@ -12,7 +12,7 @@ from models.mixers.interface import Mixer
 from models.parts.batch_norm import BatchNorm
 from models.transformer import GPTConfig
 from parallel.engine.deepspeed_engine import SUB_GROUP_SIZE
-from parallel.engine.torch_engine import Precision
+from parallel.engine.interface import VOTES, Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.layers import LayerKind, LayerKinds, Piece, mixer_load
 from parallel.traffic_counter import Traffic
@@ -110,8 +110,15 @@ def _state_traffic(
 ) -> Traffic:
     """Gradients, weights and scalars: what does not grow with the batch."""
     number, traffic = number_sizes(precision, parallel).weight, Traffic()
+    votes = 4 * VOTES  # of the ranks, beside the loss and the norm
+    over_world = parallel.engine == "deepspeed" and parallel.zero > 0 and mesh.model > 1
+    if over_world:
+        traffic.add("world" if mesh.data > 1 else "model", "all_reduce", 4 + votes)
+    elif mesh.model > 1:
+        traffic.add("model", "all_reduce", votes)
     if mesh.data > 1:
-        traffic.add("data", "all_reduce", 4)  # the loss
+        if not over_world:
+            traffic.add("data", "all_reduce", 4 + votes)  # the loss
         traffic.add("data", "all_reduce", accumulate * _statistics_bytes(net, parallel))
         _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
     for axis in ("data", "model"):

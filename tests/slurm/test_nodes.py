@@ -15,6 +15,7 @@ from tests.slurm.workspace import (
     losses,
     task_pid,
 )
+from trainer.faults.fault_log import read_faults
 
 TWO_NODES = (*OPTIONS, "--nodes", "2", "--no-check")  # the check has its own test, and costs seconds
 
@@ -69,6 +70,21 @@ def test_a_run_whose_rank_is_killed_resumes_from_its_checkpoint(workspace: Works
     workspace.wait_for_starts(run, 2)
     workspace.assert_completes(run)
     assert "refused" not in events(run)
+    assert [step for step, _ in losses(run)] == list(range(1, 301))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_run_whose_rank_is_killed_before_its_first_checkpoint_starts_again(workspace: Workspace) -> None:
+    steps = ("train.steps=300", "train.checkpoint_every=1000", "train.log_every=5")
+    run = workspace.submit(*steps, options=TWO_NODES)
+    workspace.wait_for_step(run, 30)
+    pid = task_pid(run)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    workspace.wait_for_starts(run, 2, seconds=150)
+    workspace.assert_completes(run)
+    assert [fault["fault"] for fault in read_faults(run)] == ["lost rank"]
     assert [step for step, _ in losses(run)] == list(range(1, 301))
 
 

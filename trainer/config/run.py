@@ -18,6 +18,7 @@ from trainer.data.images.imagenet import ImagenetConfig
 from trainer.data.source import Source
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
+from trainer.faults.config import FaultsConfig
 from trainer.reporting.profiler import ProfileConfig
 
 DataConfig = Annotated[
@@ -26,7 +27,7 @@ DataConfig = Annotated[
 ]
 
 
-class TrainConfig(OptimizerConfig):
+class TrainConfig(OptimizerConfig, FaultsConfig):
     """Length and batch size of training; how often to log, evaluate and save, in optimizer steps."""
 
     batch: int = Field(64, ge=1, description="global batch: samples per optimizer step")

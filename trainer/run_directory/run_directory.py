@@ -101,10 +101,10 @@ class RunDirectory:
                 break
         return records
 
-    def forget_after(self, step: int) -> None:
+    def forget_after(self, step: int, keep_evaluation: bool = False) -> None:
         """Drop what a run resumed at `step` will write again: later steps, and the evaluation at `step`."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        records = [r for r in kept if r["step"] < step or "evaluation" not in r]
+        records = [r for r in kept if keep_evaluation or r["step"] < step or "evaluation" not in r]
         self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
     def save_origin(self, origin: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """`python -m launch.slurm.job.requeue RUN CODE`: the batch script's last step, after all ranks have ended.
 
-Requeues the job if the run was stopped by a signal, lost a node, or crashed after saving a checkpoint.
-Does not if it finished, was cancelled, failed for a user's mistake, or crashed before its first checkpoint.
+Requeues the job if the run was stopped by a signal, lost a node or a rank, hung, or crashed after saving a
+checkpoint. Does not if it finished, was cancelled, failed for a user's mistake, or failed in this program
+before its first checkpoint.
 Imports nothing heavy: it runs on the node in the seconds before the job ends.
 """
 
@@ -14,13 +15,24 @@ from typing import Any
 from launch.slurm.job.notify import notify
 from launch.slurm.queries import job_fields, node_timeout, slurm, unresponsive
 from launch.slurm.runs.failures import failure_cause, rank_logs
-from launch.slurm.runs.job_record import job_id, log_event, read_events, read_record, restart_count
+from launch.slurm.runs.job_record import (
+    job_id,
+    log_event,
+    read_events,
+    read_record,
+    restart_count,
+    start_token,
+)
 from parallel.errors import UserError
+from trainer.faults.fault_log import FAULTS_FILE, read_faults
 
 _NODE_LOSS_SECONDS = 45.0
 """How long to wait after an unexplained end for Slurm to notice that a node is lost."""
 
 _EARLY_SECONDS = 75.0  # by how much Slurm may send its warning early
+
+_KILLED = (128 + signal.SIGKILL, 128 + signal.SIGABRT)
+"""Exit codes of a rank that was killed, or aborted by its collective library for want of a peer."""
 
 _UNFINISHED = 75  # sysexits.h: a temporary failure
 
@@ -38,20 +50,26 @@ def requeue_reason(run: Path, code: int, wait: float | None = None) -> str | Non
         return None
     if "start" not in events and code == 2:  # the check of the hosts has found a mistake
         return None
-    if "start" not in events and code == 128 + signal.SIGUSR2:
+    if "start" not in events and code in (128 + signal.SIGUSR1, 128 + signal.SIGUSR2):
         return "stopped by a signal before training started"
     started = events["start"]["time"] if "start" in events else time.time()
     if _newest_checkpoint_time(run) > started:
         return f"ended with code {code} after saving a checkpoint"
+    nets = [run, *(path.parent for path in run.glob(f"*/{FAULTS_FILE}"))]  # those of a study have their own
+    faults = {fault["fault"] for net in nets for fault in read_faults(net, start_token())}
+    if "hang" in faults:
+        return "hung"
+    own_failure = bool({"crash", "out of memory"} & faults)  # this program's, which another start would meet
+    lost = "lost rank" in faults or code in _KILLED
     if wait is None:
-        wait = node_timeout() + 15 if "lost" in events else _NODE_LOSS_SECONDS
+        wait = node_timeout() + 15 if "lost rank" in faults else _NODE_LOSS_SECONDS
     end = time.monotonic() + wait
     nodes = job_fields(job_id()).get("NodeList", "")
     while True:
-        if lost := unresponsive(nodes):
-            return f"lost {', '.join(lost)}"
+        if away := unresponsive(nodes):
+            return f"lost {', '.join(away)}"
         if time.monotonic() >= end or ("," not in nodes and "[" not in nodes):
-            return None
+            return "lost a rank" if lost and not own_failure else None
         time.sleep(1)
 
 

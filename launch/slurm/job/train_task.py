@@ -10,12 +10,19 @@ from typing import NoReturn
 
 from launch.rendezvous import check_port, slurm_rendezvous
 from launch.slurm.job.devices import check_devices
-from launch.slurm.runs.job_record import SUBMITTED_CONFIG, job_id, log_event, read_record, restart_count
+from launch.slurm.runs.job_record import (
+    SUBMITTED_CONFIG,
+    job_id,
+    log_event,
+    read_record,
+    restart_count,
+    start_token,
+)
 from parallel.errors import UserError
 from trainer.errors import RESUME_COMMAND
 from trainer.run_directory.ownership import START_TOKEN
 
-_WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class TrainTask:
@@ -38,7 +45,7 @@ class TrainTask:
         try:
             record = read_record(self.run)
             env = slurm_rendezvous()
-            os.environ |= env | {START_TOKEN: f"job {job_id()}, start {restart_count()}"}
+            os.environ |= env | {START_TOKEN: start_token()}
             os.environ[RESUME_COMMAND] = ""  # requeue.py, which comes after, resumes the run or says how to
             if self._is_first_rank:
                 nodes, count = os.environ["SLURM_JOB_NODELIST"], int(env["WORLD_SIZE"])
@@ -63,8 +70,7 @@ class TrainTask:
                 log_event(self.run, "stopped", signal=code - 128)
                 self._report_save_time(record.allocation["signal_delay"])
             return code
-        if code == 1:  # another rank or its node is lost; Slurm may notice later than this rank
-            log_event(self.run, "lost", rank=os.environ.get("SLURM_PROCID"))
+        if code == 1:  # a rank failed, which the run's faults.jsonl explains
             raise SystemExit(1)
         if code:
             self._fail_permanently()

@@ -135,6 +135,11 @@ def job_id() -> str:
     return os.environ.get("SLURM_JOB_ID", "")
 
 
+def start_token() -> str:
+    """What START_TOKEN is for the running job's present start."""
+    return f"job {job_id()}, start {restart_count()}"
+
+
 def restart_count() -> int:
     """How often Slurm has requeued the running job."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)

@@ -183,7 +183,7 @@ class WorkerParts(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         if info:  # Ctrl-C and Slurm signal all processes; the training process saves, then ends these
             exit_with_parent()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
         try:
             yield from self.parts(worker, workers)

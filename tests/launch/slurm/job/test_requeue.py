@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.job import requeue
-from launch.slurm.runs.job_record import JobRecord, log_event, read_events, write_record
+from launch.slurm.runs.job_record import JobRecord, log_event, read_events, start_token, write_record
 from tests.launch.slurm.recorded import write_log
+from trainer.faults.fault_log import note_fault
+from trainer.run_directory.ownership import START_TOKEN
 
 RUNNING_JOB = {"JobState": "RUNNING", "NodeList": "a[1-2]"}
 
@@ -32,6 +34,12 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(requeue, "slurm", lambda *command: calls.append(command))
     return calls
+
+
+def note(run: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """As a process of the job's present start does."""
+    monkeypatch.setenv(START_TOKEN, start_token())
+    note_fault(run, fault)
 
 
 def save(run: Path, seconds_from_now: float) -> None:
@@ -100,10 +108,37 @@ def test_after_a_lost_rank_slurm_has_its_node_timeout_to_report_the_loss(
     monkeypatch.setattr(requeue, "node_timeout", lambda: 300.0)
     assert requeue.requeue_reason(run, 1) is None
     without, waited[:] = len(waited), []
-    log_event(run, "lost", rank="3")
+    note(run, monkeypatch, "lost rank")
     monkeypatch.setattr(requeue, "unresponsive", lambda nodes: ["a2"] if len(waited) == 7 else [])
     assert requeue.requeue_reason(run, 1) == "lost a2"
     assert without < 2
+
+
+@pytest.mark.parametrize(
+    ("code", "faults", "reason"),
+    [
+        (1, ["lost rank"], "lost a rank"),
+        (137, [], "lost a rank"),  # every rank was killed: nobody could note it
+        (134, [], "lost a rank"),  # NCCL aborted the survivors, which noted nothing
+        (1, ["hang"], "hung"),
+        (1, ["crash", "lost rank"], None),  # the rank was lost to an error of this program
+        (1, ["lost rank", "out of memory"], None),
+        (1, ["skipped"], None),
+    ],
+)
+def test_a_lost_rank_or_a_hang_is_requeued_even_before_the_first_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, code: int, faults: list[str], reason: str | None
+):
+    for fault in faults:
+        note(run, monkeypatch, fault)
+    assert requeue.requeue_reason(run, code, wait=0) == reason
+
+
+def test_faults_of_an_earlier_start_do_not_count(run: Path, monkeypatch: pytest.MonkeyPatch):
+    note(run, monkeypatch, "hang")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    log_event(run, "start")
+    assert requeue.requeue_reason(run, 1, wait=0) is None
 
 
 def test_a_signal_before_training_started_is_no_crash(run: Path, monkeypatch: pytest.MonkeyPatch):
