@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from models.dealing import deal
 from models.mixers.cost import Cost, Load
-from models.ops.device import meta_stands_for
+from models.ops.device import stands_for
 from models.ops.kernel_cost import WORKSPACES
 
 MOST_SAMPLES = 16
@@ -68,7 +68,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         return tensor
 
     with (
-        meta_stands_for("cpu" if load.cpu else "cuda"),
+        stands_for("cpu" if load.cpu else "cuda"),
         _flop_counter() as forward,
         FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
@@ -79,7 +79,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         live.add(storage)
     saved.clear()
     grad_y = torch.empty_like(y)
-    with meta_stands_for("cpu" if load.cpu else "cuda"), _flop_counter() as backward, live:
+    with stands_for("cpu" if load.cpu else "cuda"), _flop_counter() as backward, live:
         y.backward(grad_y)
     work = live.peak(without=[p.grad for p in part.parameters() if p.grad is not None]) - kept
     flops, sizes = forward.get_total_flops(), load.sizes
