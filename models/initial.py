@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-
 _shapes_only = [False]
 
 
@@ -50,8 +49,7 @@ class InitialValue:
     def __call__(self, seed: int, entries: Sequence[int] | None = None) -> Tensor:
         """The whole parameter in float32 on the CPU; of a bank only `entries`, if given."""
         if _shapes_only[-1]:
-            whole = entries is None or not self.by_entry
-            return torch.empty(self.shape if whole else (len(entries), *self.shape[1:]))
+            return torch.empty(self.shape if entries is None else (len(entries), *self.shape[1:]))
         if not self.by_entry:
             return self._numbers(seed, self.name, self.shape)
         entries = range(self.shape[0]) if entries is None else entries

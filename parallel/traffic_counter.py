@@ -120,9 +120,7 @@ def _wrapped(
         if group.size() == 1:
             return original(group, *arguments, **options)
         tensors = [] if argument is None else _flat(arguments[argument])
-        return around(
-            _axis(group, mesh), operation, tensors, lambda: original(group, *arguments, **options)
-        )
+        return around(_axis(group, mesh), operation, tensors, lambda: original(group, *arguments, **options))
 
     return collective
 

@@ -14,11 +14,12 @@ from models.ops.cards import CARDS
 from parallel.engine.batch import micro_batch_size
 from parallel.engine.build import build_engine
 from parallel.engine.interface import Engine
-from parallel.mesh import Mesh
+from parallel.mesh import Mesh, mesh_of
 from parallel.rehearsal.collectives import Collective, recorded_collectives
+from parallel.rehearsal.compare import wrongly_held
 from parallel.rehearsal.fakes import STAND_INS, fake_device, name_modules, one_rank
 from parallel.rehearsal.memory import Allocations, Peak
-from parallel.rehearsal.recorder import Recorder
+from parallel.rehearsal.recorder import Work
 from trainer.config.run import RunConfig
 from trainer.metrics import Classification, LanguageModel
 from trainer.train import train_step
@@ -39,9 +40,9 @@ class RankReport(NamedTuple):
     """What one rank did in its second step.
 
     mesh         its place; without groups
-    held         numbers of each parameter that it holds
+    held         the shape of its part of each parameter; `wrong`: a line for each that is not as it should be
     peak         the most bytes alive in the step; `evaluation` and `saving` in those
-    flops, kernels, seconds, launching   see Recorder; `by_operator` are the launches
+    work         FLOPs and kernels of the step
     collectives  of the step, in order; `rare` those of evaluation, save and load
     host         bytes that are left out of the peak, for they are in host memory
     stand_ins    what could not run as it is
@@ -51,14 +52,11 @@ class RankReport(NamedTuple):
     rank: int
     mesh: Mesh
     held: dict[str, tuple[int, ...]]
+    wrong: list[str]
     peak: Peak
     evaluation: int
     saving: int
-    flops: int
-    kernels: int
-    seconds: float
-    launching: float
-    by_operator: dict[str, int]
+    work: Work
     collectives: list[Collective]
     rare: list[Collective]
     host: int
@@ -73,6 +71,7 @@ def rehearse_rank(part: Part) -> RankReport:
     """
     config, began = part.config, time.process_time()
     card = CARDS[part.card] if part.card else None
+    place = mesh_of(config.parallel, part.world, part.rank)
     with one_rank(config.parallel, part.world, part.rank, card) as (mesh, recorder):
         engine = build_engine(
             config.model,
@@ -87,7 +86,8 @@ def rehearse_rank(part: Part) -> RankReport:
         memory = recorder.memory
         name_modules(engine.model)
         held = {name: _shape(p) for name, p in engine.model.named_parameters()}
-        _mark_states(engine, memory)
+        states = "host" if config.parallel.offload_optimizer else "states"
+        _mark_states(engine, memory, states)
         _follow_phases(engine, memory)
         samples = micro_batch_size(config.train.batch, config.train.accumulate, mesh.data)
         batch = _batch(config.model, samples)
@@ -101,35 +101,35 @@ def rehearse_rank(part: Part) -> RankReport:
                 start = memory.now()
                 train_step(engine, [batch] * engine.accumulate)
                 memory.enter("between steps")
-                _mark_states(engine, memory)
+                _mark_states(engine, memory, states)
             stop, collectives = memory.now(), list(log)
-            counts = recorder.flops, recorder.kernels, recorder.seconds, recorder.launching
-            by_operator = dict(recorder.by_operator.most_common())
+            work = recorder.work()
             log.clear()
-            rare = [_evaluate(engine, config, memory), _save_and_load(engine, memory)]
-            without = "host" if config.parallel.offload_optimizer else None
-            return RankReport(
-                part.rank,
-                Mesh(mesh.data, mesh.offset, mesh.tensor, mesh.rank),
-                held,
-                memory.peak(start, stop, without),
-                *(memory.peak(*span, without).bytes for span in rare),
-                *counts,
-                by_operator,
-                collectives,
-                list(log),
-                memory.bytes_of("host"),
-                _stand_ins(config, part),
-                (time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10),
-            )
+            evaluation, saving = _evaluate(engine, config, memory), _save_and_load(engine, memory)
+    without = "host" if card else None  # without a card it is the device's memory
+    return RankReport(
+        rank=part.rank,
+        mesh=place,
+        held=held,
+        wrong=wrongly_held(config.model, place, held),
+        peak=memory.peak(start, stop, without),
+        evaluation=memory.peak(*evaluation, without).bytes,
+        saving=memory.peak(*saving, without).bytes,
+        work=work,
+        collectives=collectives,
+        rare=list(log),
+        host=memory.bytes_of("host"),
+        stand_ins=_stand_ins(config, part),
+        took=(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10),
+    )
 
 
 def _shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))  # whole, where ZeRO-3 has partitioned it
 
 
-def _mark_states(engine: Engine, memory: Allocations) -> None:
-    """Weights, master weights, moments."""
+def _mark_states(engine: Engine, memory: Allocations, kind: str) -> None:
+    """Marks the weights, and master weights and moments as of this kind."""
     optimizer: Any = engine.optimizer  # pyright: ignore[reportAttributeAccessIssue]
     weights = [getattr(p, "ds_tensor", p) for p in engine.model.parameters()]
     memory.mark(weights, "weights")
@@ -138,7 +138,7 @@ def _mark_states(engine: Engine, memory: Allocations) -> None:
     states = [p for group in inner.param_groups for p in group["params"]]
     states += [t for own in inner.state.values() for t in own.values() if isinstance(t, Tensor)]
     kept = [t for t in states if t.untyped_storage()._cdata not in ours]
-    memory.mark(kept, "states")
+    memory.mark(kept, kind)
 
 
 def _follow_phases(engine: Any, memory: Allocations) -> None:
@@ -185,9 +185,10 @@ def _save_and_load(engine: Engine, memory: Allocations) -> tuple[int, int]:
 def _stand_ins(config: RunConfig, part: Part) -> list[str]:
     used = {
         "card": part.card is not None,
-        "autocast": part.card is not None and config.precision == "bf16" and config.parallel.engine == "torch",
+        "autocast": part.card is not None
+        and config.precision == "bf16"
+        and config.parallel.engine == "torch",
         "deepspeed": config.parallel.engine == "deepspeed",
-        "offload": config.parallel.offload_optimizer,
-        "block_cpu": config.parallel.activations == "block_cpu",
+        "host": config.parallel.offload_optimizer or config.parallel.activations == "block_cpu",
     }
     return [STAND_INS[name] for name, here in used.items() if here]

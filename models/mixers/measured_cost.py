@@ -49,7 +49,7 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
 
 
 def _measure(module: nn.Module, load: Load) -> Cost:
-    part = part_of(module, load.head_parts, load.pair_parts)
+    part = part_of(module, load.head_parts, load.pair_parts, load.part)
     shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
     x = torch.empty(shape, device="meta", requires_grad=True)
     merging, live = _MergingRecorder(), LiveBytes()
@@ -131,15 +131,17 @@ class FusedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def part_of(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
-    """A copy with one part of the heads, and of the pairs and the bank entries that they use."""
+def part_of(module: nn.Module, head_parts: int, pair_parts: int, number: int | None = None) -> Any:
+    """A copy with one part of the heads, and of the pairs and the bank entries that they use: the part of
+    this number, or the one with most pairs."""
     schedule = getattr(module, "schedule", None)
     part: Any = copy.deepcopy(module, {} if schedule is None else {id(schedule): schedule})
     axes = part.axes() if hasattr(part, "axes") else {}
     divided = part.divided_axes() if axes else set()
     entries: int | None = None
     if schedule is not None and pair_parts > 1 and "entry" in divided:
-        share = max(deal(schedule, pair_parts), key=lambda share: share.pairs)
+        shares = deal(schedule, pair_parts)
+        share = max(shares, key=lambda share: share.pairs) if number is None else shares[number]
         part.schedule = share.schedule(schedule)
         entries = None if share.entries is None else len(share.entries)
     if "head" in divided:

@@ -24,11 +24,12 @@ class Flops(NamedTuple):
     training: int
 
 
-def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> Flops:
+def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, own_rank: bool = False) -> Flops:
     """One rank's matrix products and attention for one sample; Mesh() is the whole net.
 
     Mixers divide their work over the axes that they declare; feed-forward and vocabulary over all ranks
-    of the model-parallel group. A mixer whose cost is not known counts as 0.
+    of the model-parallel group. A mixer whose cost is not known counts as 0. With `own_rank` the mesh's own
+    rank's share of the pairs, else the busiest rank's.
     """
     config = net.config
     if isinstance(config, GPTConfig):
@@ -38,7 +39,8 @@ def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> Flops
         forward = 2 * patches * patch * config.width + 2 * config.width * config.classes
     training = 3 * forward
     for kind in net.kinds:
-        cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, Load()))
+        load = Load(part=mesh.offset_rank if own_rank else None)
+        cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, load))
         mixer, again = (cost.forward, cost.recomputed) if cost else (0, 0)
         if kind.layer.reduce is not None and (cost := net.cost(kind.layer.reduce, Load())):
             forward += cost.forward

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -120,7 +121,7 @@ class Disagreement(NamedTuple):
 
     def lines(self) -> list[str]:
         first, second = self.ranks
-        said = [f"collective {self.number + 1} of rank {first} and of rank {second} differ, so both would hang:"]
+        said = [f"ranks {first} and {second} differ in collective {self.number + 1}, so both would hang:"]
         for rank, call in zip(self.ranks, self.calls, strict=True):
             said.append(f"  rank {rank}: {call or 'no more collectives'}")
             said += [f"    at {line}" for line in (call.stack if call else ())]
@@ -134,7 +135,7 @@ def first_disagreement(logs: dict[int, list[Collective]], model: int) -> Disagre
     sizes, which they send over the data axis; all else has to be the same.
     """
     ranks = sorted(logs)
-    for first, second in zip(ranks, ranks[1:], strict=False):
+    for first, second in pairwise(ranks):
         twin = next((r for r in ranks if r < second and r % model == second % model), None)
         if twin is not None:
             found = _difference(twin, logs[twin], second, logs[second])

@@ -31,8 +31,7 @@ STAND_INS = {
     "autocast": "bf16: which operators run in bfloat16 is the CPU's list, not CUDA's",
     "compiled": "mixer.compiled: rehearsed without torch.compile, so with more kernels than the run has",
     "deepspeed": "DeepSpeed runs on its CPU accelerator: no streams, so nothing overlaps",
-    "offload": "offloaded optimizer states are left out of the peak: device and host are one here",
-    "block_cpu": "activations=block_cpu: saved inputs stay on the device here, and count in the peak",
+    "host": "host memory is the device's here; what is offloaded to it is known, and left out of the peak",
 }
 
 
@@ -43,9 +42,8 @@ def one_rank(
     """Everything inside happens to one rank of `world`; gives its mesh and the record of what it does.
 
     The process must have no process groups. On `card` the operator takes its kernels; without one those of
-    the CPU. Raises UserError for a mesh that cannot be.
+    the CPU.
     """
-    parallel.check(world)
     recorder = Recorder(Allocations(), card)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
@@ -58,6 +56,8 @@ def one_rank(
             if card is not None:
                 stack.enter_context(meta_is(card, "cpu"))
                 stack.enter_context(FusedAttention())
+                hooks = mock.patch.object(torch.autograd.graph, "save_on_cpu", _save_on_host(recorder.memory))
+                stack.enter_context(hooks)
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(recorder)
             stack.enter_context(_module_paths(recorder.memory))
@@ -81,6 +81,17 @@ def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = 
         if buffer is not None:
             self._buffers[name] = change(buffer)
     return self
+
+
+def _save_on_host(memory: Allocations) -> Callable[[], Any]:
+    """In place of torch's save_on_cpu, for which all is on the CPU: copies that count as the host's."""
+
+    def to_host(tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        memory.mark([copy], "host")
+        return copy
+
+    return lambda: torch.autograd.graph.saved_tensors_hooks(to_host, torch.clone)
 
 
 @contextmanager

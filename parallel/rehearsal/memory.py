@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 MOST_TENSORS = 12  # of a peak, shown one by one
 
@@ -20,7 +21,7 @@ class Living(NamedTuple):
     module: str
     shape: tuple[int, ...]
     dtype: str
-    count: int
+    number: int
     bytes: int
 
 
@@ -64,7 +65,7 @@ class Allocations:
         key = storage._cdata
         if key in self._alive:
             return
-        size = storage.nbytes()
+        size = 0 if _device(tensor) == "meta" else storage.nbytes()
         number = len(self._storages)
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
         self._storages.append(_Storage(operator, self.phase, self.module, shape, dtype, size))
@@ -176,6 +177,12 @@ class Allocations:
             groups[key] += 1
             sizes[key] += storage.bytes
         return [Living(*key, groups[key], size) for key, size in sizes.most_common(MOST_TENSORS)]
+
+
+def _device(tensor: Tensor) -> str:
+    """The device's type; asking a fake tensor for its device is an operator call."""
+    own = getattr(tensor, "fake_device", None) if type(tensor) is FakeTensor else tensor.device
+    return "" if own is None else own.type
 
 
 def _layer(module: str) -> int | None:

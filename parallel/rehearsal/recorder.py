@@ -1,10 +1,10 @@
-"""Follows every operator of a rehearsed step: what it allocates, its FLOPs, and the kernels that it launches."""
+"""Follows every operator of a rehearsed step: what it allocates, its FLOPs, and the kernels it launches."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,26 @@ _aten = torch.ops.aten
 _UNSEEN = {"prim", "c10d", "_c10d_functional", "symm_mem"}  # questions, and collectives
 
 
+class Work(NamedTuple):
+    """What a rank computes: counted, not measured.
+
+    flops        of matrix products and attention, by torch's formulas; those of our own kernels by theirs
+    kernels      launches; `by_operator` the same, most first
+    seconds      the kernels' on the card; 0 without one
+    launching    seconds in which the card waits for the host to launch kernels shorter than a launch
+    """
+
+    flops: int
+    kernels: int
+    by_operator: dict[str, int]
+    seconds: float
+    launching: float
+
+
 class Recorder(TorchDispatchMode):
     """What happens while it is on; it goes above the fake tensors' mode, or around real ones.
 
-    flops      of matrix products and attention, by torch's formulas; those of our own kernels by theirs
-    kernels    launches; on the card `card`, where there is one, they take `seconds`
-    launching  seconds of launches too short to be worth theirs: the card waits for the host
+    memory     what is allocated
     reads      values that a library asked for and was not given: where, and how often
     """
 
@@ -43,10 +57,15 @@ class Recorder(TorchDispatchMode):
         return False  # or torch's compiler is loaded, which takes a second
 
     def restart(self) -> None:
-        """Begins to count anew; what is alive stays."""
-        self.flops = self.kernels = 0
+        """Begins to count work anew; what is alive stays."""
+        self.flops = 0
         self.seconds = self.launching = 0.0
         self.by_operator: Counter[str] = Counter()
+
+    def work(self) -> Work:
+        """Since the last restart."""
+        launched = dict(self.by_operator.most_common())
+        return Work(self.flops, sum(launched.values()), launched, self.seconds, self.launching)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,7 +89,6 @@ class Recorder(TorchDispatchMode):
 
     def _count(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         costs = launches(func, args, kwargs, out)
-        self.kernels += len(costs)
         self.flops += product_flops(func, args, kwargs, out)
         if func in COSTS:
             self.flops += sum(cost.flops for cost in costs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from parallel.processes import join_processes
 from parallel.rehearsal.collectives import recorded_collectives
 from parallel.rehearsal.memory import Allocations
 from parallel.rehearsal.recorder import Recorder
+from parallel.traffic_counter import around_collectives
 from trainer.config.run import RunConfig
 from trainer.train import train_step
 
@@ -44,7 +47,10 @@ def _measure(config: RunConfig) -> Measured:
     mesh = join_mesh(config.parallel)
     source = config.build_source()
     train = config.train
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with (
+        around_collectives(mesh, _finish),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded,
+    ):
         engine: Any = build_engine(
             config.model,
             train,
@@ -69,10 +75,21 @@ def _measure(config: RunConfig) -> Measured:
     return Measured(peak, collectives, counter.get_total_flops(), held)
 
 
+def _finish(axis: str, operation: str, tensors: list[torch.Tensor], call: Callable[[], Any]) -> Any:
+    """Waits until gloo's thread has let go of the tensors: what that thread frees, the profiler does not see."""
+    work = call()
+    if work is not None:
+        work.wait()
+        time.sleep(0.002)
+    return work
+
+
 def _peak_after_mark(recorded: Any) -> int:
     events = recorded.profiler.kineto_results.events()
     begin = next(e.start_ns() for e in events if e.name() == MARK)
-    changes = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda c: c[0])
+    changes = sorted(
+        ((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda c: c[0]
+    )
     live = peak = 0
     for when, change in changes:
         live += change
