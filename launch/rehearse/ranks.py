@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ import torch.multiprocessing as multiprocessing
 
 from launch.rehearse.rank import Part, RankReport, rehearse_rank
 from parallel.errors import UserError
-from parallel.mesh import Mesh
+from parallel.mesh import Mesh, ParallelConfig
+from parallel.planner.flops import sample_flops
 from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import fullest_rank
 
@@ -24,9 +26,12 @@ class OutOfTime(UserError):
     """A rehearsal that its time limit ended."""
 
 
-def choose_ranks(text: str, net: LayerKinds, mesh: Mesh) -> list[int]:
-    """Ranks by number, "fullest" (the one with most bank entries), or "all-distinct": all of the first and of
-    the last model-parallel group, for all groups do the same. Raises UserError for anything else."""
+def choose_ranks(text: str, net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> list[int]:
+    """Ranks by number, "fullest" (the one with most bank entries), "busiest" (most FLOPs), or "all-distinct":
+    all of the first and of the last model-parallel group, for all groups do the same.
+
+    Raises UserError for anything else.
+    """
     if text == "all-distinct":
         first = set(range(mesh.model))
         return sorted(first | {rank + (mesh.data - 1) * mesh.model for rank in first})
@@ -35,14 +40,22 @@ def choose_ranks(text: str, net: LayerKinds, mesh: Mesh) -> list[int]:
         word = word.strip()
         if word == "fullest":
             ranks.append(fullest_rank(net, mesh).rank)
+        elif word == "busiest":
+            ranks.append(busiest_rank(net, mesh, parallel))
         elif word.isdigit() and int(word) < mesh.world:
             ranks.append(int(word))
         else:
             raise UserError(
-                f"--ranks {text}: {word or 'nothing'} is no rank of 0 … {mesh.world - 1}, nor fullest or "
-                "all-distinct"
+                f"--ranks {text}: {word or 'nothing'} is no rank of 0 … {mesh.world - 1}, nor fullest, "
+                "busiest or all-distinct"
             )
     return sorted(set(ranks))
+
+
+def busiest_rank(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> int:
+    """The one with most FLOPs, by the plan: it sets the pace."""
+    places = [replace(mesh, rank=rank) for rank in range(0, mesh.model, mesh.tensor)]
+    return max(places, key=lambda place: sample_flops(net, place, parallel, own_rank=True).training).rank
 
 
 def rehearse(parts: Sequence[Part], seconds: float) -> list[RankReport]:

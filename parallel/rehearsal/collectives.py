@@ -91,7 +91,8 @@ def _stack() -> tuple[str, ...]:
     frame, found = sys._getframe(2), []
     while frame is not None and len(found) < STACK:
         path = frame.f_code.co_filename
-        if "/torch/" not in path and not path.endswith(("/traffic_counter.py", "/contextlib.py")):
+        machinery = "/torch/" in path or path.endswith(("/traffic_counter.py", "/contextlib.py"))
+        if not machinery and frame.f_code.co_name != "__torch_function__":
             short = "/".join(path.split("/")[-2:])
             found.append(f"{short}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
