@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from trainer.metrics import Classification, LanguageModel
 from trainer.train import train_step
 
 STEPS = 2  # the first has no optimizer states yet
+FEW = 3  # micro-batches: a first, one like all others, a last
 
 
 class Part(NamedTuple):
@@ -69,7 +71,8 @@ def rehearse_rank(part: Part) -> RankReport:
 
     The process must have no process groups. Raises UserError for a run that cannot be.
     """
-    config, began = part.config, time.process_time()
+    config, repeated = _few_micro_batches(part.config)
+    began = time.process_time()
     card = CARDS[part.card] if part.card else None
     place = mesh_of(config.parallel, part.world, part.rank)
     with one_rank(config.parallel, part.world, part.rank, card) as (mesh, recorder):
@@ -92,18 +95,28 @@ def rehearse_rank(part: Part) -> RankReport:
         samples = micro_batch_size(config.train.batch, config.train.accumulate, mesh.data)
         batch = _batch(config.model, samples)
         memory.mark(batch, "inputs")
-        start = 0
+        start, marks = 0, []
         with recorded_collectives(mesh, recorder) as log:
+
+            def micro_batches() -> Iterator[tuple[Tensor, Tensor]]:
+                for _ in range(engine.accumulate):
+                    marks.append((recorder.work(), len(log)))
+                    yield batch
+
             for _ in range(STEPS):
                 recorder.restart()
                 log.clear()
+                marks.clear()
                 memory.enter("forward")
                 start = memory.now()
-                train_step(engine, [batch] * engine.accumulate)
+                train_step(engine, micro_batches())
                 memory.enter("between steps")
                 _mark_states(engine, memory, states)
-            stop, collectives = memory.now(), list(log)
-            work = recorder.work()
+            stop, collectives, work = memory.now(), list(log), recorder.work()
+            if repeated:
+                (before, first), (after, last) = marks[1:3]
+                work = work.plus(after, before, repeated)
+                collectives[first:first] = collectives[first:last] * repeated
             log.clear()
             evaluation, saving = _evaluate(engine, config, memory), _save_and_load(engine, memory)
     without = "host" if card else None  # without a card it is the device's memory
@@ -122,6 +135,17 @@ def rehearse_rank(part: Part) -> RankReport:
         stand_ins=_stand_ins(config, part),
         took=(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10),
     )
+
+
+def _few_micro_batches(config: RunConfig) -> tuple[RunConfig, int]:
+    """The config with at most FEW micro-batches of the same size, and how often the second has to count in
+    addition: all between the first and the last do the same."""
+    train = config.train
+    repeated = max(0, train.accumulate - FEW)
+    if not repeated:
+        return config, 0
+    few = {"accumulate": FEW, "batch": train.batch // train.accumulate * FEW}
+    return config.model_copy(update={"train": train.model_copy(update=few)}), repeated
 
 
 def _shape(parameter: Tensor) -> tuple[int, ...]:

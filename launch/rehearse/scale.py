@@ -134,8 +134,8 @@ def assumptions(config: RunConfig, cluster: Cluster) -> list[str]:
     assert card is not None
     return [
         f"Counted, not measured, for {card.name}: products at {size_text(card.rate, 'FLOP/s')}, memory at "
-        f"{size_text(card.bandwidth, 'B/s')}, cache at {size_text(card.cache_bandwidth, 'B/s')}; a kernel takes {1e6 * card.launch:.0f} µs at least, and its launch {1e6 * HOST_LAUNCH:.0f} µs of "
-        "the host.",
+        f"{size_text(card.bandwidth, 'B/s')}, cache at {size_text(card.cache_bandwidth, 'B/s')}; a kernel "
+        f"takes {1e6 * card.launch:.0f} µs at least, and its launch {1e6 * HOST_LAUNCH:.0f} µs of the host.",
         f"Collectives are rings: {size_text(cluster.bandwidth, 'B/s')} a device inside a node, "
         f"{size_text(cluster.network, 'B/s')} between nodes, and {1e6 * LATENCY:.0f} µs each. They overlap "
         "with the kernels that the engine launches before it waits for them, and with nothing else.",

@@ -38,6 +38,19 @@ class Work(NamedTuple):
     seconds: float
     launching: float
 
+    def plus(self, after: Work, before: Work, times: int) -> Work:
+        """With what was done between two moments once more, `times` times."""
+        launched = Counter(self.by_operator)
+        for name, count in after.by_operator.items():
+            launched[name] += times * (count - before.by_operator.get(name, 0))
+        return Work(
+            self.flops + times * (after.flops - before.flops),
+            self.kernels + times * (after.kernels - before.kernels),
+            dict(launched.most_common()),
+            self.seconds + times * (after.seconds - before.seconds),
+            self.launching + times * (after.launching - before.launching),
+        )
+
 
 class Recorder(TorchDispatchMode):
     """What happens while it is on; it goes above the fake tensors' mode, or around real ones.

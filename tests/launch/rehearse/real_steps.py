@@ -76,7 +76,7 @@ def _measure(config: RunConfig) -> Measured:
 
 
 def _finish(axis: str, operation: str, tensors: list[torch.Tensor], call: Callable[[], Any]) -> Any:
-    """Waits until gloo's thread has let go of the tensors: what that thread frees, the profiler does not see."""
+    """Waits for gloo's thread to let go of the tensors: the profiler does not see what that thread frees."""
     work = call()
     if work is not None:
         work.wait()
