@@ -65,6 +65,9 @@ def submit(
     runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the batch script.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Submit a job too large for its memory.")] = False,
+    no_rehearsal: Annotated[
+        bool, typer.Option("--no-rehearsal", help="Submit without running a rank's step here first.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train CONFIG as a Slurm job that restarts by itself after its time limit or the loss of a node."""
@@ -84,6 +87,7 @@ def submit(
             evaluate_every,
             force,
             dry_run,
+            not no_rehearsal,
         )
 
     raise typer.Exit(exit_code(action, debug))

@@ -18,11 +18,12 @@ from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import sample_flops
 from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import fullest_rank
+from parallel.rehearsal.recorder import CannotRehearse
 
 PROCESSES = max(1, min(4, len(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else 2
 
 
-class OutOfTime(UserError):
+class OutOfTime(CannotRehearse):
     """A rehearsal that its time limit ended."""
 
 

@@ -43,7 +43,7 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
     ]
     largest = max(plans, key=lambda each: each.memory.peak)
     saved = _SAVED_BYTES * max(each.total for each in plans)
-    available = _bytes_per_process(allocation)
+    available = bytes_per_process(allocation)
     line = f"memory: {largest.summary()}"
     fits = available is not None and largest.fits(available)
     if available is None or (fits and not largest.complete):
@@ -52,7 +52,8 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
     return MemoryNeed(f"{line}; {verdict} the {size_text(available)} of a process", fits, saved)
 
 
-def _bytes_per_process(allocation: Allocation) -> float | None:
+def bytes_per_process(allocation: Allocation) -> float | None:
+    """Memory of a process's device, or its share of the node's; None where the allocation does not say."""
     if allocation.gpus_per_node:
         return allocation.device_memory_gb and allocation.device_memory_gb * 1e9
     return allocation.mem_gb and allocation.mem_gb * 1e9 / allocation.processes_per_node

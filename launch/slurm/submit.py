@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from launch.rehearse.before_submit import rehearse_before_submit
 from launch.slurm.allocation import Allocation, read_allocation
 from launch.slurm.batch_script import batch_script, make_executor, submit_tasks
 from launch.slurm.code_snapshot import snapshot
@@ -39,11 +40,13 @@ def submit(
     evaluate_every: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    rehearse: bool = True,
 ) -> list[Path]:
     """Submit the config's run, or a sweep's runs as an array, and print their job ids and directories.
 
     Returns the new run directories. Checks everything it can before writing anything; raises UserError.
-    With `dry_run` prints the batch script and submits nothing.
+    With `dry_run` prints the batch script and submits nothing. With `rehearse` the largest run is rehearsed
+    first.
     """
     if evaluate_every:
         overrides = [*overrides, "train.evaluate_every=null", f"train.checkpoint_every={evaluate_every}"]
@@ -63,6 +66,8 @@ def submit(
         return []
     check_partition(allocation.partition, allocation.nodes, allocation.time)
     dependency = _dependency(after)
+    if rehearse:
+        print(rehearse_before_submit(found[needs.index(largest)].config, allocation, force))
     new: list[tuple[Candidate, Path]] = []
     for candidate, run in zip(found, runs, strict=True):
         if claim_run(run, _new_record(candidate, allocation)):

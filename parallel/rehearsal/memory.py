@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+_SAVED = ("activations", "recomputed", "host")
 MOST_TENSORS = 12  # of a peak, shown one by one
 
 
@@ -140,7 +141,9 @@ class Allocations:
         by_kind: Counter[str] = Counter()
         for number in kept:
             by_kind[kinds[number]] += alive[number]
-        return Peak(highest, self._moment(place, kept), dict(by_kind.most_common()), self._largest(kept))
+        return Peak(
+            highest, self._moment(place, list(alive)), dict(by_kind.most_common()), self._largest(kept)
+        )
 
     def _kind(self, number: int) -> str:
         if number in self._kinds:
@@ -156,7 +159,7 @@ class Allocations:
         """The phase, and the layer in progress: the one that made the newest tensor in forward; in backward
         the last one that still has activations."""
         phase = next(name for start, name in reversed(self._phases) if start < max(place, 1))
-        saved = [self._storages[n].module for n in alive if self._kind(n) in ("activations", "recomputed")]
+        saved = [self._storages[n].module for n in alive if self._kind(n) in _SAVED]
         layers = [layer for module in saved if (layer := _layer(module)) is not None]
         if phase == "update" or not alive:
             return phase

@@ -23,6 +23,10 @@ _aten = torch.ops.aten
 _UNSEEN = {"prim", "c10d", "_c10d_functional", "symm_mem"}  # questions, and collectives
 
 
+class CannotRehearse(UserError):
+    """A run that may be right, but cannot be rehearsed."""
+
+
 class Work(NamedTuple):
     """What a rank computes: counted, not measured.
 
@@ -122,7 +126,7 @@ class Recorder(TorchDispatchMode):
             dtype = args[0].dtype
             return 0.0 if dtype.is_floating_point else False if dtype is torch.bool else 0
         path = f" in {self.memory.module}" if self.memory.module else ""
-        raise UserError(
+        raise CannotRehearse(
             f"{where}{path}: reads values of a tensor ({func}), and a rehearsal has only shapes; "
             "such a net can be planned and run, not rehearsed"
         )
