@@ -15,6 +15,7 @@ from models.ops.cards import CARDS
 from parallel.engine.batch import micro_batch_size
 from parallel.engine.build import build_engine
 from parallel.engine.interface import Engine
+from parallel.engine.parameters import MOMENTS
 from parallel.mesh import Mesh, mesh_of
 from parallel.rehearsal.collectives import Collective, recorded_collectives
 from parallel.rehearsal.compare import wrongly_held
@@ -200,9 +201,14 @@ def _save_and_load(engine: Engine, memory: Allocations) -> tuple[int, int]:
     start = memory.now()
     state = engine.state()
     stop = memory.now()  # a real load comes from files into an engine without moments: its peak is another
-    if state["parameters"]:  # under ZeRO only the first replica has them
-        engine.check_state(state)
-        engine.load_state(state)
+    if not state["parameters"]:  # under ZeRO only the first replica gives them, and all read them
+        shapes = {name: _shape(p) for name, p in engine.model.named_parameters()}
+        names = ("weight", *MOMENTS)
+        state["parameters"] = {
+            name: {each: torch.empty(own) for each in names} for name, own in shapes.items()
+        }
+    engine.check_state(state)
+    engine.load_state(state)
     return start, stop
 
 

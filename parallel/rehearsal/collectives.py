@@ -16,6 +16,7 @@ from parallel.mesh import Mesh
 from parallel.rehearsal.recorder import Recorder
 from parallel.traffic_counter import Traffic, around_collectives
 
+_PASSED_THROUGH = ("/traffic_counter.py", "/contextlib.py", "/typing_extensions.py")
 STACK = 6  # lines of our own code and DeepSpeed's that are kept of where a collective was called
 
 
@@ -91,7 +92,7 @@ def _stack() -> tuple[str, ...]:
     frame, found = sys._getframe(2), []
     while frame is not None and len(found) < STACK:
         path = frame.f_code.co_filename
-        machinery = "/torch/" in path or path.endswith(("/traffic_counter.py", "/contextlib.py"))
+        machinery = "/torch/" in path or path.endswith(_PASSED_THROUGH)
         if not machinery and frame.f_code.co_name != "__torch_function__":
             short = "/".join(path.split("/")[-2:])
             found.append(f"{short}:{frame.f_lineno} {frame.f_code.co_name}")

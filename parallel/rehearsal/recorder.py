@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -160,11 +161,12 @@ def _attention(args: Any) -> int:
 def _asked_by() -> tuple[str, bool]:
     """The line outside of torch that is running, and whether it is DeepSpeed's."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_machinery(frame.f_code.co_filename):
+    while frame.f_back is not None and _is_machinery(frame.f_code):
         frame = frame.f_back
     path = frame.f_code.co_filename
     return f"{'/'.join(path.split('/')[-2:])}:{frame.f_lineno}", "/deepspeed/" in path
 
 
-def _is_machinery(path: str) -> bool:
-    return "/torch/" in path or path == __file__
+def _is_machinery(code: CodeType) -> bool:
+    own = code.co_filename == __file__ or code.co_name == "__torch_function__"
+    return own or "/torch/" in code.co_filename

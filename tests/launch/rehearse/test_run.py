@@ -83,6 +83,13 @@ def test_ranks_stand_beside_their_own_plans(rehearse):
     assert len(flops) == 4  # each rank has a plan of its own
 
 
+def test_replicas_agree_also_while_they_save_and_load(rehearse):
+    words = ("parallel.engine=deepspeed", "parallel.zero=1", "precision=bf16", "--devices-per-node", "2")
+    shown = rehearse(*words, "--nodes", "1", "--ranks", "0,1")
+    assert shown.code == 0, shown.err
+    assert "All 2 ranks agree" in shown.out
+
+
 def test_the_planner_knows_every_rank():
     net = config(UNEVEN).model
     ranks = [plan(net, ParallelConfig(offset=4), Mesh(1, 4, 1, r), 8, own_rank=True) for r in range(4)]
