@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/debug.yaml
 ARGS ?=
+WORKERS ?= -n 2 --dist loadgroup
 STAMP := $(VENV)/.installed
 
 .PHONY: train test soak lint venv clean
@@ -11,10 +12,10 @@ train: $(STAMP)
 	@$(VENV)/bin/translution train $(CONFIG) $(ARGS)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
 
 soak: $(STAMP)
-	$(VENV)/bin/python -m pytest -m "soak or not soak" $(ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) -m "soak or not soak" $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

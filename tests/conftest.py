@@ -14,6 +14,14 @@ from tests.tiny import TINY
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay on one worker of pytest-xdist, with their fixtures; so does the Slurm cluster's."""
+    for item in items:
+        folder = item.path.parent
+        group = folder.name if folder.name == "slurm" and folder.parent.name == "tests" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _no_anomaly_mode():
     """Switches off torch's anomaly mode, which a command with --debug leaves on in this process."""
