@@ -218,6 +218,7 @@ def _stand_ins(config: RunConfig, part: Part) -> list[str]:
         "autocast": part.card is not None
         and config.precision == "bf16"
         and config.parallel.engine == "torch",
+        "compiled": "compiled=True" in repr(config.model),
         "deepspeed": config.parallel.engine == "deepspeed",
         "host": config.parallel.offload_optimizer or config.parallel.activations == "block_cpu",
     }

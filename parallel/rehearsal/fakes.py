@@ -22,6 +22,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from models.initial import shapes_only
 from models.mixers.measured_cost import FusedAttention
 from models.ops.cards import Card, meta_is
+from models.ops.walk import chunks
+from models.ops.walk.stage import stage
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.rehearsal.memory import Allocations
 from parallel.rehearsal.recorder import Recorder
@@ -50,6 +52,7 @@ def one_rank(
         mesh = join_mesh(parallel)
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+            stack.enter_context(mock.patch.object(chunks, "stage", lambda compiled: stage(False)))
             stack.enter_context(shapes_only())
             if parallel.engine == "deepspeed":
                 stack.enter_context(_deepspeed(rank, world))

@@ -93,6 +93,15 @@ def test_the_card_chooses_the_kernels():
     assert 0 < launched.seconds < 1e-2
 
 
+def test_a_compiled_stage_is_rehearsed_as_it_is_written():
+    plain, compiled = (
+        rehearse_rank(Part(config({**VIT, "mixer": MIXER | {"compiled": how}}), 1, 0, None))
+        for how in (False, True)
+    )
+    assert compiled.work == plain.work
+    assert any("torch.compile" in line for line in compiled.stand_ins)
+
+
 def test_every_phase_is_rehearsed():
     """Evaluation and the save merge softmaxes and gather states: two a layer, and ZeRO's per parameter."""
     rare = rehearse_rank(Part(config(VIT, offset=2), 2, 0, None)).rare
