@@ -52,7 +52,7 @@ def one_rank(
         mesh = join_mesh(parallel)
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
-            stack.enter_context(mock.patch.object(chunks, "stage", lambda compiled: stage(False)))
+            stack.enter_context(mock.patch.object(chunks, "stage", return_value=stage(False)))
             stack.enter_context(shapes_only())
             if parallel.engine == "deepspeed":
                 stack.enter_context(_deepspeed(rank, world))
