@@ -24,7 +24,7 @@ def device_count() -> int:
 
 
 def train_processes(
-    config: str | None, overrides: list[str], resume: Path | None, debug: bool, count: int
+    config: str | None, overrides: list[str], resume: Path | None, debug: bool, count: int, bind: bool = False
 ) -> int:
     """Train with `count` processes of `python -m trainer` on this machine; returns the exit code of the
     first that fails, or 0.
@@ -34,6 +34,7 @@ def train_processes(
     """
     arguments = [*([config] if config else []), *overrides]
     arguments += ["--resume", str(resume)] if resume else []
+    arguments += ["--bind"] if bind else []
     arguments += ["--debug"] if debug else []
     shared = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),

@@ -10,6 +10,7 @@ import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal
 
 import torch.distributed as dist
@@ -17,7 +18,6 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from pydantic import BaseModel, ConfigDict, Field
 
 from parallel.errors import UserError
-from parallel.processes import TIMEOUT
 
 Group = dist.ProcessGroup | None  # None if the axis has one process
 
@@ -32,6 +32,7 @@ class ParallelConfig(BaseModel):
     zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data
     activations none: save all; block: save each layer's input, recompute the rest;
                 block_cpu: the same, saved in host memory; operator: recompute only the mixer
+    timeout     seconds after which a collective has lost a rank
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,6 +44,7 @@ class ParallelConfig(BaseModel):
     zero: int = Field(default=0, ge=0, le=3)
     offload_optimizer: bool = False
     activations: Literal["none", "block", "block_cpu", "operator"] = "none"
+    timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
 
     def check_precision(self, precision: str) -> None:
         """Raise UserError if the engine cannot train in this precision."""
@@ -148,7 +150,7 @@ def join_mesh(config: ParallelConfig, settings: Mapping[str, str] | None = None)
         "model": fairscale_groups.get_model_parallel_group() if mesh.model > 1 else None,
     }
     for axis, stride, size in (("tensor", 1, mesh.tensor), ("offset", mesh.tensor, mesh.offset)):
-        groups[axis] = _axis_group(mesh, stride, size)
+        groups[axis] = _axis_group(mesh, stride, size, timedelta(seconds=config.timeout))
     return Mesh(mesh.data, mesh.offset, mesh.tensor, mesh.rank, groups)
 
 
@@ -158,7 +160,7 @@ def forget_mesh() -> None:
         fairscale_groups.destroy_model_parallel()
 
 
-def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
+def _axis_group(mesh: Mesh, stride: int, size: int, timeout: timedelta) -> Group:
     """Create groups of `size` ranks, `stride` apart, in each model-parallel group; returns this rank's.
 
     Every rank has to create every group.
@@ -170,7 +172,7 @@ def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
         position = first % mesh.model // stride % size
         if position == 0:
             ranks = [first + stride * i for i in range(size)]
-            group = dist.new_group(ranks, TIMEOUT)
+            group = dist.new_group(ranks, timeout)
             own = group if mesh.rank in ranks else own
     assert isinstance(own, dist.ProcessGroup)
     return own

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from parallel.errors import UserError
 
 Result = TypeVar("Result")
-TIMEOUT = timedelta(minutes=10)  # a collective that takes longer has lost a rank
 _WRITE_TIMEOUT = timedelta(hours=6)  # for a rank that writes files; a lost one closes its connections at once
 _write_group: dist.ProcessGroup | None = None
 
@@ -35,14 +34,16 @@ def own_device() -> torch.device:
     return torch.device("cuda", number)
 
 
-def join_processes(device: torch.device, group_of_one: bool = False) -> None:
+def join_processes(device: torch.device, group_of_one: bool = False, timeout: float = 600) -> None:
     """Initialise torch.distributed from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     A single process forms no group unless `group_of_one` asks for it; DeepSpeed needs one. A CUDA device
-    becomes the process's default. Raises UserError if the other processes cannot be reached.
+    becomes the process's default. A collective that takes longer than `timeout` seconds has lost a rank.
+    Raises UserError if the other processes cannot be reached.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # before NCCL starts, which uses the default device
+        os.environ["LOCAL_RANK"] = str(device.index)  # of which DeepSpeed makes the default device again
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized() or (world == 1 and not group_of_one):
         return
@@ -53,7 +54,7 @@ def join_processes(device: torch.device, group_of_one: bool = False) -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).split("\n")[0]
@@ -102,6 +103,15 @@ def run_on_first_rank(action: Callable[[], Result]) -> Result:
     return result
 
 
+def gather_on_host(value: Result) -> list[Result]:
+    """Collective: the value of each rank, by rank, sent over gloo, so that no device waits."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, _write_group)
+    return values
+
+
 def raise_if_any_failed(error: UserError | None) -> None:
     """Collective: end all ranks if any passes an error. Rank 0 raises it; the others exit silently.
 
@@ -111,8 +121,7 @@ def raise_if_any_failed(error: UserError | None) -> None:
         if error is not None:
             raise error
         return
-    failures: list[str | None] = [None] * world_size()
-    dist.all_gather_object(failures, str(error) if error else None, _write_group)
+    failures = gather_on_host(str(error) if error else None)
     failed = [number for number, failure in enumerate(failures) if failure]
     if not failed:
         return

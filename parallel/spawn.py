@@ -77,6 +77,7 @@ def describe_rank(number: int, world: int, port: int) -> dict[str, str]:
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

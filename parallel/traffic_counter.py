@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,32 +97,56 @@ def around_collectives(
 ) -> Iterator[None]:
     """Hands every collective of this process to `around`: axis of `mesh`, operation, the full tensors of its
     payload, and the call, whose result (a torch.distributed.Work) `around` returns."""
-    originals = {name: method for name, method in vars(dist.ProcessGroup).items() if name in _METHODS}
+
+    def handing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        operation, argument = _METHODS[name]
+
+        @functools.wraps(method)
+        def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
+            if group.size() == 1:
+                return method(group, *arguments, **options)
+            tensors = [] if argument is None else _flat(arguments[argument])
+            return around(
+                _axis(group, mesh), operation, tensors, lambda: method(group, *arguments, **options)
+            )
+
+        return collective
+
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+    with _wrapped(dist.ProcessGroup, names, handing):
+        yield
+
+
+@contextmanager
+def inside_collectives(around: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter `around()` for each collective that this process calls, and for each wait for one."""
+
+    def entering(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def entered(*arguments: Any, **options: Any) -> Any:
+            with around():
+                return method(*arguments, **options)
+
+        return entered
+
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+    with _wrapped(dist.ProcessGroup, names, entering), _wrapped(dist.Work, ["wait"], entering):
+        yield
+
+
+@contextmanager
+def _wrapped(
+    owner: type, names: Iterable[str], wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Methods of a class replaced by `wrap(name, method)` while the context lasts."""
+    originals = {name: vars(owner)[name] for name in names}
     for name in originals:
-        method = getattr(dist.ProcessGroup, name)
-        setattr(dist.ProcessGroup, name, _wrapped(method, *_METHODS[name], mesh, around))
+        setattr(owner, name, wrap(name, getattr(owner, name)))
     try:
         yield
     finally:
         for name, original in originals.items():
-            setattr(dist.ProcessGroup, name, original)
-
-
-def _wrapped(
-    original: Callable[..., Any],
-    operation: str,
-    argument: int | None,
-    mesh: Mesh,
-    around: Callable[[str, str, list[Tensor], Callable[[], Any]], Any],
-) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
-        if group.size() == 1:
-            return original(group, *arguments, **options)
-        tensors = [] if argument is None else _flat(arguments[argument])
-        return around(_axis(group, mesh), operation, tensors, lambda: original(group, *arguments, **options))
-
-    return collective
+            setattr(owner, name, original)
 
 
 def _axis(group: dist.ProcessGroup, mesh: Mesh) -> str:

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay on one worker of pytest-xdist, with their fixtures; so does the Slurm cluster's."""
+    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster."""
     for item in items:
         folder = item.path.parent
         group = folder.name if folder.name == "slurm" and folder.parent.name == "tests" else str(item.path)

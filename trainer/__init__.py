@@ -2,7 +2,7 @@
 
 import os
 
-from parallel.threads import set_spin_count
+from parallel.host.threads import set_spin_count
 
 # Allocate large tensors on huge pages: every step allocates the banks' gradients, and page faults took a
 # fifth of the time of their matrix products. Torch reads this at its first large allocation, so it is set

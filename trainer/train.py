@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from torch import Tensor
 
 from parallel.engine.interface import Engine, StepResult
 from parallel.errors import UserError
+from parallel.host.binding import bind_to_cores
 from parallel.mesh import Mesh, join_mesh
 from parallel.processes import join_processes, leave_processes, raise_if_any_failed, rank, run_on_first_rank
 from parallel.rank_failure import explain_rank_failures
 from trainer.config.run import RunConfig, flat_values
+from trainer.data.feed import on_device
 from trainer.data.sampling import Stream, random_bits
 from trainer.data.source import Batch, Source
-from trainer.errors import Interrupted
+from trainer.errors import Interrupted, resume_hint
 from trainer.evaluation import evaluate
 from trainer.init_from import load_weights
+from trainer.reporting.clock import StepClock
 from trainer.reporting.recorder import Recorder
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
 from trainer.setup import Setup, build_engine, open_run, restore, set_up
@@ -29,23 +33,30 @@ from trainer.study import result_table, train_study
 
 
 def train(
-    config_path: str | None, overrides: list[str], resume: Path | None = None, requeued: bool = False
+    config_path: str | None,
+    overrides: list[str],
+    resume: Path | None = None,
+    requeued: bool = False,
+    bind: bool = False,
 ) -> Path:
     """Start a run, or resume the one in `resume`, and print its results; returns the run directory.
 
     With `resume` and no config the run's own is read; overrides apply in both cases. With `requeued`,
     for jobs that a scheduler may start several times: resume from the config's run_dir if it has a
-    checkpoint; otherwise start over. Raises UserError for a user's mistake, before training starts,
-    and Interrupted when a signal stopped the run.
+    checkpoint; otherwise start over. With `bind` this process keeps to the cores next to its device. Raises
+    UserError for a user's mistake, before training starts, and Interrupted when a signal stopped the run.
     """
     setup, failure = None, None
     try:
         setup = set_up(config_path, overrides, resume)
     except UserError as error:
         failure = error  # perhaps on this rank only; raise_if_any_failed stops the others
+    if bind and setup:
+        bind_to_cores(setup.device)
     join_processes(
         setup.device if setup else torch.device("cpu"),
         group_of_one=setup is not None and setup.uses_deepspeed(),
+        timeout=setup.config.parallel.timeout if setup else 600,
     )
     try:
         with explain_rank_failures():
@@ -74,7 +85,7 @@ def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
                 result = train_net(config, setup.sources[0], run, mesh, stop, resumed)
                 table = result_table(config, setup.members, setup.sources, [result])
         except Interrupted as interrupted:
-            print(f"{interrupted}; resume with: translution train --resume {path}", flush=True)
+            print(f"{interrupted}{resume_hint(path)}", flush=True)
             raise
     table.show()
     return path
@@ -93,15 +104,18 @@ def train_net(
     run.ownership.claim()
     engine, samples = build_engine(config, mesh), 0
     if resume:
-        samples = restore(engine, run, config.model)
+        samples = restore(engine, run, config.model, config.train.steps)
+        print(f"going on from step {engine.steps_done}", flush=True)
         run.forget_after(engine.steps_done)
         run.save_config(config)
     elif config.train.init_from:
         load_weights(engine, run, config)
     train = config.train
     batches = source.train_batches(samples, train.batch, train.accumulate, mesh.data_rank, mesh.data)
+    feed = closing(on_device(batches, source, engine.device, training=True))
 
-    with Recorder(config, run, source, engine, samples) as recorder:
+    with feed as micro_batches, Recorder(config, run, source, engine, samples) as recorder:
+        clock = recorder.clock
 
         def due(every: int | None) -> bool:
             done = engine.steps_done
@@ -109,7 +123,8 @@ def train_net(
 
         def evaluate_now() -> None:
             recorder.log()
-            evaluation = evaluate(engine, source, train.evaluate_batch, stop)
+            with clock.host_phase("evaluation"):
+                evaluation = evaluate(engine, source, train.evaluate_batch, stop)
             if not stop.number:
                 recorder.add_evaluation(evaluation)
 
@@ -117,8 +132,8 @@ def train_net(
             evaluate_now()  # a resumed run repeats the evaluation of its checkpoint's step
         while engine.steps_done < train.steps and not stop.agree():
             _seed_dropout(config.seed, engine)
-            with recorder.counting_traffic():
-                result = train_step(engine, _fetch(batches, source, engine, recorder))
+            with recorder.watching_step():
+                result = train_step(engine, _fetch(micro_batches, engine.accumulate, clock), clock)
             recorder.add(result)
             if due(train.checkpoint_every):
                 recorder.save()
@@ -132,22 +147,27 @@ def train_net(
     return recorder.finish()
 
 
-def train_step(engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]]) -> StepResult:
+def train_step(
+    engine: Engine, micro_batches: Iterable[tuple[Tensor, Tensor]], clock: StepClock | None = None
+) -> StepResult:
     """One optimizer step over `engine.accumulate` micro-batches, (inputs, targets) on its device."""
+    clock = clock or StepClock(engine.device)
     engine.net.train()
     for inputs, targets in micro_batches:  # fetch
-        with engine.autocast():
+        with clock.phase("forward"), engine.autocast():
             loss = engine.net(inputs, targets)  # forward: `loss` of ViT or GPT in models/transformer.py
-        engine.backward(loss)  # add to the gradients
-    return engine.update()  # average over replicas, clip, AdamW
+        with clock.phase("backward"):
+            engine.backward(loss)  # add to the gradients
+    with clock.phase("optimizer"):
+        return engine.update()  # average over replicas, clip, AdamW
 
 
-def _fetch(batches: Iterator[Batch], source: Source, engine: Engine, recorder: Recorder) -> Iterator[Batch]:
-    """The micro-batches of one step, each loaded when the step asks for it."""
-    for _ in range(engine.accumulate):
-        with recorder.timing_data():
-            batch = source.on_device(next(batches).to(engine.device), training=True)
-        yield batch
+def _fetch(micro_batches: Iterator[Batch], count: int, clock: StepClock) -> Iterator[Batch]:
+    """The `count` micro-batches of one step, each on the device when the step asks for it."""
+    for _ in range(count):
+        with clock.host_phase("data"):
+            micro_batch = next(micro_batches)
+        yield micro_batch
 
 
 def _seed_dropout(seed: int, engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from launch.rehearse.run import rehearse_config
 from launch.slurm.allocation import Allocation
-from launch.slurm.preflight import bytes_per_process
 from parallel.errors import UserError
 from parallel.planner.recommend import Cluster
 from parallel.rehearsal.recorder import CannotRehearse
@@ -13,12 +12,14 @@ from trainer.config.run import RunConfig
 SECONDS = 60  # a longer rehearsal is given up, and the job submitted
 
 
-def rehearse_before_submit(config: RunConfig, allocation: Allocation, force: bool) -> str:
-    """Rehearses the fullest rank of a job; returns the line to print.
+def rehearse_before_submit(
+    config: RunConfig, allocation: Allocation, memory: float | None, force: bool
+) -> str:
+    """Rehearses the fullest rank of a job with `memory` bytes a process (None: not known); returns
+    the line to print.
 
     Raises UserError with what is wrong with the job; with `force` a job that does not fit is only told.
     """
-    memory = bytes_per_process(allocation)
     on_cpu = allocation.gpus_per_node is None
     cluster = Cluster(allocation.nodes, allocation.processes_per_node, memory or float("inf"))
     config = config.model_copy(update={"device": "cpu"}) if on_cpu else config

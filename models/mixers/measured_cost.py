@@ -25,7 +25,7 @@ MOST_SAMPLES = 16
 
 
 def measured_cost(module: nn.Module, load: Load) -> Cost:
-    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens`, is on the meta device.
+    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens` or `input_shape`, is on the meta device.
 
     Bytes are measured in float32 and scaled to the width of products. More than MOST_SAMPLES samples are
     extrapolated from MOST_SAMPLES and half as many: their cost is linear, but for a workspace that is used
@@ -50,14 +50,18 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
 
 def _measure(module: nn.Module, load: Load) -> Cost:
     part = part_of(module, load.head_parts, load.pair_parts, load.part)
-    shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
+    shape: tuple[int, ...] = getattr(part, "input_shape", None) or (part.num_tokens, part.dim)
+    shape = (load.samples, *shape)
     x = torch.empty(shape, device="meta", requires_grad=True)
     merging, live = _MergingRecorder(), LiveBytes()
     head_inputs: list[int] = []
     if hasattr(part, "head_input"):
         part.combine = merging  # pyright: ignore[reportAttributeAccessIssue]
         part.get_submodule("head_input").register_forward_hook(
-            lambda *call: head_inputs.append(call[2].numel())
+            lambda *call: head_inputs.append(
+                call[2].numel()
+                * (load.sizes.weight if isinstance(call[1][0], nn.Parameter) else load.sizes.residual)
+            )
         )
     weights = {_identity(p) for p in part.parameters()}
     saved: dict[int, UntypedStorage] = {}
@@ -88,7 +92,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         recomputed=max(0, backward.get_total_flops() - 2 * flops),
         saved=kept * sizes.product // 4,
         work=max(0, work) * sizes.product // 4,
-        head_gradients=sum(head_inputs) * sizes.residual,
+        head_gradients=sum(head_inputs),
         partials=merging.partials * sizes.statistics,
         source_gradients=tuple(numbers * sizes.statistics for numbers in merging.sources),
     )

@@ -46,6 +46,11 @@ class Card:
     memory: float
     launch: float = 2e-6
 
+    @property
+    def peak(self) -> float:
+        """FLOP/s of dense bf16 products by the data sheet."""
+        return self.rate / 0.8
+
     def seconds(self, kernel: KernelCost) -> float:
         """Time of one launch: the longest of memory, cache, products and the launch itself."""
         memory, cache = kernel.memory_bytes / self.bandwidth, kernel.cache_bytes / self.cache_bandwidth

@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.offsets import OffsetGrid
+from models.positions.attend import Attend, HeadInput
 from models.positions.interface import PositionConfig
+from models.tokens import TokenGrid
 
 
 class Rope(nn.Module):
@@ -44,6 +46,18 @@ class Rope(nn.Module):
         return torch.cat((angle.new_zeros(1, self.head_dim), angle)) if self.grid.class_token else angle
 
 
+class RotatedAttend(Attend):
+    """Attention whose queries and keys are rotated first."""
+
+    def __init__(self, rope: Rope, causal: bool) -> None:
+        super().__init__(causal)
+        self.rope = rope
+
+    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
+        q, k = (self.rope(t.permute(2, 0, 1, 3)).permute(1, 2, 0, 3) for t in (q_BHNE, k_BHNE))
+        return super().forward(q, k, v_BHNE, head_input)
+
+
 class RopePosition(PositionConfig):
     """Mixers rotate queries and keys; nothing is added to the tokens."""
 
@@ -54,5 +68,12 @@ class RopePosition(PositionConfig):
     def inside_mixer(self) -> bool:
         return True
 
+    @property
+    def rotates(self) -> bool:
+        return True
+
     def rotation(self, grid: OffsetGrid, head_dim: int) -> Rope:
         return Rope(grid, head_dim, self.base)
+
+    def attend(self, tokens: TokenGrid, heads: int, head_dim: int) -> RotatedAttend:
+        return RotatedAttend(self.rotation(tokens.offsets(), head_dim), tokens.causal)

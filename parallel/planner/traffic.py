@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from models.mixers.cost import Cost, Load, Sizes
 from models.mixers.interface import Mixer
+from models.parts.batch_norm import BatchNorm
 from models.transformer import GPTConfig
 from parallel.engine.deepspeed_engine import SUB_GROUP_SIZE
 from parallel.engine.torch_engine import Precision
@@ -40,18 +41,17 @@ def micro_batch_traffic(
     size, width = number_sizes(precision, parallel), net.config.width
     total = Traffic()
     for kind in net.kinds:
-        tokens = samples * kind.tokens
         cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, Load(samples, size)))
-        mixer = _mixer_forward(kind, cost, mesh, tokens, size)
+        mixer = _mixer_forward(kind, cost, mesh, samples, size)
         mlp = Traffic()
         if mesh.model > 1:
-            mlp.add("model", "all_reduce", tokens * width * size.product)
+            mlp.add("model", "all_reduce", samples * kind.layer.mlp_tokens * width * size.product)
         layer = mixer + mlp
         if parallel.activations == "operator":
             layer += mixer
         elif parallel.activations != "none":
             layer += mixer + mlp
-        layer += _backward(net, kind, cost, mesh, tokens, size)
+        layer += _backward(net, kind, cost, mesh, samples, size)
         total += layer.times(kind.repeats)
     if isinstance(net.config, GPTConfig) and mesh.model > 1:
         tokens = samples * net.tokens_out
@@ -61,36 +61,42 @@ def micro_batch_traffic(
     return total
 
 
-def _mixer_forward(kind: LayerKind, cost: Cost | None, mesh: Mesh, tokens: int, size: Sizes) -> Traffic:
+def _mixer_forward(kind: LayerKind, cost: Cost | None, mesh: Mesh, samples: int, size: Sizes) -> Traffic:
     traffic, divided = Traffic(), kind.mixer.divided_axes()
     if "entry" in divided and mesh.offset > 1 and cost:
         traffic.add("offset", "all_reduce", cost.partials)
     if "head" in divided and mesh.tensor > 1:
         for outputs, _ in _head_sums(kind.mixer):
-            traffic.add("tensor", "all_reduce", tokens * outputs * size.product)
+            traffic.add("tensor", "all_reduce", samples * outputs * size.product)
+        traffic.add("tensor", "all_reduce", 2 * samples * kind.mixer.softmax_tokens * 4)  # maxima, sums
     return traffic
 
 
 def _head_sums(mixer: Mixer) -> list[tuple[int, bool]]:
-    """Of each linear layer whose inputs are heads: its outputs, and whether these are heads again."""
+    """Of each linear layer whose inputs are heads: a sample's outputs, and whether these are heads again."""
     axes = mixer.axes().items()
     return [
-        (mixer.get_parameter(name).shape[0], dims.get(0) == "head")
+        (
+            mixer.tokens_out(name.removesuffix(".weight")) * mixer.get_parameter(name).shape[0],
+            dims.get(0) == "head",
+        )
         for name, dims in axes
         if dims.get(1) == "head"
     ]
 
 
 def _backward(
-    net: LayerKinds, kind: LayerKind, cost: Cost | None, mesh: Mesh, tokens: int, size: Sizes
+    net: LayerKinds, kind: LayerKind, cost: Cost | None, mesh: Mesh, samples: int, size: Sizes
 ) -> Traffic:
     traffic, divided = Traffic(), kind.mixer.divided_axes()
     if mesh.model > 1:  # into the feed-forward
-        traffic.add("model", "all_reduce", tokens * net.config.width * size.residual)
+        numbers = samples * kind.layer.mlp_tokens * net.config.width
+        traffic.add("model", "all_reduce", numbers * size.residual)
     if "head" in divided and mesh.tensor > 1:
         traffic.add("tensor", "all_reduce", cost.head_gradients if cost else 0)
         for outputs, heads_again in _head_sums(kind.mixer):
-            traffic.add("tensor", "all_gather", heads_again * tokens * outputs * size.product)
+            traffic.add("tensor", "all_gather", heads_again * samples * outputs * size.product)
+        traffic.add("tensor", "all_reduce", samples * kind.mixer.softmax_tokens * 4)
     if "entry" in divided and mesh.offset > 1:
         traffic.add("offset", "all_reduce", sum(cost.source_gradients) if cost else 0)
         pieces = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix) and p.part == "banks"]
@@ -106,6 +112,7 @@ def _state_traffic(
     number, traffic = number_sizes(precision, parallel).weight, Traffic()
     if mesh.data > 1:
         traffic.add("data", "all_reduce", 4)  # the loss
+        traffic.add("data", "all_reduce", accumulate * _statistics_bytes(net, parallel))
         _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
     for axis in ("data", "model"):
         if getattr(mesh, axis) > 1:
@@ -134,6 +141,17 @@ def _gradients_and_weights(
             again = [p for p in again if ".mixer." in p.name and p.part != "banks"]
         padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.repeats for p in again) * number
         traffic.add("data", "all_gather", padded * accumulate)
+
+
+def _statistics_bytes(net: LayerKinds, parallel: ParallelConfig) -> int:
+    """Of batch norms in one micro-batch: mean and variance, forward and backward, again if recomputed."""
+    total = 0
+    for path, norm in net.net.named_modules():
+        if isinstance(norm, BatchNorm):
+            repeats = [kind.repeats for kind in net.kinds if path.startswith(kind.prefix)]
+            again = bool(repeats) and parallel.activations in ("block", "block_cpu")
+            total += (6 if again else 4) * norm.weight.numel() * 4 * (repeats[0] if repeats else 1)
+    return total
 
 
 def _flat(net: LayerKinds, mesh: Mesh) -> int:

@@ -18,6 +18,7 @@ from trainer.data.images.imagenet import ImagenetConfig
 from trainer.data.source import Source
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
+from trainer.reporting.profiler import ProfileConfig
 
 DataConfig = Annotated[
     MovingMnistConfig | ImagenetConfig | OpenWebTextConfig | BookConfig | SyntheticConfig,
@@ -35,6 +36,7 @@ class TrainConfig(OptimizerConfig):
     evaluate_batch: int = Field(250, ge=1)
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
+    profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
 

@@ -11,10 +11,14 @@ import torch
 from parallel.engine.interface import Engine, StepResult
 from parallel.errors import UserError
 from parallel.processes import rank
+from parallel.traffic_counter import inside_collectives
 from trainer.config.run import RunConfig
 from trainer.data.source import Source
+from trainer.reporting.clock import StepClock
+from trainer.reporting.profiler import StepProfiler
 from trainer.reporting.progress import Progress
 from trainer.reporting.resources import Resources
+from trainer.reporting.stragglers import Stragglers
 from trainer.reporting.tensorboard import Events
 from trainer.run_directory.checkpoints import save_checkpoint
 from trainer.run_directory.run_directory import RunDirectory
@@ -34,6 +38,10 @@ class Recorder:
         self._resources = Resources(config, engine.mesh, engine.device)
         self._pending: list[tuple[int, StepResult]] = []
         self._seconds = self._data_seconds = 0.0
+        self.clock = StepClock(engine.device)
+        self._last_step = StepClock(engine.device)  # of the last step before each log
+        self._stragglers = Stragglers()
+        self._profiler = StepProfiler(config.train.profile, run.profile, engine.device)
         self._saved_step = engine.steps_done if samples else -1
         self._evaluation: dict[str, dict[str, float]] = {}
 
@@ -48,6 +56,7 @@ class Recorder:
         for remark in self._resources.remarks:
             self._progress.say(remark)
         self.restart_clock()
+        self._logged = self._mark
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -58,25 +67,30 @@ class Recorder:
         self._mark = time.perf_counter()
 
     @contextmanager
-    def timing_data(self) -> Iterator[None]:
-        """Around waiting for a micro-batch."""
-        start = time.perf_counter()
-        yield
-        self._data_seconds += time.perf_counter() - start
-
-    @contextmanager
-    def counting_traffic(self) -> Iterator[None]:
-        """Around an optimizer step."""
-        with self._resources.watch_step():
+    def watching_step(self) -> Iterator[None]:
+        """Around an optimizer step: profiles it, counts its traffic, and times its collectives, where due."""
+        step = self._engine.steps_done + 1
+        self._profiler.before_step(step)
+        with ExitStack() as stack:
+            stack.enter_context(self._resources.watch_step())
+            if self._logs_after(step):
+                stack.enter_context(self._last_step.phase("step"))
+                stack.enter_context(inside_collectives(lambda: self._last_step.phase("collectives")))
             yield
+        if line := self._profiler.after_step(step):
+            self._progress.say(line)
+
+    def _logs_after(self, step: int) -> bool:
+        train = self._config.train
+        return step % train.log_every == 0 or step == train.steps
 
     def add(self, result: StepResult) -> None:
         """Record an optimizer step; logged, with a wait for the device, every `train.log_every` steps."""
-        train, step = self._config.train, self._engine.steps_done
-        self._samples += train.batch
+        step = self._engine.steps_done
+        self._samples += self._config.train.batch
         self._pending.append((step, result))
         self._progress.advance()
-        if step % train.log_every == 0 or step == train.steps:
+        if self._logs_after(step):
             self.log()
 
     def log(self) -> None:
@@ -94,13 +108,14 @@ class Recorder:
         self._seconds += elapsed
         train = self._config.train
         rate = len(steps) * train.batch / elapsed
-        self._run.append_metrics(
-            [
-                {"step": step, "samples": self._samples - (steps[-1] - step) * train.batch, "loss": loss}
-                | {"grad_norm": norm, "lr": result.lr, "samples_per_second": round(rate, 1)}
-                for step, result, (loss, norm) in zip(steps, results, numbers, strict=True)
-            ]
-        )
+        rows: list[dict[str, Any]] = [
+            {"step": step, "samples": self._samples - (steps[-1] - step) * train.batch, "loss": loss}
+            | {"grad_norm": norm, "lr": result.lr, "samples_per_second": round(rate, 1)}
+            for step, result, (loss, norm) in zip(steps, results, numbers, strict=True)
+        ]
+        speed = self._speed(rate, now)
+        rows[-1] |= speed
+        self._run.append_metrics(rows)
         bad = [step for step, row in zip(steps, numbers, strict=True) if not np.isfinite(row).all()]
         if bad:
             raise UserError(
@@ -109,14 +124,41 @@ class Recorder:
             )
         loss, norm = numbers[-1]
         lr, unit = results[-1].lr, self._source.unit
-        self._progress.show(steps[-1], f"loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} {unit}/s")
+        used = f"{speed['utilisation']:.0%} of the peak"
+        self._progress.show(steps[-1], f"loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} {unit}/s  {used}")
         for name, value in (
             ("train/loss", loss),
             ("train/grad_norm", norm),
             ("train/lr", lr),
             (f"train/{unit}_per_second", rate),
+            (f"speed/{unit}_per_second_per_device", speed["samples_per_second_per_device"]),
+            ("speed/utilisation", speed["utilisation"]),
+            ("speed/peak_bytes", speed["peak_bytes"]),
+            *((f"time/{phase}", share) for phase, share in speed["time"].items()),
         ):
             self._events.add_scalar(name, value, steps[-1])
+
+    def _speed(self, rate: float, now: float) -> dict[str, Any]:
+        """Collective: rate per device, utilisation, peak memory, and shares of the time since the last log.
+
+        The share of collectives, which lie inside the other phases, is that of the last step. Names ranks for
+        which the others wait.
+        """
+        phases, last = self.clock.take(), self._last_step.take()
+        total, self._logged = max(now - self._logged, 1e-9), now
+        self._data_seconds += phases.get("data", 0.0)
+        shares = {phase: seconds / total for phase, seconds in phases.items()}
+        if last:
+            waiting = last.get("collectives", 0.0)
+            shares["collectives"] = waiting / last["step"]
+            for line in self._stragglers.compare(last["step"] - waiting):
+                self._progress.say(line)
+        return {
+            "samples_per_second_per_device": round(rate / self._engine.mesh.world, 2),
+            "utilisation": round(self._resources.utilisation(rate), 4),
+            "peak_bytes": self._resources.peak_bytes(),
+            "time": {phase: round(share, 4) for phase, share in shares.items()},
+        }
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one; never of numbers that are not finite."""
@@ -125,16 +167,17 @@ class Recorder:
         if self._saved_step == step:
             return
         self._saved_step = step
-        state = {"engine": self._engine.state(), "samples": self._samples}
-        start = time.perf_counter()
-        path = save_checkpoint(
-            self._run.checkpoints,
-            step,
-            state,
-            self._config.train.keep_checkpoints,
-            self._run.ownership.check,
-            self._engine.mesh,
-        )
+        with self.clock.host_phase("saving"):
+            state = {"engine": self._engine.state(), "samples": self._samples}
+            start = time.perf_counter()
+            path = save_checkpoint(
+                self._run.checkpoints,
+                step,
+                state,
+                self._config.train.keep_checkpoints,
+                self._run.ownership.check,
+                self._engine.mesh,
+            )
         self.restart_clock()
         if rank() == 0:
             size = sum(part.stat().st_size for part in path.parent.glob(f"{path.stem}.*"))

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import time
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,8 @@ from trainer.config.run import RunConfig
 from trainer.errors import machine_error
 from trainer.run_directory.ownership import Ownership
 
+_LEFTOVER_SECONDS = 600.0  # no file but a checkpoint takes longer to write
+
 
 class RunDirectory:
     """Names and formats of the files of one run under `path`."""
@@ -29,6 +32,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.events = path / "tensorboard"
+        self.profile = path / "profile"
         self.result = path / "result.json"
         self.saves = path / "saves.jsonl"
         self.origin = path / "init_from.json"
@@ -53,6 +57,15 @@ class RunDirectory:
             self._replace(self.metrics, "")
         self.origin.unlink(missing_ok=True)
         self.save_config(config)
+
+    def clear_leftovers(self) -> None:
+        """Delete the temporary files of processes that were killed while they wrote."""
+        for path in self.path.glob(".*.new"):
+            try:
+                if path.is_file() and time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+            except OSError:
+                continue  # another process was faster
 
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved config and the version of the code that runs it."""

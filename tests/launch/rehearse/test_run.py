@@ -161,11 +161,10 @@ def test_a_table_of_clusters_tells_what_binds_and_the_days(rehearse, tmp_path):
 
 
 def test_submit_is_told_in_a_line_and_refuses_what_does_not_fit():
-    allocation = Allocation(tasks_per_node=2, mem_gb=1)
+    allocation = Allocation(tasks_per_node=2)
     run = config(VIT, offset=2)
-    line = rehearse_before_submit(run, allocation, force=False)
+    line = rehearse_before_submit(run, allocation, None, force=False)
     assert line.startswith("rehearsal: rank")
-    small = Allocation(tasks_per_node=2, mem_gb=0.0001)
     with pytest.raises(UserError, match=r"needs .* a device has 50 kB; .*--no-rehearsal submits"):
-        rehearse_before_submit(run, small, force=False)
-    assert "a device has 50 kB" in rehearse_before_submit(run, small, force=True)
+        rehearse_before_submit(run, allocation, 50e3, force=False)
+    assert "a device has 50 kB" in rehearse_before_submit(run, allocation, 50e3, force=True)

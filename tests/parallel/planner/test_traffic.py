@@ -11,6 +11,7 @@ from parallel.planner.plan import plan
 from parallel.spawn import run_processes
 from parallel.traffic_counter import Traffic
 from tests.parallel.planner.planned_steps import Case, payloads
+from trainer.verify.nets import net_named
 
 VIT = {"image_size": 8, "patch_size": 2, "classes": 6, "width": 8, "depth": 2, "mlp": 16}
 GPT = {"vocabulary": 33, "tokens": 6, "width": 8, "depth": 2, "mlp": 16}
@@ -47,6 +48,11 @@ TWO = {
         P(tensor=2),
     ),
     **{f"zero-{zero}": Case(gpt(), deepspeed(zero), accumulate=2) for zero in range(4)},
+    "batch-norms": Case(net_named("xcit"), P(activations="block"), accumulate=2),
+    "tensor-head-softmax": Case(net_named("tost"), P(tensor=2, activations="operator")),
+    "tensor-latents": Case(net_named("bixt"), P(tensor=2)),
+    "tensor-row-keys": Case(net_named("combiner-axial"), P(tensor=2)),
+    "tensor-channels": Case(net_named("rwkv"), P(tensor=2, activations="block")),
     "zero-3-block": Case(gpt(), deepspeed(3, activations="block"), accumulate=2),
     "zero-3-operator": Case(vit(), deepspeed(3, activations="operator")),
 }
