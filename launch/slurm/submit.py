@@ -65,10 +65,11 @@ def submit(
     dependency = _dependency(after, root) if after else None
     if verdict.ask and not force:
         _confirm(verdict)
+    lines = [verdict.line]
     if rehearse:
         largest = max(zip(needs, found, strict=True), key=lambda each: each[0].peak)[1]
         least = memory and memory.least_gb * 1e9
-        print(rehearse_before_submit(largest.config, allocation, least, force))
+        lines.append(rehearse_before_submit(largest.config, allocation, least, force))
     new = _claim(found, runs, allocation, bool(sweeps))
     if not new:
         print("nothing to submit: all runs of the sweep are already submitted")
@@ -81,7 +82,7 @@ def submit(
     except BaseException:
         _remove(list(new), root)
         raise
-    print(verdict.line)
+    print(*lines, sep="\n")
     seconds = estimated_save_seconds(max(need.save for need in needs), next(iter(new)))
     if warning := save_warning(seconds, "estimated from its size", allocation.signal_delay):
         print(warning)
