@@ -82,9 +82,9 @@ def test_what_goes_to_the_host_is_not_on_the_card():
         rehearse_rank(Part(config(deep, 512, precision="bf16", activations=how), 1, 0, "h100"))
         for how in ("block", "block_cpu")
     )
-    inputs = 512 * 17 * 16 * 4  # batch, tokens, width, of one layer
+    inputs = 512 * 17 * 16 * 2  # of a layer: batch, tokens, width, bfloat16
     assert plain.peak.moment == "backward of layer 4"
-    assert plain.peak.bytes - offloaded.peak.bytes > 2 * inputs
+    assert plain.peak.bytes - offloaded.peak.bytes > inputs
 
 
 def test_the_card_chooses_the_kernels():
