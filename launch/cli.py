@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, runs, slurm, ssh, verify
+from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ runs.register(app)
 ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
+rehearse.register(app)
 verify.register(app)
 
 Overrides = Annotated[

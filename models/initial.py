@@ -7,11 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+_shapes_only = [False]
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, initial values have their shapes but no numbers: for a rehearsal, whose tensors hold none."""
+    _shapes_only.append(True)
+    try:
+        yield
+    finally:
+        _shapes_only.pop()
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,8 @@ class InitialValue:
 
     def __call__(self, seed: int, entries: Sequence[int] | None = None) -> Tensor:
         """The whole parameter in float32 on the CPU; of a bank only `entries`, if given."""
+        if _shapes_only[-1]:
+            return torch.empty(self.shape if entries is None else (len(entries), *self.shape[1:]))
         if not self.by_entry:
             return self._numbers(seed, self.name, self.shape)
         entries = range(self.shape[0]) if entries is None else entries

@@ -25,7 +25,8 @@ AXES = ("data", "offset", "tensor", "model")
 
 # Process-group methods that every torch.distributed call ends in, also calls through functions imported
 # earlier: name → (operation, index of the argument with the full tensor).
-_METHODS = {
+_METHODS: dict[str, tuple[str, int | None]] = {
+    "barrier": ("barrier", None),
     "allreduce": ("all_reduce", 0),
     "allreduce_coalesced": ("all_reduce", 0),
     "broadcast": ("broadcast", 0),
@@ -81,13 +82,39 @@ def counted_traffic(mesh: Mesh) -> Iterator[Traffic]:
     Costs a few microseconds per collective.
     """
     traffic = Traffic()
-    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
 
-    def counting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        return _counting(method, *_METHODS[name], mesh, traffic)
+    def count(axis: str, operation: str, tensors: list[Tensor], call: Callable[[], Any]) -> Any:
+        traffic.add(axis, operation, sum(t.numel() * t.element_size() for t in tensors))
+        return call()
 
-    with _wrapped(dist.ProcessGroup, names, counting):
+    with around_collectives(mesh, count):
         yield traffic
+
+
+@contextmanager
+def around_collectives(
+    mesh: Mesh, around: Callable[[str, str, list[Tensor], Callable[[], Any]], Any]
+) -> Iterator[None]:
+    """Hands every collective of this process to `around`: axis of `mesh`, operation, the full tensors of its
+    payload, and the call, whose result (a torch.distributed.Work) `around` returns."""
+
+    def handing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        operation, argument = _METHODS[name]
+
+        @functools.wraps(method)
+        def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
+            if group.size() == 1:
+                return method(group, *arguments, **options)
+            tensors = [] if argument is None else _flat(arguments[argument])
+            return around(
+                _axis(group, mesh), operation, tensors, lambda: method(group, *arguments, **options)
+            )
+
+        return collective
+
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+    with _wrapped(dist.ProcessGroup, names, handing):
+        yield
 
 
 @contextmanager
@@ -122,18 +149,6 @@ def _wrapped(
             setattr(owner, name, original)
 
 
-def _counting(
-    original: Callable[..., Any], operation: str, argument: int, mesh: Mesh, traffic: Traffic
-) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
-        if group.size() > 1:
-            traffic.add(_axis(group, mesh), operation, _bytes(arguments[argument]))
-        return original(group, *arguments, **options)
-
-    return collective
-
-
 def _axis(group: dist.ProcessGroup, mesh: Mesh) -> str:
     for axis, own in mesh.groups.items():
         if group is own:
@@ -141,7 +156,7 @@ def _axis(group: dist.ProcessGroup, mesh: Mesh) -> str:
     return "world" if group is dist.group.WORLD else "other"
 
 
-def _bytes(tensors: Any) -> int:
+def _flat(tensors: Any) -> list[Tensor]:
     if isinstance(tensors, Tensor):
-        return tensors.numel() * tensors.element_size()
-    return sum(map(_bytes, tensors))
+        return [tensors]
+    return [tensor for each in tensors for tensor in _flat(each)]

@@ -98,6 +98,9 @@ def submit(
     force: Annotated[
         bool, typer.Option("--force", help="Submit although memory or data seem to be missing.")
     ] = False,
+    no_rehearsal: Annotated[
+        bool, typer.Option("--no-rehearsal", help="Submit without running a rank's step here first.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train CONFIG as a Slurm job that restarts by itself after its time limit or the loss of a node."""
@@ -117,6 +120,7 @@ def submit(
             evaluate_every,
             force,
             dry_run,
+            not no_rehearsal,
         )
 
     raise typer.Exit(exit_code(action, debug))

@@ -21,7 +21,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
     """Plans the config on its own mesh, and recommends one; raises UserError for what cannot be."""
     config = load_config(path, overrides)
     if not nodes_given:
-        cluster = _cluster_for(config, cluster)
+        cluster = cluster_for(config, cluster)
     net, train = layer_kinds(config.model), config.train
     net.pieces(Mesh(1, config.parallel.offset, config.parallel.tensor))  # refuses what does not divide
     mesh = mesh_of(config.parallel, cluster.world)
@@ -42,7 +42,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _cluster_for(config: RunConfig, cluster: Cluster) -> Cluster:
+def cluster_for(config: RunConfig, cluster: Cluster) -> Cluster:
     """The cluster with as many nodes as the config's mesh needs."""
     ranks = config.parallel.offset * config.parallel.tensor
     if config.parallel.data == "auto":
@@ -161,10 +161,10 @@ def _advice(own: Plan, best: Plan | None, cluster: Cluster) -> list[str]:
     ]
     if best.mesh == own.mesh and best.parallel == own.parallel:
         return lines
-    return [*lines, f"    {' '.join(_overrides(best))}"]
+    return [*lines, f"    {' '.join(overrides_of(best))}"]
 
 
-def _overrides(best: Plan) -> list[str]:
+def overrides_of(best: Plan) -> list[str]:
     """The recommendation as overrides."""
     parallel = best.parallel
     words = [f"parallel.offset={parallel.offset}", f"parallel.tensor={parallel.tensor}"]
@@ -182,5 +182,5 @@ def _values(own: Plan, best: Plan | None, cluster: Cluster) -> dict[str, object]
             "step_seconds_basis": cluster.basis(own),
         },
         "recommended": best and best.as_dict() | {"step_seconds": cluster.step_seconds(best)},
-        "recommended_overrides": best and _overrides(best),
+        "recommended_overrides": best and overrides_of(best),
     }

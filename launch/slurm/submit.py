@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from launch.rehearse.before_submit import rehearse_before_submit
 from launch.slurm.allocation import Allocation
 from launch.slurm.batch_script import batch_script, make_executor
 from launch.slurm.code_snapshot import snapshot
@@ -31,12 +32,13 @@ def submit(
     evaluate_every: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    rehearse: bool = True,
 ) -> list[Path]:
     """Submit the config's run, or a sweep's runs as an array, and print their job ids and directories.
 
     Returns the new run directories. Checks everything it can before writing anything; raises UserError.
     `after` are runs, as selection.py reads them, that must finish first. With `dry_run` prints the batch
-    script and submits nothing.
+    script and submits nothing. With `rehearse` the largest run is rehearsed first.
     """
     if evaluate_every:
         overrides = [*overrides, "train.evaluate_every=null", f"train.checkpoint_every={evaluate_every}"]
@@ -63,6 +65,11 @@ def submit(
     dependency = _dependency(after, root) if after else None
     if verdict.ask and not force:
         _confirm(verdict)
+    lines = [verdict.line]
+    if rehearse:
+        largest = max(zip(needs, found, strict=True), key=lambda each: each[0].peak)[1]
+        least = memory and memory.least_gb * 1e9
+        lines.append(rehearse_before_submit(largest.config, allocation, least, force))
     new = _claim(found, runs, allocation, bool(sweeps))
     if not new:
         print("nothing to submit: all runs of the sweep are already submitted")
@@ -75,7 +82,7 @@ def submit(
     except BaseException:
         _remove(list(new), root)
         raise
-    print(verdict.line)
+    print(*lines, sep="\n")
     seconds = estimated_save_seconds(max(need.save for need in needs), next(iter(new)))
     if warning := save_warning(seconds, "estimated from its size", allocation.signal_delay):
         print(warning)

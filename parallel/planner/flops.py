@@ -27,11 +27,12 @@ class Flops(NamedTuple):
     training: int
 
 
-def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> Flops:
+def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, own_rank: bool = False) -> Flops:
     """One rank's matrix products and attention for one sample; Mesh() is the whole net.
 
     Mixers divide their work over the axes that they declare; feed-forward and vocabulary over all ranks
-    of the model-parallel group. A mixer whose cost is not known counts as 0.
+    of the model-parallel group. A mixer whose cost is not known counts as 0. With `own_rank` the mesh's own
+    rank's share of the pairs, else the busiest rank's.
     """
     config = net.config
     if isinstance(config, GPTConfig):
@@ -40,7 +41,8 @@ def sample_flops(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> Flops
         forward = _stem(net) + 2 * config.width * config.classes
     training = 3 * forward
     for kind in net.kinds:
-        cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, Load()))
+        load = Load(part=mesh.offset_rank if own_rank else None)
+        cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, load))
         mixer, again = (cost.forward, cost.recomputed) if cost else (0, 0)
         if kind.layer.reduce is not None and (cost := net.cost(kind.layer.reduce, Load())):
             forward += cost.forward

@@ -171,6 +171,7 @@ def mixer_load(mixer: Mixer, mesh: Mesh, load: Load) -> Load:
         mesh.tensor if "head" in divided else 1,
         mesh.offset if "entry" in divided else 1,
         load.cpu,
+        load.part if "entry" in divided else None,
     )
 
 

@@ -183,7 +183,7 @@ def on_cluster(
     recorded.says("scontrol", "PartitionName=main Default=YES TotalNodes=6 MaxTime=UNLIMITED\n")
     recorded.says("sinfo", "main*|8000|8|gpu:2|(null)\n")
     recorded.says("sbatch", "sbatch: error: Batch job submission failed: Invalid qos specification\n", code=1)
-    return lambda *arguments: translution("submit", config_file, *arguments)
+    return lambda *arguments: translution("submit", config_file, "--no-rehearsal", *arguments)
 
 
 @pytest.mark.parametrize("sweep", [[], ["--sweep", "seed=1,2"]])
@@ -237,6 +237,13 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(on_cluster):
     outcome = on_cluster("--runs", "/proc/x")
     assert outcome.code == 2
     assert re.fullmatch(r"error: run directory /proc/x/\S+: cannot be created: .*\n", outcome.err)
+
+
+def test_a_job_is_rehearsed_before_it_is_submitted(
+    on_cluster, translution, config_file, recorded: RecordedSlurm
+):
+    recorded.says("sbatch", "Submitted batch job 77\n")
+    assert "\nrehearsal: rank 0 of data 1" in translution("submit", config_file, "--mem-gb", "4").out
 
 
 def test_a_job_is_submitted_and_its_links_are_cleared(on_cluster, recorded: RecordedSlurm, tmp_path: Path):
