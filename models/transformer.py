@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.initial import Draw
+from models.ops.cross_entropy import WholeVocabulary, summed_cross_entropy
 from models.stages import LayerSpec, TransformerConfig
 from models.tokens import TokenGrid
 
@@ -172,6 +173,19 @@ class GPTConfig(TransformerConfig):
         return self
 
 
+class VocabularyHead(nn.Linear):
+    """x[B, N, C] → logits[B, N, V]; with targets[B, N] the sum of the tokens' cross-entropies instead."""
+
+    def __init__(self, width: int, words: int) -> None:
+        super().__init__(width, words, bias=False)
+
+    def forward(self, x_BNC: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+        if targets_BN is None:
+            return super().forward(x_BNC)
+        words = WholeVocabulary(len(self.weight))
+        return summed_cross_entropy(x_BNC.flatten(0, 1), self.weight, targets_BN.flatten(), words)
+
+
 class GPT(nn.Module):
     """ids[B, N] int64 → logits[B, N, V]; the logits at n are for token n + 1 and see tokens 0 … n.
 
@@ -187,7 +201,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.Sequential(*(Layer(config, spec) for spec in specs or config.layer_specs()))
         self.norm = nn.LayerNorm(C)
-        self.head = nn.Linear(C, V, bias=False)
+        self.head = VocabularyHead(C, V)
         self.reset_embeddings()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -204,22 +218,19 @@ class GPT(nn.Module):
 
     def loss(self, ids_BN: Tensor, targets_BN: Tensor) -> Tensor:
         """Mean cross-entropy of the tokens whose target is not negative, a float32 scalar."""
-        losses = self.token_losses(self.logits(ids_BN), targets_BN)
-        return losses.sum() / (targets_BN >= 0).sum()
+        return self.head(self.features(ids_BN), targets_BN) / (targets_BN >= 0).sum()
 
     def logits(self, ids_BN: Tensor) -> Tensor:
+        return self.head(self.features(ids_BN))
+
+    def features(self, ids_BN: Tensor) -> Tensor:
+        """What the head reads, [B, N, C]."""
         if ids_BN.dim() != 2 or ids_BN.shape[1] != self.config.tokens:
             raise ValueError(f"ids of shape {tuple(ids_BN.shape)}: [batch, {self.config.tokens}] is needed")
         x_BNC = self.embedding(ids_BN)
         if self.positions is not None:
             x_BNC = x_BNC + self.positions
-        return self.head(self.norm(self.layers(self.dropout(x_BNC))))
-
-    def token_losses(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
-        """Cross-entropy of each token in nats [B, N], float32; 0 where the target is negative."""
-        targets = targets_BN.clamp_min(0)
-        losses = F.cross_entropy(logits_BNV.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return losses.view_as(targets).masked_fill(targets_BN < 0, 0.0)
+        return self.norm(self.layers(self.dropout(x_BNC)))
 
     def draws(self) -> dict[str, Draw]:
         """See models/initial.py."""
