@@ -148,7 +148,8 @@ def join_mesh(config: ParallelConfig, settings: Mapping[str, str] | None = None)
         "model": fairscale_groups.get_model_parallel_group() if mesh.model > 1 else None,
     }
     for axis, stride, size in (("tensor", 1, mesh.tensor), ("offset", mesh.tensor, mesh.offset)):
-        groups[axis] = _axis_group(mesh, stride, size)
+        # The same ranks are one group: every group is a communicator with buffers of its own.
+        groups[axis] = groups["model"] if size == mesh.model else _axis_group(mesh, stride, size)
     return Mesh(mesh.data, mesh.offset, mesh.tensor, mesh.rank, groups)
 
 

@@ -6,8 +6,7 @@ import torch
 
 from models import ModelConfig, build_model
 from models.initial import initial_values
-from parallel.engine.batch import micro_batch_size
-from parallel.engine.interface import Engine, Precision
+from parallel.engine.interface import Engine, Precision, micro_batch_size
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.engine.torch_engine import TorchEngine
 from parallel.errors import UserError
