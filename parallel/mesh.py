@@ -10,7 +10,7 @@ import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
@@ -30,6 +30,8 @@ class ParallelConfig(BaseModel):
     data        replicas of the model-parallel group; auto: all remaining processes
     engine      torch, or deepspeed; only deepspeed has zero > 0 and offloading
     zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data
+    gradients   DeepSpeed with precision=bf16: in what gradients add up and are sent
+    deepspeed   further keys of DeepSpeed's JSON; they may not contradict what follows from the config
     activations none: save all; block: save each layer's input, recompute the rest;
                 block_cpu: the same, saved in host memory; operator: recompute only the mixer
     """
@@ -42,6 +44,8 @@ class ParallelConfig(BaseModel):
     engine: Literal["torch", "deepspeed"] = "torch"
     zero: int = Field(default=0, ge=0, le=3)
     offload_optimizer: bool = False
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
     activations: Literal["none", "block", "block_cpu", "operator"] = "none"
 
     def check_precision(self, precision: str) -> None:
@@ -62,6 +66,11 @@ class ParallelConfig(BaseModel):
         if self.offload_optimizer and not self.zero:
             raise UserError(
                 "parallel.offload_optimizer=true with parallel.zero=0: use parallel.zero=1 or more"
+            )
+        if self.engine == "torch" and self.gradients != "fp32":
+            raise UserError(
+                f"parallel.gradients={self.gradients}: the torch engine adds them up in float32; use "
+                "parallel.engine=deepspeed"
             )
         if world is None:
             return

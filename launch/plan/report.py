@@ -104,6 +104,7 @@ def _memory(own: Plan, cluster: Cluster) -> Table:
         ("saved activations", memory.saved, f"of {own.micro_batch} samples"),
         ("temporaries and buffers of collectives", memory.transient, ""),
         ("inputs", memory.inputs, ""),
+        ("CUDA's context and NCCL's buffers", memory.runtime, "modelled, beside the peak"),
         ("in host memory", memory.host, ""),
     ]
     for what, count, remark in rows:

@@ -67,8 +67,8 @@ class Plan:
         return self.traffic.sent(self.mesh)
 
     def fits(self, memory: float) -> bool:
-        """Whether the peak stays below so many bytes on each device."""
-        return self.memory.peak <= memory
+        """Whether the peak stays and what CUDA and NCCL take stay below so many bytes on each device."""
+        return self.memory.needed <= memory
 
     def summary(self) -> str:
         """One line for a log or a person."""
