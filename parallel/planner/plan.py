@@ -67,7 +67,7 @@ class Plan:
         return self.traffic.sent(self.mesh)
 
     def fits(self, memory: float) -> bool:
-        """Whether the peak stays and what CUDA and NCCL take stay below so many bytes on each device."""
+        """Whether the peak and what CUDA and NCCL take stay below so many bytes on each device."""
         return self.memory.needed <= memory
 
     def summary(self) -> str:
