@@ -155,7 +155,7 @@ def _moments(
     own = {kind.prefix: _layer_numbers(net, mesh, kind) for kind, _ in layers}
     # New gradients exist beside those they are added to.
     adds = accumulate > 1 or parallel.zero >= 2 or size.gradient != size.weight
-    ahead = rank_zero_sizes(net, mesh, parallel)
+    sizes = rank_zero_sizes(net, mesh, parallel)
 
     def gradients(done: int) -> int:
         """Bytes of the gradients that stay, when those of `done` parameters have been computed."""
@@ -165,7 +165,7 @@ def _moments(
 
     def moment(name: str, done: int, alive: int, work: int, fresh: int, module: int) -> Moment:
         fresh *= size.weight + (size.gradient if zero3 else 0) if adds else 0  # ZeRO-3 scatters a copy
-        gathered = min(total, max(module, ahead.live)) if ahead.prefetch else module
+        gathered = min(total, max(module, sizes.live)) if sizes.prefetch else module
         return Moment(name, gradients(done), alive, work + fresh, gathered * size.weight * zero3)
 
     done = total - sum(own[kind.prefix].mixer + own[kind.prefix].rest for kind, _ in layers)
@@ -175,11 +175,13 @@ def _moments(
         (kind, each), name = layers[index], f"backward of layer {index + 1}"
         numbers = own[kind.prefix]
         below -= kept[index]
+        ahead = parallel.activations == "block_cpu" and index  # the next comes back from the host meanwhile
+        fetched = layers[index - 1][1].entry if ahead else 0
         before = each.entry if parallel.activations == "operator" else each.mixer
-        alive = below + each.entry + before + each.mlp
+        alive = below + fetched + each.entry + before + each.mlp
         yield moment(name, done, alive, each.mlp_work, numbers.rest_module, numbers.rest_module)
         done += numbers.rest
-        alive = below + each.entry + each.mixer
+        alive = below + fetched + each.entry + each.mixer
         now = done if adds else done + numbers.mixer
         yield moment(name, now, alive, each.mixer_work, numbers.mixer, numbers.mixer_module)
         done += numbers.mixer
