@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.initial import Draw
 from models.mixers.rwkv.logit_pull import pulled
 from models.mixers.xcit.class_attention import ClassAttentionConfig
+from models.ops.cross_entropy import WholeVocabulary, summed_cross_entropy
 from models.parts.block import Block
 from models.parts.class_layer import ClassLayer
 from models.parts.net import STD, Net, linear_draws
@@ -211,6 +212,19 @@ class GPTConfig(TransformerConfig):
         return self
 
 
+class VocabularyHead(nn.Linear):
+    """x[B, N, C] → logits[B, N, V]; with targets[B, N] the sum of the tokens' cross-entropies instead."""
+
+    def __init__(self, width: int, words: int) -> None:
+        super().__init__(width, words, bias=False)
+
+    def forward(self, input: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+        if targets_BN is None:
+            return super().forward(input)
+        words = WholeVocabulary(len(self.weight))
+        return summed_cross_entropy(input.flatten(0, 1), self.weight, targets_BN.flatten(), words)
+
+
 class GPT(Net):
     """ids[B, N] int64 → logits[B, N, V]; the logits at n are for token n + 1 and see tokens 0 … n.
 
@@ -227,7 +241,7 @@ class GPT(Net):
         self.embedding_norm = _norm(config) if config.embedding_norm else nn.Identity()
         self.layers = build_layers(config, specs)
         self.norm = _norm(config)
-        self.head = nn.Linear(C, V, bias=False)
+        self.head = VocabularyHead(C, V)
         self.reset_embeddings()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -240,25 +254,28 @@ class GPT(Net):
 
     def loss(self, ids_BN: Tensor, targets_BN: Tensor) -> Tensor:
         """Mean cross-entropy of the tokens whose target is not negative, a float32 scalar."""
-        return self.loss_of(self.logits(ids_BN), targets_BN)
+        x_BNC = self.features(ids_BN)
+        if self.config.logit_pull and self.training:
+            return self.loss_of(self.head(x_BNC), targets_BN)
+        return self.head(x_BNC, targets_BN) / (targets_BN >= 0).sum()
 
     def loss_of(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
-        """The same, of given logits."""
-        losses = self.token_losses(logits_BNV, targets_BN)
-        loss, weight = losses.sum() / (targets_BN >= 0).sum(), self.config.logit_pull
+        """The same, of whole logits, on the largest of which `logit_pull` acts."""
+        logits, targets = _wide(logits_BNV.flatten(0, 1)), targets_BN.flatten()
+        losses = F.cross_entropy(logits, targets.clamp_min(0), reduction="none")
+        loss = losses.masked_fill(targets < 0, 0.0).sum() / (targets >= 0).sum()
+        weight = self.config.logit_pull
         return pulled(loss, logits_BNV, weight) if weight and self.training else loss
 
     def logits(self, ids_BN: Tensor) -> Tensor:
+        return self.head(self.features(ids_BN))
+
+    def features(self, ids_BN: Tensor) -> Tensor:
+        """What the head reads, [B, N, C]."""
         if ids_BN.dim() != 2 or ids_BN.shape[1] != self.config.tokens:
             raise ValueError(f"ids of shape {tuple(ids_BN.shape)}: [batch, {self.config.tokens}] is needed")
         x_BNC = add_positions(self.embedding(ids_BN), self.positions)
-        return self.head(self.norm(self.layers(self.dropout(self.embedding_norm(x_BNC)))))
-
-    def token_losses(self, logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
-        """Cross-entropy of each token in nats [B, N], float32; 0 where the target is negative."""
-        targets = targets_BN.clamp_min(0)
-        losses = F.cross_entropy(_wide(logits_BNV.flatten(0, 1)), targets.flatten(), reduction="none")
-        return losses.view_as(targets).masked_fill(targets_BN < 0, 0.0)
+        return self.norm(self.layers(self.dropout(self.embedding_norm(x_BNC))))
 
     def draws(self) -> dict[str, Draw]:
         """See models/initial.py."""

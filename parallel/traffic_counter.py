@@ -65,6 +65,17 @@ class Traffic:
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.payload + other.payload)
 
+    def by_group(self, mesh: Mesh) -> Traffic:
+        """As it is counted: where the whole model-parallel group is one axis, both are one group, under the
+        axis's name."""
+        if mesh.offset > 1 < mesh.tensor:
+            return self
+        alone = "tensor" if mesh.tensor > 1 else "offset"
+        found = Traffic()
+        for (axis, operation), payload in self.payload.items():
+            found.add(alone if axis == "model" else axis, operation, payload)
+        return found
+
     def sent(self, mesh: Mesh) -> dict[str, int]:
         """Bytes that leave this rank, by axis; includes axes without traffic."""
         total: dict[str, float] = dict.fromkeys(AXES, 0.0)
@@ -150,8 +161,8 @@ def _wrapped(
 
 
 def _axis(group: dist.ProcessGroup, mesh: Mesh) -> str:
-    for axis, own in mesh.groups.items():
-        if group is own:
+    for axis in AXES:  # "model" last: see `Traffic.by_group`
+        if group is mesh.group(axis):
             return axis
     return "world" if group is dist.group.WORLD else "other"
 

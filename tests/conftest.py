@@ -23,10 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_anomaly_mode():
-    """Switches off torch's anomaly mode, which a command with --debug leaves on in this process."""
+def _no_modes_of_torch():
+    """Switches off the modes of torch that a command leaves on in this process."""
     yield
     torch.autograd.set_detect_anomaly(False)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

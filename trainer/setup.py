@@ -12,6 +12,7 @@ from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, mesh_of
 from parallel.processes import own_device, world_size
 from trainer.config.errors import ConfigError
+from trainer.config.numerics import set_numerics
 from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
 from trainer.data.source import Source
@@ -49,6 +50,7 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
     else:
         raise UserError("no config: name a file, as in configs/debug.yaml, or give --resume RUN_DIR")
     device = pick_device(config)
+    set_numerics(config.tf32, config.deterministic)
     members = run_members(config)
     meshes = [check_net(member.config) for member in members]
     for member in members:

@@ -127,7 +127,7 @@ def _steps(repeat: int, size: Size) -> list[dict[str, Any]]:
             spread()
         row = {"bank_bytes": spread.bank_bytes, "sent": traffic.sent(mesh)}
         planned = step_traffic(LayerKinds(spread.net), mesh, parallel, size.batch, 1, "fp32")
-        row["planned"] = planned.sent(mesh)
+        row["planned"] = planned.by_group(mesh).sent(mesh)
         rows.append({"layout": f"offset {mesh.offset}" if mesh.model > 1 else "plain ZeRO-3", **row, **turns})
         forget_mesh()
     return rows

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from parallel.engine.deepspeed_settings import check_deepspeed_keys
 from parallel.mesh import Mesh, mesh_of
 from parallel.planner.plan import Plan, layer_kinds, plan
 from parallel.planner.recommend import Cluster, recommend
@@ -22,6 +23,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
     config = load_config(path, overrides)
     if not nodes_given:
         cluster = cluster_for(config, cluster)
+    check_deepspeed_keys(config.parallel)
     net, train = layer_kinds(config.model), config.train
     net.pieces(Mesh(1, config.parallel.offset, config.parallel.tensor))  # refuses what does not divide
     mesh = mesh_of(config.parallel, cluster.world)
@@ -104,6 +106,7 @@ def _memory(own: Plan, cluster: Cluster) -> Table:
         ("saved activations", memory.saved, f"of {own.micro_batch} samples"),
         ("temporaries and buffers of collectives", memory.transient, ""),
         ("inputs", memory.inputs, ""),
+        ("CUDA's context and NCCL's buffers", memory.runtime, "modelled, beside the peak"),
         ("in host memory", memory.host, ""),
     ]
     for what, count, remark in rows:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from models import GPTConfig, ModelConfig
 from models.ops.cards import CARDS
-from parallel.engine.batch import micro_batch_size
 from parallel.engine.build import build_engine
-from parallel.engine.interface import Engine
+from parallel.engine.interface import Engine, micro_batch_size
 from parallel.engine.parameters import MOMENTS
 from parallel.mesh import Mesh, mesh_of
 from parallel.rehearsal.collectives import Collective, recorded_collectives
@@ -174,9 +173,9 @@ def _follow_phases(engine: Any, memory: Allocations) -> None:
         backward(loss)
         memory.enter("forward")
 
-    def follow_update() -> Any:
+    def follow_update(votes: Tensor | None = None) -> Any:
         memory.enter("update")
-        return update()
+        return update(votes)
 
     engine.backward, engine.update = follow_backward, follow_update
 

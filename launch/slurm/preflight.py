@@ -71,7 +71,7 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
         )
         for net in [member.config for member in run_members(config)]
     ]
-    largest = max(plans, key=lambda each: each.memory.peak)
+    largest = max(plans, key=lambda each: each.memory.needed)
     saved = _SAVED_BYTES * max(each.total for each in plans)
     return MemoryNeed(largest.summary(), largest.memory.peak, saved, largest.complete)
 

@@ -1,6 +1,8 @@
-"""Gradients of a sharded net: their mean over replicas, their norm, and clipping by it."""
+"""Gradients of a sharded net: their sum over replicas while backward still runs, and their norm."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -8,20 +10,87 @@ from torch import Tensor, nn
 
 from parallel.mesh import Mesh
 
+BUCKET_BYTES = 25 << 20  # DistributedDataParallel's; a larger gradient is a bucket of its own
 
-def average_gradients(parameters: list[nn.Parameter], mesh: Mesh) -> None:
-    """Replaces each gradient by its mean over the data axis; every rank calls it."""
-    group = mesh.group("data")
-    if group is None:
-        return
-    work = []
-    for parameter in parameters:
-        if parameter.grad is None:  # every rank must send the same tensors
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.div_(mesh.data)
-        work.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
-    for each in work:
-        each.wait()
+
+class GradientSum:
+    """All-reduces `grad` of parameters over `group`, in place, bucket by bucket, each as soon as backward has
+    its gradients.
+
+    A bucket is one coalesced collective over gradients where they lie, without a copy. Buckets depend on
+    the order of `parameters` alone, and are sent in the same order in every step: a resumed run adds up the
+    same numbers in the same order (DistributedDataParallel regroups them after its first step).
+
+    How often backward adds to each gradient, more than once for a parameter that several recomputed layers
+    share, is counted in the first backward pass; until then nothing overlaps.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._buckets = list(_buckets(parameters))
+        self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
+        self._expected: dict[nn.Parameter, int] | None = None
+        self._added: dict[nn.Parameter, int] = dict.fromkeys(self._bucket_of, 0)
+        self._missing: list[int] = []  # of each bucket: gradients that this backward pass has yet to add
+        self._sent: list[dist.Work] = []
+        self._overlapping = False
+        for parameter in self._bucket_of:
+            parameter.register_post_accumulate_grad_hook(self._note)
+
+    def before_backward(self, last: bool) -> None:
+        """Call before each backward pass; gradients are sent in the `last` of a step."""
+        if self._expected is None and any(self._added.values()):
+            self._expected = dict(self._added)
+        self._added = dict.fromkeys(self._added, 0)
+        self._overlapping = last and self._expected is not None
+        if self._expected is not None:
+            self._missing = [sum(self._expected[p] for p in bucket) for bucket in self._buckets]
+
+    def finish(self) -> None:
+        """Sends what is left, and waits; on CUDA only the device waits."""
+        while len(self._sent) < len(self._buckets):
+            self._send_next()
+        for work in self._sent:
+            work.wait()
+        self._sent.clear()
+        self._overlapping = False
+
+    def _note(self, parameter: nn.Parameter) -> None:
+        """Backward has added to this parameter's gradient."""
+        self._added[parameter] += 1
+        if not self._overlapping:
+            return
+        number = self._bucket_of[parameter]
+        assert number >= len(self._sent), "a gradient was added to after it had been sent"
+        self._missing[number] -= 1
+        while len(self._sent) < len(self._buckets) and self._missing[len(self._sent)] <= 0:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        """In order of the buckets, so that all ranks send the same."""
+        gradients: list[Tensor] = []
+        for parameter in self._buckets[len(self._sent)]:
+            if parameter.grad is None:  # every rank must send the same tensors
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        options = dist.AllreduceCoalescedOptions()
+        options.asyncOp = True
+        self._sent.append(self._group.allreduce_coalesced(gradients, options))
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """From the last parameter to the first, as backward goes; each of one dtype."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in reversed(parameters):
+        own = parameter.numel() * parameter.element_size()
+        if bucket and (size + own > BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += own
+    if bucket:
+        yield bucket
 
 
 def mean_over_data(loss: Tensor, votes: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from parallel.errors import UserError
 from parallel.mesh import Mesh
 
 Precision = Literal["fp32", "bf16"]
@@ -17,6 +18,18 @@ BatchT = TypeVar("BatchT")
 
 VOTES = 4
 """Length of the vector in which every rank may tell the others something with a step's scalars."""
+
+
+def micro_batch_size(batch: int, accumulate: int, data: int) -> int:
+    """Samples of one micro-batch on one of `data` replicas, with `accumulate` micro-batches in a step.
+
+    Raises UserError unless the global batch divides evenly.
+    """
+    if batch % (accumulate * data):
+        raise UserError(
+            f"train.batch={batch} is not divisible by train.accumulate={accumulate} × {data} data ranks"
+        )
+    return batch // (accumulate * data)
 
 
 class StepResult(NamedTuple):

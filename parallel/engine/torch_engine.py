@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel.engine.gradients import average_gradients, gradient_norm, mean_over_data
+from parallel.engine.gradients import GradientSum, gradient_norm, mean_over_data
 from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
 from parallel.engine.optimizer import (
     OptimizerConfig,
@@ -47,6 +47,8 @@ class TorchEngine:
         self.optimizer = build_optimizer(self.model, config)
         self.steps_done = 0
         self._losses: list[Tensor] = []  # of this step's micro-batches, each divided by accumulate
+        group = self.mesh.group("data")
+        self._sum = GradientSum(list(self.model.parameters()), group) if group else None
 
     @property
     def parameters(self) -> int:
@@ -56,9 +58,10 @@ class TorchEngine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def backward(self, loss: Tensor) -> None:
-        loss = loss / self.accumulate
-        loss.backward()
-        self._losses.append(loss.detach())
+        if self._sum is not None:
+            self._sum.before_backward(last=len(self._losses) + 1 == self.accumulate)
+        (loss / (self.accumulate * self.mesh.data)).backward()
+        self._losses.append(loss.detach() / self.accumulate)
 
     def update(self, votes: Tensor | None = None) -> StepResult:
         assert len(self._losses) == self.accumulate
@@ -67,7 +70,8 @@ class TorchEngine:
         votes = torch.zeros(VOTES, device=self.device) if votes is None else votes
         loss, votes = mean_over_data(loss, votes, self.mesh)
         trained = list(self.model.parameters())
-        average_gradients(trained, self.mesh)
+        if self._sum is not None:
+            self._sum.finish()
         norm, votes = gradient_norm(trained, votes, self.mesh)
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(trained, self.config.clip, norm)

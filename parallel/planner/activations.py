@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from models.mixers.cost import Load, Sizes
 from models.mixers.interface import Mixer
+from models.ops import cross_entropy
 from models.transformer import GPTConfig
 from parallel.mesh import Mesh
 from parallel.planner.layers import LayerKind, LayerKinds, mixer_load
@@ -74,9 +75,9 @@ def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndByte
     config, T, C = net.config, samples * net.tokens_out, net.config.width
     norm = T * C * size.residual + 2 * T * 4
     if isinstance(config, GPTConfig):
-        logits = T * -(-config.vocabulary // mesh.model)
-        saved = norm + T * C * size.residual + logits * 4
-        return EndBytes(0, saved, 2 * logits * 4, 2 * T * 8)
+        return EndBytes(
+            0, norm + _head_gradients(net, mesh, T, size), _loss_work(net, mesh, T, size), 2 * T * 8
+        )
     patch = config.channels * math.prod(config.patch_shape)
     rows = samples * math.prod(config.grid)
     embedding = 2 * rows * patch * 4 + rows * C * size.product + 4 * rows * 4
@@ -90,3 +91,27 @@ def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndByte
         2 * logits * 4,
         samples * config.channels * math.prod(config.image_shape) * 4 + samples * 8,
     )
+
+
+def _head_gradients(net: LayerKinds, mesh: Mesh, T: int, size: Sizes) -> int:
+    """Of the head's input and weight, which the loss in chunks computes in forward."""
+    C, words = net.config.width, _words(net, mesh)
+    return T * C * size.residual + words * C * 4
+
+
+def _loss_work(net: LayerKinds, mesh: Mesh, T: int, size: Sizes) -> int:
+    """Of models/ops/cross_entropy.py: in forward the input, the weight in the products' dtype, a chunk's
+    logits and a chunk's share of the weight's gradient; in backward both gradients times the loss's."""
+    C, words = net.config.width, _words(net, mesh)
+    rows = min(T, max(1, cross_entropy.CHUNK_LOGITS // words))
+    low = size.product if size.product < 4 else 0
+    share = words * C * (low or 4) if low or rows < T else 0
+    cast = words * C * size.product if size.product != size.weight else 0
+    forward = T * C * size.residual + cast + rows * words * (4 + low) + share
+    return max(forward, _head_gradients(net, mesh, T, size))
+
+
+def _words(net: LayerKinds, mesh: Mesh) -> int:
+    """Rows of the head's weight on a rank."""
+    assert isinstance(net.config, GPTConfig)
+    return -(-net.config.vocabulary // mesh.model)

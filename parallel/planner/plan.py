@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from models import ModelConfig
-from parallel.engine.batch import micro_batch_size
-from parallel.engine.interface import Precision
+from parallel.engine.interface import Precision, micro_batch_size
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import Flops, sample_flops
@@ -68,8 +67,8 @@ class Plan:
         return self.traffic.sent(self.mesh)
 
     def fits(self, memory: float) -> bool:
-        """Whether the peak stays below so many bytes on each device."""
-        return self.memory.peak <= memory
+        """Whether the peak and what CUDA and NCCL take stay below so many bytes on each device."""
+        return self.memory.needed <= memory
 
     def summary(self) -> str:
         """One line for a log or a person."""
@@ -81,7 +80,8 @@ class Plan:
 
     def logged(self) -> dict[str, Any]:
         """The predictions that a run records next to its measurements."""
-        return {"peak_bytes": self.memory.peak, "bytes_sent": self.sent}
+        counted = self.traffic.by_group(self.mesh)
+        return {"peak_bytes": self.memory.peak, "bytes_sent": counted.sent(self.mesh)}
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""

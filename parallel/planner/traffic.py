@@ -2,7 +2,8 @@
 
 It covers every collective of parallel/sharding, fairscale's layers and the engines. Forward through a
 layer sends partial softmaxes and the partial sums over heads and feed-forward; backward sends the
-gradients of their inputs. Checkpointed layers run forward twice.
+gradients of their inputs. Checkpointed layers run forward twice. Under ZeRO-3 it is an upper bound: what has
+been gathered ahead when forward turns into backward, less than two layers, is not gathered again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from models.mixers.cost import Cost, Load, Sizes
 from models.mixers.interface import Mixer
 from models.parts.batch_norm import BatchNorm
 from models.transformer import GPTConfig
-from parallel.engine.deepspeed_engine import SUB_GROUP_SIZE
+from parallel.engine.deepspeed_settings import ZeroSizes, zero_sizes
 from parallel.engine.interface import VOTES, Precision
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.layers import LayerKind, LayerKinds, Piece, mixer_load
@@ -23,6 +24,18 @@ def number_sizes(precision: Precision, parallel: ParallelConfig) -> Sizes:
     if precision == "fp32":
         return Sizes(4, 4, 4)
     return Sizes(4, 2, 4) if parallel.engine == "torch" else Sizes(2, 2, 2)
+
+
+def gradient_size(precision: Precision, parallel: ParallelConfig) -> int:
+    """Bytes of a number of a gradient as it is summed over replicas and kept."""
+    return 2 if precision == "bf16" and parallel.gradients == "bf16" else 4
+
+
+def rank_zero_sizes(net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> ZeroSizes:
+    """The engine's sizes of buckets on this rank."""
+    pieces = net.pieces(mesh)
+    layers = (sum(p.shard.numel for p in _of(kind, pieces)) for kind in net.kinds)
+    return zero_sizes(parallel, sum(p.shard.numel * p.repeats for p in pieces), max(layers))
 
 
 def step_traffic(
@@ -109,7 +122,7 @@ def _state_traffic(
     net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, accumulate: int, precision: Precision
 ) -> Traffic:
     """Gradients, weights and scalars: what does not grow with the batch."""
-    number, traffic = number_sizes(precision, parallel).weight, Traffic()
+    traffic = Traffic()
     votes = 4 * VOTES  # of the ranks, beside the loss and the norm
     over_world = parallel.engine == "deepspeed" and parallel.zero > 0 and mesh.model > 1
     if over_world:
@@ -120,7 +133,7 @@ def _state_traffic(
         if not over_world:
             traffic.add("data", "all_reduce", 4 + votes)  # the loss
         traffic.add("data", "all_reduce", accumulate * _statistics_bytes(net, parallel))
-        _gradients_and_weights(traffic, net, mesh, parallel, accumulate, number)
+        _gradients_and_weights(traffic, net, mesh, parallel, accumulate, precision)
     for axis in ("data", "model"):
         if getattr(mesh, axis) > 1:
             traffic.add(axis, "all_reduce", _norm_bytes(axis, net, mesh, parallel, precision))
@@ -128,25 +141,31 @@ def _state_traffic(
 
 
 def _gradients_and_weights(
-    traffic: Traffic, net: LayerKinds, mesh: Mesh, parallel: ParallelConfig, accumulate: int, number: int
+    traffic: Traffic,
+    net: LayerKinds,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    accumulate: int,
+    precision: Precision,
 ) -> None:
-    """Over the data axis, `number` bytes each: gradients once a step (ZeRO 2, 3: once a micro-batch);
+    """Over the data axis: gradients once a step (ZeRO 2, 3: once a micro-batch);
     updated weights once a step (ZeRO 1, 2), or before every use (ZeRO 3)."""
     pieces = [(piece.shard.numel, piece.repeats) for piece in net.pieces(mesh)]
-    held = sum(numel * count for numel, count in pieces) * number
+    weight, gradient = number_sizes(precision, parallel).weight, gradient_size(precision, parallel)
+    held = sum(numel * count for numel, count in pieces) * gradient
     if parallel.zero < 3:
         traffic.add("data", "all_reduce", held * (accumulate if parallel.zero == 2 else 1))
         if parallel.zero:
-            traffic.add("data", "all_gather", _flat(net, mesh) * number)
+            traffic.add("data", "all_gather", _flat(net, mesh) * weight)
         return
-    padded = sum(-(-numel // mesh.data) * mesh.data * count for numel, count in pieces) * number
-    traffic.add("data", "reduce_scatter", padded * accumulate)
-    traffic.add("data", "all_gather", 2 * padded * accumulate)
+    padded = sum(-(-numel // mesh.data) * mesh.data * count for numel, count in pieces)
+    traffic.add("data", "reduce_scatter", padded * gradient * accumulate)
+    traffic.add("data", "all_gather", 2 * padded * weight * accumulate)
     if parallel.activations != "none":  # and before recomputation
         again = [p for p in net.pieces(mesh) if p.name.startswith("layers.")]
         if parallel.activations == "operator":  # banks are gathered around the mixer, not inside it
             again = [p for p in again if ".mixer." in p.name and p.part != "banks"]
-        padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.repeats for p in again) * number
+        padded = sum(-(-p.shard.numel // mesh.data) * mesh.data * p.repeats for p in again) * weight
         traffic.add("data", "all_gather", padded * accumulate)
 
 
@@ -186,13 +205,13 @@ def _norm_bytes(
     if parallel.zero == 0:
         return 8 if axis == "model" else 4
     if parallel.zero == 3:
-        return 8 * _sub_groups(net, mesh)
+        return 8 * _sub_groups(net, mesh, rank_zero_sizes(net, mesh, parallel).sub_group)
     return 9 if precision == "bf16" else 8
 
 
-def _sub_groups(net: LayerKinds, mesh: Mesh) -> int:
+def _sub_groups(net: LayerKinds, mesh: Mesh, size: int) -> int:
     """How many runs of parameters DeepSpeed updates one after another under ZeRO-3: either group of the
-    optimizer is cut after each parameter by which a run has reached SUB_GROUP_SIZE."""
+    optimizer is cut after each parameter by which a run has reached `size`."""
     pieces = net.pieces(mesh)
     within = [p.name.startswith("layers.") for p in pieces]
     before, after = pieces[: within.index(True)], pieces[len(within) - within[::-1].index(True) :]
@@ -200,7 +219,7 @@ def _sub_groups(net: LayerKinds, mesh: Mesh) -> int:
     runs = {True: [0], False: [0]}
     for piece in ordered:
         run = runs[_decays(net, piece)]
-        if run[-1] >= SUB_GROUP_SIZE:
+        if run[-1] >= size:
             run.append(0)
         run[-1] += -(-piece.shard.numel // mesh.data)
     return sum(len([numel for numel in run if numel]) for run in runs.values())

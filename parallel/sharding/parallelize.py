@@ -19,6 +19,7 @@ from models.transformer import GPT
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.sharding.batch_norm import share_statistics
 from parallel.sharding.layout import Shard, shards
+from parallel.sharding.offload import HostOffload
 from parallel.sharding.offset import shard_offsets
 from parallel.sharding.tensor import shard_heads
 from parallel.sharding.vocabulary import not_drawn, shard_vocabulary
@@ -78,20 +79,21 @@ def _shard_feed_forward(mlp: FeedForward) -> None:
 
 
 def _checkpoint_activations(net: nn.Module, policy: str) -> None:
+    offload = HostOffload() if policy == "block_cpu" else None
     for layer in [module for module in net.modules() if isinstance(module, Block)]:
         if policy == "operator":
-            _recompute(layer.mixer, offload=False)
+            _recompute(layer.mixer, None)
         elif policy != "none":
-            _recompute(layer, offload=policy == "block_cpu")
+            _recompute(layer, offload)
 
 
-def _recompute(module: nn.Module, offload: bool) -> None:
-    """Saves a module's input only, in host memory if `offload`. (fairscale's checkpoint_wrapper recomputes
+def _recompute(module: nn.Module, offload: HostOffload | None) -> None:
+    """Saves a module's input only, in host memory with `offload`. (fairscale's checkpoint_wrapper recomputes
     in another dtype than autocast's: float32 on the CPU, float16 on CUDA.)"""
     forward = module.forward
 
     def run(x: Tensor) -> Tensor:
-        with torch.autograd.graph.save_on_cpu() if offload else nullcontext():
+        with offload.hooks() if offload else nullcontext():
             return checkpoint(forward, x, use_reentrant=True)
 
     module.forward = run

@@ -51,6 +51,8 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = Field(False, description="on CUDA: float32 products with 10-bit mantissas, faster")
+    deterministic: bool = Field(False, description="only operations that repeat to the bit; slower on CUDA")
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

@@ -16,6 +16,7 @@ from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 from parallel.processes import rank
 from trainer.atomic_write import atomic_write
+from trainer.config.numerics import numerics_record
 from trainer.config.run import RunConfig
 from trainer.errors import machine_error
 from trainer.run_directory.ownership import Ownership
@@ -68,7 +69,7 @@ class RunDirectory:
                 continue  # another process was faster
 
     def save_config(self, config: RunConfig) -> None:
-        """Write the resolved config and the version of the code that runs it."""
+        """Write the resolved config and what runs it: versions, device, and switches of torch."""
         # Each net of a study resolves its own defaults: one net's keys may be unknown to another.
         given_only = config.study is not None
         values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
@@ -78,6 +79,7 @@ class RunDirectory:
             "translution": code_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            **numerics_record(),
         }
         self._replace(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
 

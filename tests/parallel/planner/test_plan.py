@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import GPTConfig, ModelConfig, ViTConfig, build_model
+from models.ops import cross_entropy
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
@@ -179,6 +180,14 @@ TOGETHER = {
 @pytest.mark.parametrize("name", ALONE)
 def test_predicted_memory_is_within_a_tenth_of_the_measured(name: str):
     ((measured, predicted),) = peaks([ALONE[name]])
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("chunk", [1 << 26, 1 << 18], ids=["whole", "chunks"])
+def test_predicted_memory_follows_the_chunks_of_the_loss(chunk: int, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", chunk)
+    many_words = gpt(**{**SMALL_GPT, "vocabulary": 6000, "depth": 1}, mixer={"kind": "attention"})
+    ((measured, predicted),) = peaks([Case(many_words, ParallelConfig(), 16)])
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
