@@ -28,8 +28,11 @@ from parallel.engine.optimizer import (
     set_aside_if_not_finite,
 )
 from parallel.engine.parameters import (
+    buffer_state,
+    check_buffers,
     check_shapes,
     count_parameters,
+    load_buffers,
     load_parameter_states,
     parameter_state,
 )
@@ -124,15 +127,18 @@ class DeepSpeedEngine:
                     parameters[name] = {key: tensor.cpu() for key, tensor in read.items()}
         else:
             parameters = {n: parameter_state(p, self.optimizer) for n, p in named.items()}
-        return {"parameters": parameters, "steps_done": self.steps_done}
+        buffers = buffer_state(self.model)
+        return {"parameters": parameters, "buffers": buffers, "steps_done": self.steps_done}
 
     def check_state(self, state: dict[str, Any]) -> None:
         named = self.model.named_parameters()
         check_shapes(state["parameters"], {n: getattr(p, "ds_shape", p.shape) for n, p in named})
+        check_buffers(self.model, state.get("buffers", {}))
 
     def load_state(self, state: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
         self.steps_done = state["steps_done"]
+        load_buffers(self.model, state.get("buffers", {}))
         saved = {p: state["parameters"][n] for n, p in named.items()}
         if self._zero:
             from parallel.engine import deepspeed_state  # which imports DeepSpeed

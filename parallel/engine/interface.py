@@ -91,9 +91,9 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs of this model rank: steps_done, and for each parameter it holds the
-        weight and moments in float32, by name. Both engines give the same; under ZeRO only the first
-        replica has parameters."""
+        """What a resumed run needs of this model rank: steps_done, the buffers, and for each parameter it
+        holds the weight and moments in float32, by name. Both engines give the same; under ZeRO only the
+        first replica has parameters."""
         ...
 
     def check_state(self, state: dict[str, Any]) -> None:

@@ -18,8 +18,11 @@ from parallel.engine.optimizer import (
     set_aside_if_not_finite,
 )
 from parallel.engine.parameters import (
+    buffer_state,
+    check_buffers,
     check_shapes,
     count_parameters,
+    load_buffers,
     load_parameter_states,
     parameter_state,
 )
@@ -94,13 +97,16 @@ class TorchEngine:
     def state(self) -> dict[str, Any]:
         named = self.model.named_parameters()
         parameters = {name: parameter_state(p, self.optimizer) for name, p in named}
-        return {"parameters": parameters, "steps_done": self.steps_done}
+        buffers = buffer_state(self.model)
+        return {"parameters": parameters, "buffers": buffers, "steps_done": self.steps_done}
 
     def check_state(self, state: dict[str, Any]) -> None:
         check_shapes(state["parameters"], {name: p.shape for name, p in self.model.named_parameters()})
+        check_buffers(self.model, state.get("buffers", {}))
 
     def load_state(self, state: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
         self.steps_done = state["steps_done"]
+        load_buffers(self.model, state.get("buffers", {}))
         saved = {p: state["parameters"][name] for name, p in named.items()}
         load_parameter_states(saved, self.optimizer, self.steps_done)

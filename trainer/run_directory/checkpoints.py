@@ -166,7 +166,7 @@ def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
 
 
 def weight_reader(path: Path, net: ModelConfig) -> Callable[[str], Tensor]:
-    """Gives whole weights by parameter name, from a checkpoint of `net` that was saved on any mesh.
+    """Gives whole weights, and buffers, by name, from a checkpoint of `net` that was saved on any mesh.
 
     Raises UserError for a damaged file.
     """
@@ -180,6 +180,8 @@ def weight_reader(path: Path, net: ModelConfig) -> Callable[[str], Tensor]:
     held = [shards(whole, Mesh(1, before.offset, before.tensor, m)) for m in range(before.model)]
 
     def read(name: str) -> Tensor:
+        if name in parts[0].get("buffers", {}):
+            return parts[0]["buffers"][name]
         return join([part["parameters"][name]["weight"] for part in parts], [rank[name] for rank in held])
 
     return read
