@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from models.initial import Draw
 from models.mixers.rwkv.logit_pull import pulled
 from models.mixers.xcit.class_attention import ClassAttentionConfig
-from models.ops.cross_entropy import WholeVocabulary, summed_cross_entropy
 from models.parts.block import Block
 from models.parts.class_layer import ClassLayer
-from models.parts.net import STD, Net, linear_draws
+from models.parts.net import STD, Net, VocabularyHead, linear_draws
 from models.parts.sides import Sides
 from models.parts.stems import AnyStem, Stem
 from models.positions.interface import add_positions
@@ -210,19 +209,6 @@ class GPTConfig(TransformerConfig):
         if any(stage.reduce for stage in self.stages or ()):
             raise ValueError("stages: a language net predicts every token, so no stage can `reduce` them")
         return self
-
-
-class VocabularyHead(nn.Linear):
-    """x[B, N, C] → logits[B, N, V]; with targets[B, N] the sum of the tokens' cross-entropies instead."""
-
-    def __init__(self, width: int, words: int) -> None:
-        super().__init__(width, words, bias=False)
-
-    def forward(self, input: Tensor, targets_BN: Tensor | None = None) -> Tensor:
-        if targets_BN is None:
-            return super().forward(input)
-        words = WholeVocabulary(len(self.weight))
-        return summed_cross_entropy(input.flatten(0, 1), self.weight, targets_BN.flatten(), words)
 
 
 class GPT(Net):

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.initial import Draw, orthogonal
+from models.ops.cross_entropy import WholeVocabulary, summed_cross_entropy
 from models.parts.feed_forward import FeedForward
 
 Scheme = Literal["torch", "normal", "gpt2", "xavier", "rwkv"]
@@ -77,3 +78,16 @@ def _rwkv_ends(net: nn.Module) -> dict[str, Draw]:
         "head.weight": orthogonal(head),
         "embedding.weight": orthogonal(1e-4 * max(rows, columns) ** 0.5),
     }
+
+
+class VocabularyHead(nn.Linear):
+    """x[B, N, C] → logits[B, N, V]; with targets[B, N] the sum of the tokens' cross-entropies instead."""
+
+    def __init__(self, width: int, words: int) -> None:
+        super().__init__(width, words, bias=False)
+
+    def forward(self, input: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+        if targets_BN is None:
+            return super().forward(input)
+        words = WholeVocabulary(len(self.weight))
+        return summed_cross_entropy(input.flatten(0, 1), self.weight, targets_BN.flatten(), words)

@@ -44,10 +44,11 @@ def figures(
         Figure("FLOPs", flops, planned_flops),
         Figure("kernels", kernels, None),
     ]
-    for key in sorted(sent.payload.keys() | plan.traffic.payload.keys()):
+    planned = plan.traffic.by_group(plan.mesh)
+    for key in sorted(sent.payload.keys() | planned.payload.keys()):
         axis, operation = key
         if axis != "world":  # DeepSpeed's own checks
-            found.append(Figure(f"{axis} {operation}", sent.payload[key], plan.traffic.payload[key]))
+            found.append(Figure(f"{axis} {operation}", sent.payload[key], planned.payload[key]))
     return found
 
 

@@ -27,6 +27,7 @@ from models.ops.walk.stage import stage
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.rehearsal.memory import Allocations
 from parallel.rehearsal.recorder import Recorder
+from parallel.sharding.offload import HostOffload
 
 STAND_INS = {
     "card": "the card's kernels are chosen and counted, on fake tensors whose device is called cpu",
@@ -53,14 +54,14 @@ def one_rank(
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
             stack.enter_context(mock.patch.object(chunks, "stage", return_value=stage(False)))
+            stack.enter_context(mock.patch.object(dist.ProcessGroup, "allreduce_coalesced", _one_by_one()))
             stack.enter_context(shapes_only())
             if parallel.engine == "deepspeed":
                 stack.enter_context(_deepspeed(rank, world))
             if card is not None:
                 stack.enter_context(meta_is(card, "cpu"))
                 stack.enter_context(FusedAttention())
-                hooks = mock.patch.object(torch.autograd.graph, "save_on_cpu", _save_on_host(recorder.memory))
-                stack.enter_context(hooks)
+                stack.enter_context(mock.patch.object(HostOffload, "hooks", _save_on_host(recorder.memory)))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(recorder)
             stack.enter_context(_module_paths(recorder.memory))
@@ -86,15 +87,25 @@ def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = 
     return self
 
 
-def _save_on_host(memory: Allocations) -> Callable[[], Any]:
-    """In place of torch's save_on_cpu, for which all is on the CPU: copies that count as the host's."""
+def _one_by_one() -> Callable[..., Any]:
+    """In place of the coalesced all-reduce, which does not take fake tensors."""
+    all_reduce = dist.ProcessGroup.allreduce
+
+    def coalesced(group: dist.ProcessGroup, tensors: list[Tensor], options: Any) -> Any:
+        return [all_reduce(group, [tensor]) for tensor in tensors][-1]
+
+    return coalesced
+
+
+def _save_on_host(memory: Allocations) -> Callable[..., Any]:
+    """In place of HostOffload's hooks, for which all is on the CPU: copies that count as the host's."""
 
     def to_host(tensor: Tensor) -> Tensor:
         copy = tensor.clone()
         memory.mark([copy], "host")
         return copy
 
-    return lambda: torch.autograd.graph.saved_tensors_hooks(to_host, torch.clone)
+    return lambda offload: torch.autograd.graph.saved_tensors_hooks(to_host, torch.clone)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def test_ranks_stand_beside_their_own_plans(rehearse):
     assert values["disagreement"] is None
     for rank in values["ranks"]:
         rows = {figure["name"]: (figure["rehearsed"], figure["planned"]) for figure in rank["figures"]}
-        for exact in ("parameters", "offset all_reduce", "model all_reduce"):
+        for exact in ("parameters", "offset all_reduce"):
             assert rows[exact][0] == rows[exact][1] > 0
         assert rows["FLOPs"][0] == pytest.approx(rows["FLOPs"][1], rel=0.1)
     flops = {rank["figures"][2]["planned"] for rank in values["ranks"]}
@@ -116,7 +116,7 @@ def test_a_rank_that_skips_a_collective_is_named_with_both_stacks(rehearse):
     assert "ranks 0 and 1 differ in collective 1, so both would hang" in shown.err
     assert "rank 0: offset all_reduce of" in shown.err
     assert "sharding/offset.py" in shown.err  # where rank 0 merges
-    assert "rank 1: model all_reduce of" in shown.err  # what rank 1 does instead
+    assert "rank 1: offset all_reduce of" in shown.err  # what rank 1 does instead
 
 
 def test_a_bank_that_is_not_sharded_is_named(rehearse):
