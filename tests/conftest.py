@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, a tiny config, and the `translution` command."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
