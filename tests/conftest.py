@@ -17,11 +17,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shel
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster."""
+    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster,
+    which take longest and start first."""
     for item in items:
         folder = item.path.parent
         group = folder.name if folder.name == "slurm" and folder.parent.name == "tests" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name != "slurm" or item.path.parent.parent.name != "tests")
 
 
 @pytest.fixture(autouse=True)
