@@ -65,8 +65,8 @@ class LaunchCounter(TorchDispatchMode):
             self.add(name, COSTS[func](*args, **kwargs))
         elif func.namespace == "translution":
             raise NotImplementedError(f"{func} says nothing of its cost: it is missing in COSTS")
-        elif name not in _FREE and _on_card(args, out):
-            self.add(name, [_aten_cost(name, args, kwargs, out)])
+        elif name not in _FREE and _on_card(args, written := args[0] if out is None else out):
+            self.add(name, [_aten_cost(name, args, kwargs, written)])
         return out
 
 
@@ -97,6 +97,8 @@ def _aten_cost(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> Kernel
         moved = 2 * _bytes(inputs[-1])
     elif name == "copy_":
         moved = _bytes(inputs[1]) + _bytes(inputs[0])
+    elif name == "_foreach_copy_":
+        moved = sum(map(_bytes, inputs))
     elif name in ("zero_", "fill_"):
         moved = _bytes(inputs[0])
     else:

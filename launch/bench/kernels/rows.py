@@ -100,7 +100,7 @@ def count_row(size: Size, name: str, card_name: str) -> tuple[dict[str, Any], di
         "floor_milliseconds": 1e3 * useful / card.rate,
         "fraction": useful / card.rate / counted.seconds,
         "launch_share": HOST_LAUNCH * _kernels(counted) / counted.seconds,
-        "extra_bytes": counted.extra_bytes,
+        "peak_extra_bytes": counted.extra_bytes,
         "extra_in_x": counted.extra_bytes / (size.batch * mixer.num_tokens * size.c * 2),
         "before": _before(size, name, card_name, useful / card.rate),
     }
