@@ -29,7 +29,7 @@ def test_joined_products_equal_separate_ones(
 
 
 def test_a_layer_on_a_card_takes_few_launches() -> None:
-    """71 with separate projections, a cast of each bank, and float32 results rounded by launches of their own."""
+    """71 with separate projections, a cast of each bank, and float32 results that are rounded afterwards."""
     pytest.importorskip("triton")
     with torch.device("meta"):
         mixer = Translution(768, OffsetGrid((14, 14), class_token=True), 12, rank=8)
