@@ -20,8 +20,8 @@ from trainer.config.run import RunConfig, load_config
 COLOURS = ("#1f6f8b", "#e6a15c")
 
 
-def read_table(path: Path) -> tuple[list[str], dict[str, list[float]]]:
-    """The columns that hold an accuracy in results.md, and by row title its numbers in per cent."""
+def read_table(path: Path) -> tuple[list[str], dict[str, list[tuple[float, float]]]]:
+    """The columns that hold an accuracy in results.md, and by row title mean and deviation in per cent."""
     lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     places = [place for place, title in enumerate(header) if "→" in title]
@@ -29,9 +29,9 @@ def read_table(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     return [header[place] for place in places], numbers
 
 
-def _number(cell: str) -> float:
-    found = re.match(r"[\d.]+", cell)
-    return float(found[0]) if found else float("nan")
+def _number(cell: str) -> tuple[float, float]:
+    found = re.match(r"([\d.]+)(?: ± ([\d.]+))?", cell)
+    return (float(found[1]), float(found[2] or 0)) if found else (float("nan"), 0.0)
 
 
 def load_images(config: RunConfig, name: str) -> Tensor:
@@ -57,8 +57,11 @@ def main(run_dir: Path, out: Path) -> None:
     axis = figure.add_subplot(grid[:, 4])
     for number, (title, values) in enumerate(accuracies.items()):
         places = [place + (number - 0.5) * 0.38 for place in range(len(columns))]
-        bars = axis.bar(places, values, 0.36, label=title, color=COLOURS[number])
-        axis.bar_label(bars, fmt="%.0f", fontsize=9)
+        means, deviations = zip(*values, strict=True)
+        axis.bar(places, means, 0.36, label=title, color=COLOURS[number])
+        for place, mean, deviation in zip(places, means, deviations, strict=True):
+            axis.text(place, mean + deviation + 2, f"{mean:.0f}", ha="center", fontsize=9)
+        axis.errorbar(places, means, deviations, fmt="none", ecolor="black", elinewidth=1, capsize=2)
     axis.set_xticks(range(len(columns)), [title.replace("→", "→\n") for title in columns], fontsize=9)
     axis.set_ylabel("test accuracy, %")
     axis.set_ylim(0, 105)

@@ -1,5 +1,5 @@
 """The command line."""
 
-from parallel.threads import set_spin_count
+from parallel.host.threads import set_spin_count
 
 set_spin_count()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, slurm, ssh, verify
+from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -16,9 +16,11 @@ app = typer.Typer(
 )
 app.add_typer(prepare.app, name="prepare")
 slurm.register(app)
+runs.register(app)
 ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
+rehearse.register(app)
 verify.register(app)
 
 Overrides = Annotated[
@@ -37,6 +39,9 @@ def train_command(
         int | None,
         typer.Option(min=1, help="Number of processes; default: one per CUDA device."),
     ] = None,
+    bind: Annotated[
+        bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
+    ] = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="A few steps, anomaly detection, no data workers, full tracebacks."),
@@ -47,15 +52,18 @@ def train_command(
 
     def action() -> None:
         from launch.local import device_count, train_processes
+        from launch.slurm.runs.states import refuse_alive
         from trainer.config.arguments import debug_overrides, split_arguments
 
         nonlocal code
         path, changes = split_arguments(config, overrides or [])
+        if resume:
+            refuse_alive(resume)
         if debug:
             changes = debug_overrides(path, changes)
         count = processes or device_count()
         if count > 1:
-            code = train_processes(path, changes, resume, debug, count)
+            code = train_processes(path, changes, resume, debug, count, bind)
             return
         if debug:
             import torch
@@ -63,7 +71,7 @@ def train_command(
             torch.autograd.set_detect_anomaly(True)
         from trainer.train import train
 
-        train(path, changes, resume)  # in this process, so that a debugger works
+        train(path, changes, resume, bind=bind)  # in this process, so that a debugger works
 
     raise typer.Exit(exit_code(action, debug) or code)
 

@@ -42,6 +42,7 @@ def export(run_dir: Path, file_format: Format, out: Path) -> None:
         _write(out, lambda path: torch.save(state, path))
         return
     own: dict[str, Tensor] = {name: p.detach() for name, p in engine.model.named_parameters()}
+    own |= {name: buffer.detach() for name, buffer in engine.model.named_buffers()}
     metadata = {"model": config.model.model_dump_json()}
     _write(out, lambda path: save_file(own, path, metadata))
 

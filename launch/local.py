@@ -24,7 +24,7 @@ def device_count() -> int:
 
 
 def train_processes(
-    config: str | None, overrides: list[str], resume: Path | None, debug: bool, count: int
+    config: str | None, overrides: list[str], resume: Path | None, debug: bool, count: int, bind: bool = False
 ) -> int:
     """Train with `count` processes of `python -m trainer` on this machine; returns the exit code of the
     first that fails, or 0.
@@ -34,6 +34,7 @@ def train_processes(
     """
     arguments = [*([config] if config else []), *overrides]
     arguments += ["--resume", str(resume)] if resume else []
+    arguments += ["--bind"] if bind else []
     arguments += ["--debug"] if debug else []
     shared = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
@@ -51,7 +52,7 @@ def train_processes(
         for process in ranks:
             process.send_signal(number)
 
-    before = {n: signal.signal(n, forward_signal) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    before = {n: signal.signal(n, forward_signal) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         for number in range(count):

@@ -4,17 +4,22 @@
 answer quickly on any host, so nothing heavy is imported at the top.
 """
 
+import fcntl
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 
 from parallel.errors import UserError
 
+_OUTSIDE = "198.51.100.1"  # an address of no host, to find the way out of this one
+
 
 def slurm_rendezvous() -> dict[str, str]:
-    """The environment variables of torch.distributed for this Slurm task, from those that srun sets.
+    """The environment variables of torch.distributed for this Slurm task, from those that srun sets, and
+    on several nodes the network interface for gloo and NCCL.
 
     Raises UserError outside a Slurm task.
     """
@@ -31,7 +36,20 @@ def slurm_rendezvous() -> dict[str, str]:
         raise UserError(f"{error.args[0]} is not set: this process was not started by srun") from None
     # Each restart takes another port: the old one may still be in use.
     port = 20000 + (job + 101 * int(os.environ.get("SLURM_RESTART_COUNT") or 0)) % 12000
-    return {"MASTER_ADDR": node_address(_first_node(nodes)), "MASTER_PORT": str(port)} | ranks
+    address = node_address(_first_node(nodes))
+    meeting = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    several = int(os.environ["SLURM_JOB_NUM_NODES"]) > 1
+    return meeting | ranks | (socket_interfaces(address) if several else {})
+
+
+def socket_interfaces(peer: str) -> dict[str, str]:
+    """The variables that make gloo and NCCL use the interface that leads to `peer`, where they are not set.
+
+    By themselves they resolve this host's name, which may give 127.0.1.1, or take a bridge of its own.
+    """
+    interface = interface_to(peer) or interface_to(_OUTSIDE)
+    names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
+    return dict.fromkeys(names, interface) if interface else {}
 
 
 def _first_node(nodes: str) -> str:
@@ -48,10 +66,14 @@ def _first_node(nodes: str) -> str:
 
 
 def node_address(node: str) -> str:
-    """`node` if its name resolves, else the address that Slurm has for it."""
+    """`node` if its name resolves, else the address that Slurm has for it.
+
+    A name that resolves to a loopback address, as Debian gives a host its own, is of use on that host only.
+    """
     try:
-        socket.gethostbyname(node)
-        return node
+        here = node.split(".")[0] in (socket.gethostname().split(".")[0], "localhost")
+        if not socket.gethostbyname(node).startswith("127.") or here:
+            return node
     except OSError:
         pass
     command = ["scontrol", "-o", "show", "node", node]
@@ -88,10 +110,29 @@ def own_address() -> str:
         return address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
         try:
-            outward.connect(("198.51.100.1", 9))  # sends nothing: asks which interface leads outside
+            outward.connect((_OUTSIDE, 9))  # sends nothing: asks which interface leads outside
             return outward.getsockname()[0]
         except OSError:
             return "127.0.0.1"
+
+
+def interface_to(peer: str) -> str | None:
+    """The network interface that leads to `peer`; None if that is this host, or if unknown."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+            outward.connect((peer, 9))  # sends nothing
+            own = outward.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as each:
+                try:
+                    packed = fcntl.ioctl(each, 0x8915, struct.pack("256s", name[:15].encode()))  # SIOCGIFADDR
+                except OSError:
+                    continue
+            if socket.inet_ntoa(packed[20:24]) == own and name != "lo":
+                return name
+    except OSError:
+        pass
+    return None
 
 
 if __name__ == "__main__":

@@ -7,21 +7,44 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+_shapes_only = [False]
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, initial values have their shapes but no numbers: for a rehearsal, whose tensors hold none."""
+    _shapes_only.append(True)
+    try:
+        yield
+    finally:
+        _shapes_only.pop()
+
 
 @dataclass(frozen=True)
 class Draw:
-    """Initial distribution of a parameter: uniform within ±bound, normal with deviation `std`, or the
-    constant `value`."""
+    """Initial distribution of a parameter: uniform within ±bound, normal with deviation `std`, the constant
+    `value`, or what `formula(empty parameter, generator)` gives."""
 
     bound: float = 0.0
     std: float = 0.0
     value: float = 0.0
+    formula: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+
+def truncated_normal(std: float) -> Draw:
+    """Normal with deviation `std`, cut at ±2 as timm does: beyond a hundred deviations for 0.02."""
+
+    def formula(empty: Tensor, generator: torch.Generator) -> Tensor:
+        return nn.init.trunc_normal_(empty, std=std, generator=generator)
+
+    return Draw(formula=formula)
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,8 @@ class InitialValue:
 
     def __call__(self, seed: int, entries: Sequence[int] | None = None) -> Tensor:
         """The whole parameter in float32 on the CPU; of a bank only `entries`, if given."""
+        if _shapes_only[-1]:
+            return torch.empty(self.shape if entries is None else (len(entries), *self.shape[1:]))
         if not self.by_entry:
             return self._numbers(seed, self.name, self.shape)
         entries = range(self.shape[0]) if entries is None else entries
@@ -42,10 +67,12 @@ class InitialValue:
 
     def _numbers(self, seed: int, key: str, shape: tuple[int, ...]) -> Tensor:
         draw = self.draw
-        if not draw.bound and not draw.std:
+        if not draw.bound and not draw.std and draw.formula is None:
             return torch.full(shape, draw.value)
         digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
+        if draw.formula is not None:
+            return draw.formula(torch.empty(shape), generator)
         if draw.bound:
             return torch.empty(shape).uniform_(-draw.bound, draw.bound, generator=generator)
         return torch.empty(shape).normal_(0, draw.std, generator=generator)
@@ -67,6 +94,8 @@ def initial_values(net: nn.Module) -> dict[str, InitialValue]:
         if hasattr(module, "axes"):
             axes: dict[str, dict[int, str]] = module.axes()  # pyright: ignore[reportCallIssue]
             banks |= {prefix + name for name, dims in axes.items() if "entry" in dims.values()}
+    for name, _ in net.named_buffers():
+        initial_buffer(net, name)  # raises where there is none
     return {
         name: InitialValue(name, tuple(p.shape), declared.get(name) or _default(net, name), name in banks)
         for name, p in net.named_parameters()
@@ -78,6 +107,32 @@ def initialise(net: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, value in initial_values(net).items():
             net.get_parameter(name).copy_(value(seed))
+
+
+def constants(values: Sequence[float]) -> Draw:
+    """These values, in the parameter's order."""
+    return Draw(formula=lambda empty, generator: torch.tensor(values).view_as(empty))
+
+
+def orthogonal(gain: float | None = None) -> Draw:
+    """A matrix with orthogonal rows or columns, times `gain`; null: √(rows/columns), at least 1."""
+
+    def formula(empty: Tensor, generator: torch.Generator) -> Tensor:
+        own = max(1.0, (empty.shape[0] / empty.shape[1]) ** 0.5) if gain is None else gain
+        return nn.init.orthogonal_(empty, own, generator=generator)
+
+    return Draw(formula=formula)
+
+
+def initial_buffer(net: nn.Module, name: str) -> Tensor:
+    """The value that `draws()` of its module declares for a buffer; raises ValueError if it declares none."""
+    path, _, leaf = name.rpartition(".")
+    owner = net.get_submodule(path)
+    draw: Draw | None = owner.draws().get(leaf) if hasattr(owner, "draws") else None  # pyright: ignore
+    if draw is None:
+        of = type(owner).__name__
+        raise ValueError(f"{name}: no initial value of this buffer; draws() of {of} must give one")
+    return torch.full(tuple(owner.get_buffer(leaf).shape), draw.value)
 
 
 def _default(net: nn.Module, name: str) -> Draw:

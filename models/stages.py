@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from models.mixers.attention import AttentionConfig
+from models.mixers.bixt.cross import LatentCrossConfig
+from models.mixers.combiner.combiner import CombinerConfig
 from models.mixers.interface import Mixer, MixerConfig
+from models.mixers.rwkv.mixing import ChannelMixConfig, TimeMixConfig
+from models.mixers.structure.layer import StructureConfig
+from models.mixers.tost.tssa import TokenStatisticsConfig
 from models.mixers.translution import TranslutionConfig
+from models.mixers.xcit.xca import CrossCovarianceConfig
+from models.parts.net import Scheme
+from models.positions.fourier import FourierPosition
 from models.positions.interface import PositionConfig, from_name
 from models.positions.learned import LearnedPosition, NoPosition
+from models.positions.relative.botnet import BotnetPosition
+from models.positions.relative.gpsa import GatedPosition
+from models.positions.relative.shaw import ShawPosition
+from models.positions.relative.swin import SwinPosition
 from models.positions.rope import RopePosition
+from models.positions.sinusoidal import SinusoidalPosition
 from models.reducers.interface import Reducer, ReducerConfig
 from models.section import by_import_path
 from models.tokens import TokenGrid
 
 AnyMixer = Annotated[
-    SerializeAsAny[Annotated[TranslutionConfig | AttentionConfig, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[
+            TranslutionConfig
+            | AttentionConfig
+            | TokenStatisticsConfig
+            | CrossCovarianceConfig
+            | LatentCrossConfig
+            | CombinerConfig
+            | TimeMixConfig
+            | ChannelMixConfig
+            | StructureConfig,
+            Field(discriminator="kind"),
+        ]
+    ],
     by_import_path(MixerConfig),
 ]
 AnyPosition = Annotated[
-    SerializeAsAny[Annotated[NoPosition | LearnedPosition | RopePosition, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[
+            NoPosition
+            | LearnedPosition
+            | SinusoidalPosition
+            | RopePosition
+            | ShawPosition
+            | BotnetPosition
+            | SwinPosition
+            | GatedPosition
+            | FourierPosition,
+            Field(discriminator="kind"),
+        ]
+    ],
     by_import_path(PositionConfig),
     BeforeValidator(from_name),
 ]
@@ -34,6 +74,7 @@ class Stage(BaseModel):
     mixer     null: the net's
     position  null: the net's; learned positions belong to the net, not to a stage
     reduce    reducer after the last layer; null: none
+    class_token   of a net with pool: cls: its token joins before this stage, not before the first layer
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,21 +83,28 @@ class Stage(BaseModel):
     mixer: AnyMixer | None = None
     position: AnyPosition | None = None
     reduce: AnyReducer | None = None
+    class_token: bool = False
 
 
 class LayerSpec(NamedTuple):
-    """What makes one layer differ from another."""
+    """What makes one layer differ from another.
+
+    form    residual: of all tokens; latents: of the latents alone; class: of the class token alone
+    place   the layer's index and the number of layers
+    """
 
     mixer: MixerConfig
     position: PositionConfig
     tokens: TokenGrid
     reduce: ReducerConfig | None
+    form: Literal["residual", "latents", "class"] = "residual"
+    place: tuple[int, int] = (0, 1)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for layers that are built alike."""
         sections = (self.mixer, self.position, self.reduce)
-        return (self.tokens, *(each and each.model_dump_json() for each in sections))
+        return (self.tokens, self.form, *(each and each.model_dump_json() for each in sections))
 
     @property
     def tokens_after(self) -> TokenGrid:
@@ -67,8 +115,7 @@ class LayerSpec(NamedTuple):
         mixer = self.mixer.build(dim, self.tokens, self.position)
         if not isinstance(mixer, Mixer):
             raise ValueError(f"mixer {self.mixer.kind}: build() gives {type(mixer).__name__}, no Mixer")
-        if next(mixer.buffers(), None) is not None:
-            raise ValueError(f"mixer {self.mixer.kind}: has a buffer; compute constants in forward instead")
+        mixer.place = self.place
         mixer.check()
         return mixer
 
@@ -87,6 +134,11 @@ class TransformerConfig(BaseModel):
     stages              runs of layers {layers, mixer, position, reduce} that add up to depth
     position            null: learned, unless a mixer tells positions apart by itself
     dropout             on the outputs of mixer and feed-forward
+    layer_scale         initial value of a learned scale of every residual branch; null: none
+    local_patches       XCiT's local patch interaction between mixer and feed-forward
+    feed_forward        gelu, relu, or RWKV-4's channel mixing
+    norm_eps, bias      of all norms; whether norms and feed-forward have biases
+    initial             how linear layers begin: see models/parts/net.py
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -98,6 +150,12 @@ class TransformerConfig(BaseModel):
     stages: list[Stage] | None = Field(default=None, min_length=1)
     position: AnyPosition | None = None
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    layer_scale: float | None = Field(default=None, gt=0)
+    local_patches: bool = False
+    feed_forward: Literal["gelu", "relu", "rwkv"] = "gelu"
+    norm_eps: float = Field(default=1e-5, gt=0)
+    bias: bool = True
+    initial: Scheme = "torch"
 
     @model_validator(mode="before")
     @classmethod
@@ -124,18 +182,32 @@ class TransformerConfig(BaseModel):
         """The tokens that the first layer is given."""
         raise NotImplementedError
 
+    @property
+    def class_token_joins(self) -> bool:
+        """Whether a class token joins before a later stage."""
+        return False
+
     def layer_specs(self) -> list[LayerSpec]:
         """Every layer; raises ValueError for a position that a mixer does not apply, a mixer without a causal
         form, and a reducer that does not fit its tokens."""
         tokens, specs = self.token_grid, list[LayerSpec]()
         for number, stage in enumerate(self.stages or [Stage(layers=self.depth)]):
             mixer, position = stage.mixer or self.mixer, stage.position or self.position or NoPosition()
+            if stage.class_token:
+                if tokens.class_token or not self.class_token_joins:
+                    raise ValueError(f"stages[{number}].class_token: joins once, and only with pool: cls")
+                tokens = replace(tokens, class_token=True)
             if position.inside_mixer and (reason := mixer.refuses(position)):
                 raise ValueError(f"position {position.kind}: {reason}")
             if not (position.inside_mixer or isinstance(stage.position, NoPosition | None)):
                 raise ValueError(f"stages[{number}].position={position.kind}: the net adds it, not a stage")
-            if tokens.causal and not mixer.causal:
-                raise ValueError(f"mixer {mixer.kind} has no causal form, which a language net needs")
+            first_or_inside = number == 0 or position.inside_mixer
+            if first_or_inside and (reason := position.refuses(tokens, self.width)):
+                raise ValueError(f"position {position.kind}: {reason}")
+            if reason := mixer.refuses_tokens(tokens):
+                raise ValueError(f"mixer {mixer.kind} {reason}")
+            if tokens.latents and not mixer.latents:
+                raise ValueError(f"mixer {mixer.kind} mixes no latents with tokens; latents needs mixer bixt")
             last = LayerSpec(mixer, position, tokens, stage.reduce)
             specs += [last._replace(reduce=None)] * (stage.layers - 1) + [last]
             tokens = last.tokens_after
@@ -143,7 +215,20 @@ class TransformerConfig(BaseModel):
                 raise ValueError(f"stages[{number}].reduce: leaves {tokens} of {last.tokens}")
             if tokens.class_token != last.tokens.class_token:
                 raise ValueError(f"stages[{number}].reduce: loses the class token, which the net reads")
-        return specs
+        return self.around(specs)
+
+    def around(self, body: list[LayerSpec]) -> list[LayerSpec]:
+        """All layers of the net, given those of its stages; raises ValueError like `layer_specs`."""
+        for tokens in (spec.tokens for spec in body) if self.local_patches else ():
+            if tokens.shape is None or len(tokens.shape) != 2 or tokens.class_token or tokens.latents:
+                raise ValueError("local_patches: needs a grid of rows and columns, no class token or latents")
+        if self.feed_forward == "rwkv" and not body[0].tokens.causal:
+            raise ValueError(
+                "feed_forward=rwkv reads a sequence from its first token: for language nets only"
+            )
+        if self.initial == "rwkv" and not body[0].tokens.causal:
+            raise ValueError("initial=rwkv begins an embedding of words: it is for language nets only")
+        return [spec._replace(place=(index, len(body))) for index, spec in enumerate(body)]
 
     def embedded_position(self) -> PositionConfig:
         """The position encoding whose embedding is added to the tokens."""

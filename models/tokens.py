@@ -16,17 +16,29 @@ class TokenGrid:
     causal       a sequence in which no token sees a later one
     class_token  token 0 is not on the grid
     ungridded    number of tokens where there is no grid, class token not included
+    latents      learned tokens of no place, before all others
     """
 
     shape: tuple[int, ...] | None
     causal: bool = False
     class_token: bool = False
     ungridded: int = 0
+    latents: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """N, with the class token."""
-        return (self.ungridded if self.shape is None else math.prod(self.shape)) + self.class_token
+        """N, with latents and the class token."""
+        on_grid = self.ungridded if self.shape is None else math.prod(self.shape)
+        return on_grid + self.class_token + self.latents
+
+    @property
+    def where(self) -> str:
+        """The tokens' places, for messages."""
+        if self.shape is None:
+            return "tokens without a grid"
+        if len(self.shape) == 1:
+            return f"a sequence of {self.shape[0]}"
+        return f"a grid of {'×'.join(map(str, self.shape))}"
 
     def offsets(self, share: str = "none") -> OffsetGrid:
         """The offsets between these tokens; raises ValueError where they have no grid."""

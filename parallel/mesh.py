@@ -10,14 +10,14 @@ import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 from pydantic import BaseModel, ConfigDict, Field
 
 from parallel.errors import UserError
-from parallel.processes import TIMEOUT
 
 Group = dist.ProcessGroup | None  # None if the axis has one process
 
@@ -30,8 +30,11 @@ class ParallelConfig(BaseModel):
     data        replicas of the model-parallel group; auto: all remaining processes
     engine      torch, or deepspeed; only deepspeed has zero > 0 and offloading
     zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data
+    gradients   DeepSpeed with precision=bf16: in what gradients add up and are sent
+    deepspeed   further keys of DeepSpeed's JSON; they may not contradict what follows from the config
     activations none: save all; block: save each layer's input, recompute the rest;
                 block_cpu: the same, saved in host memory; operator: recompute only the mixer
+    timeout     seconds after which a collective has lost a rank
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,7 +45,10 @@ class ParallelConfig(BaseModel):
     engine: Literal["torch", "deepspeed"] = "torch"
     zero: int = Field(default=0, ge=0, le=3)
     offload_optimizer: bool = False
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
     activations: Literal["none", "block", "block_cpu", "operator"] = "none"
+    timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
 
     def check_precision(self, precision: str) -> None:
         """Raise UserError if the engine cannot train in this precision."""
@@ -62,6 +68,11 @@ class ParallelConfig(BaseModel):
         if self.offload_optimizer and not self.zero:
             raise UserError(
                 "parallel.offload_optimizer=true with parallel.zero=0: use parallel.zero=1 or more"
+            )
+        if self.engine == "torch" and self.gradients != "fp32":
+            raise UserError(
+                f"parallel.gradients={self.gradients}: the torch engine adds them up in float32; use "
+                "parallel.engine=deepspeed"
             )
         if world is None:
             return
@@ -148,7 +159,11 @@ def join_mesh(config: ParallelConfig, settings: Mapping[str, str] | None = None)
         "model": fairscale_groups.get_model_parallel_group() if mesh.model > 1 else None,
     }
     for axis, stride, size in (("tensor", 1, mesh.tensor), ("offset", mesh.tensor, mesh.offset)):
-        groups[axis] = _axis_group(mesh, stride, size)
+        # The same ranks are one group: every group is a communicator with buffers of its own.
+        if size == mesh.model:
+            groups[axis] = groups["model"]
+        else:
+            groups[axis] = _axis_group(mesh, stride, size, timedelta(seconds=config.timeout))
     return Mesh(mesh.data, mesh.offset, mesh.tensor, mesh.rank, groups)
 
 
@@ -158,7 +173,7 @@ def forget_mesh() -> None:
         fairscale_groups.destroy_model_parallel()
 
 
-def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
+def _axis_group(mesh: Mesh, stride: int, size: int, timeout: timedelta) -> Group:
     """Create groups of `size` ranks, `stride` apart, in each model-parallel group; returns this rank's.
 
     Every rank has to create every group.
@@ -170,7 +185,7 @@ def _axis_group(mesh: Mesh, stride: int, size: int) -> Group:
         position = first % mesh.model // stride % size
         if position == 0:
             ranks = [first + stride * i for i in range(size)]
-            group = dist.new_group(ranks, TIMEOUT)
+            group = dist.new_group(ranks, timeout)
             own = group if mesh.rank in ranks else own
     assert isinstance(own, dist.ProcessGroup)
     return own

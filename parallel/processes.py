@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,8 +16,8 @@ import torch.distributed as dist
 from parallel.errors import UserError
 
 Result = TypeVar("Result")
-TIMEOUT = timedelta(minutes=10)  # a collective that takes longer has lost a rank
 _WRITE_TIMEOUT = timedelta(hours=6)  # for a rank that writes files; a lost one closes its connections at once
+_LEAVE_SECONDS = 30  # that a process may take to end after a failure
 _write_group: dist.ProcessGroup | None = None
 
 
@@ -35,14 +38,16 @@ def own_device() -> torch.device:
     return torch.device("cuda", number)
 
 
-def join_processes(device: torch.device, group_of_one: bool = False) -> None:
+def join_processes(device: torch.device, group_of_one: bool = False, timeout: float = 600) -> None:
     """Initialise torch.distributed from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     A single process forms no group unless `group_of_one` asks for it; DeepSpeed needs one. A CUDA device
-    becomes the process's default. Raises UserError if the other processes cannot be reached.
+    becomes the process's default. A collective that takes longer than `timeout` seconds has lost a rank.
+    Raises UserError if the other processes cannot be reached.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # before NCCL starts, which uses the default device
+        os.environ["LOCAL_RANK"] = str(device.index)  # of which DeepSpeed makes the default device again
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized() or (world == 1 and not group_of_one):
         return
@@ -53,7 +58,7 @@ def join_processes(device: torch.device, group_of_one: bool = False) -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).split("\n")[0]
@@ -70,6 +75,22 @@ def leave_processes() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     _write_group = None
+
+
+def abandon_processes() -> None:
+    """Leave torch.distributed after a failure, without waiting for a peer that may be dead.
+
+    NCCL's kernels are aborted, for shutting down in order would wait for them; and should a library still
+    wait, now or when the interpreter ends, the process is killed after a while.
+    """
+    if not dist.is_initialized() or world_size() == 1:
+        leave_processes()
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LEAVE_SECONDS)
+    with suppress(Exception):
+        dist.distributed_c10d._abort_process_group()
 
 
 def rank() -> int:
@@ -102,6 +123,15 @@ def run_on_first_rank(action: Callable[[], Result]) -> Result:
     return result
 
 
+def gather_on_host(value: Result) -> list[Result]:
+    """Collective: the value of each rank, by rank, sent over gloo, so that no device waits."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, _write_group)
+    return values
+
+
 def raise_if_any_failed(error: UserError | None) -> None:
     """Collective: end all ranks if any passes an error. Rank 0 raises it; the others exit silently.
 
@@ -111,8 +141,7 @@ def raise_if_any_failed(error: UserError | None) -> None:
         if error is not None:
             raise error
         return
-    failures: list[str | None] = [None] * world_size()
-    dist.all_gather_object(failures, str(error) if error else None, _write_group)
+    failures = gather_on_host(str(error) if error else None)
     failed = [number for number, failure in enumerate(failures) if failure]
     if not failed:
         return

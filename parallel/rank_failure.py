@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,7 @@ _LOST = re.compile(
     r"NCCL (error|communicator was aborted)|failed to (recv|send)|recvValue"
 )
 _MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+_ROLL_CALL_SECONDS = 5.0  # within which the remaining ranks notice the loss too
 
 
 @contextmanager
@@ -37,21 +39,34 @@ def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
     who = f"rank {dist.get_rank()} of {dist.get_world_size()}" if several else "this process"
     reason = re.sub(r"^(\[[^]]*\] ?)+", "", str(error).split("\n")[0]).split(". ")[0].strip()
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY.search(reason):
-        return RankFailure(f"{who} is out of memory: {reason}; translution plan CONFIG shows what fits")
+        message = f"{who} is out of memory: {reason}; translution plan CONFIG shows what fits"
+        return RankFailure(message, fault="out of memory")
     if several and (isinstance(error, dist.DistError) or _LOST.search(reason)):
+        first, lost = _roll_call()
+        names = f", probably rank {', '.join(map(str, lost))}" if lost else ""
         return RankFailure(
-            f"{who} lost another process of this run, which was killed or whose machine failed ({reason}); "
-            "resume from the last checkpoint with --resume RUN_DIR",
-            reports=_is_first_to_report(),
+            f"{who} lost another process of this run{names}, which was killed or whose machine failed "
+            f"({reason}); resume from the last checkpoint with --resume RUN_DIR",
+            reports=first,
+            fault="lost rank",
         )
     return None
 
 
-def _is_first_to_report() -> bool:
-    """True on one rank: the first to ask the store, or rank 1 if the store was lost with rank 0."""
+def _roll_call() -> tuple[bool, list[int]]:
+    """Whether this rank is the one that reports: the first to ask the store, or rank 1 if the store was lost
+    with rank 0. To it also the ranks that do not answer."""
+    own, world = dist.get_rank(), dist.get_world_size()
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timedelta(seconds=5))
-        return store.add("translution/lost", 1) == 1
+        store.set(f"translution/here/{own}", "")
+        if store.add("translution/lost", 1) > 1:
+            return False, []
+        end, missing = time.monotonic() + _ROLL_CALL_SECONDS, list(range(world))
+        while len(missing) > 1 and time.monotonic() < end:
+            missing = [each for each in missing if not store.check([f"translution/here/{each}"])]
+            time.sleep(0.05)
+        return True, missing
     except RuntimeError:
-        return dist.get_rank() == 1
+        return own == 1, [0]

@@ -28,7 +28,7 @@ def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["parallel.rank_imports"])
     queue = context.Queue()
-    port = _free_port()
+    port = free_port()
     ranks = [
         context.Process(
             target=_run_rank,
@@ -77,6 +77,7 @@ def describe_rank(number: int, world: int, port: int) -> dict[str, str]:
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -98,7 +99,8 @@ def _run_rank(
     leave_processes()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

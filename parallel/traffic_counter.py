@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,8 @@ AXES = ("data", "offset", "tensor", "model")
 
 # Process-group methods that every torch.distributed call ends in, also calls through functions imported
 # earlier: name → (operation, index of the argument with the full tensor).
-_METHODS = {
+_METHODS: dict[str, tuple[str, int | None]] = {
+    "barrier": ("barrier", None),
     "allreduce": ("all_reduce", 0),
     "allreduce_coalesced": ("all_reduce", 0),
     "broadcast": ("broadcast", 0),
@@ -64,6 +65,17 @@ class Traffic:
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.payload + other.payload)
 
+    def by_group(self, mesh: Mesh) -> Traffic:
+        """As it is counted: where the whole model-parallel group is one axis, both are one group, under the
+        axis's name."""
+        if mesh.offset > 1 < mesh.tensor:
+            return self
+        alone = "tensor" if mesh.tensor > 1 else "offset"
+        found = Traffic()
+        for (axis, operation), payload in self.payload.items():
+            found.add(alone if axis == "model" else axis, operation, payload)
+        return found
+
     def sent(self, mesh: Mesh) -> dict[str, int]:
         """Bytes that leave this rank, by axis; includes axes without traffic."""
         total: dict[str, float] = dict.fromkeys(AXES, 0.0)
@@ -81,37 +93,81 @@ def counted_traffic(mesh: Mesh) -> Iterator[Traffic]:
     Costs a few microseconds per collective.
     """
     traffic = Traffic()
-    originals = {name: method for name, method in vars(dist.ProcessGroup).items() if name in _METHODS}
-    for name in originals:
-        method = getattr(dist.ProcessGroup, name)
-        setattr(dist.ProcessGroup, name, _counting(method, *_METHODS[name], mesh, traffic))
-    try:
+
+    def count(axis: str, operation: str, tensors: list[Tensor], call: Callable[[], Any]) -> Any:
+        traffic.add(axis, operation, sum(t.numel() * t.element_size() for t in tensors))
+        return call()
+
+    with around_collectives(mesh, count):
         yield traffic
+
+
+@contextmanager
+def around_collectives(
+    mesh: Mesh, around: Callable[[str, str, list[Tensor], Callable[[], Any]], Any]
+) -> Iterator[None]:
+    """Hands every collective of this process to `around`: axis of `mesh`, operation, the full tensors of its
+    payload, and the call, whose result (a torch.distributed.Work) `around` returns."""
+
+    def handing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        operation, argument = _METHODS[name]
+
+        @functools.wraps(method)
+        def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
+            if group.size() == 1:
+                return method(group, *arguments, **options)
+            tensors = [] if argument is None else _flat(arguments[argument])
+            return around(
+                _axis(group, mesh), operation, tensors, lambda: method(group, *arguments, **options)
+            )
+
+        return collective
+
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+    with _wrapped(dist.ProcessGroup, names, handing):
+        yield
+
+
+@contextmanager
+def inside_collectives(around: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter `around()` for each collective that this process calls, and for each wait for one."""
+
+    def entering(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def entered(*arguments: Any, **options: Any) -> Any:
+            with around():
+                return method(*arguments, **options)
+
+        return entered
+
+    names = [name for name in _METHODS if name in vars(dist.ProcessGroup)]
+    with _wrapped(dist.ProcessGroup, names, entering), _wrapped(dist.Work, ["wait"], entering):
+        yield
+
+
+@contextmanager
+def _wrapped(
+    owner: type, names: Iterable[str], wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Methods of a class replaced by `wrap(name, method)` while the context lasts."""
+    originals = {name: vars(owner)[name] for name in names}
+    for name in originals:
+        setattr(owner, name, wrap(name, getattr(owner, name)))
+    try:
+        yield
     finally:
         for name, original in originals.items():
-            setattr(dist.ProcessGroup, name, original)
-
-
-def _counting(
-    original: Callable[..., Any], operation: str, argument: int, mesh: Mesh, traffic: Traffic
-) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
-        if group.size() > 1:
-            traffic.add(_axis(group, mesh), operation, _bytes(arguments[argument]))
-        return original(group, *arguments, **options)
-
-    return collective
+            setattr(owner, name, original)
 
 
 def _axis(group: dist.ProcessGroup, mesh: Mesh) -> str:
-    for axis, own in mesh.groups.items():
-        if group is own:
+    for axis in AXES:  # "model" last: see `Traffic.by_group`
+        if group is mesh.group(axis):
             return axis
     return "world" if group is dist.group.WORLD else "other"
 
 
-def _bytes(tensors: Any) -> int:
+def _flat(tensors: Any) -> list[Tensor]:
     if isinstance(tensors, Tensor):
-        return tensors.numel() * tensors.element_size()
-    return sum(map(_bytes, tensors))
+        return [tensors]
+    return [tensor for each in tensors for tensor in _flat(each)]

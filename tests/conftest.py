@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, a tiny config, and the `translution` command."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ import yaml
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay on one worker of pytest-xdist, with their fixtures; so does the Slurm cluster's."""
+    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster."""
     for item in items:
         folder = item.path.parent
         group = folder.name if folder.name == "slurm" and folder.parent.name == "tests" else str(item.path)
@@ -23,10 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_anomaly_mode():
-    """Switches off torch's anomaly mode, which a command with --debug leaves on in this process."""
+def _no_modes_of_torch():
+    """Switches off the modes of torch that a command leaves on in this process."""
     yield
     torch.autograd.set_detect_anomaly(False)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--requeued", action="store_true", help="resume run_dir if it has a checkpoint, otherwise start over"
     )
+    parser.add_argument("--bind", action="store_true", help="run on the cores next to the device only")
     parser.add_argument("--debug", action="store_true", help="anomaly detection, tracebacks of all errors")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(arguments)
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             import torch
 
             torch.autograd.set_detect_anomaly(True)
-        train(*split_arguments(given.config, given.overrides), given.resume, given.requeued)
+        train(*split_arguments(given.config, given.overrides), given.resume, given.requeued, given.bind)
 
     return exit_code(action, given.debug)
 

@@ -20,6 +20,10 @@ _MACHINE = {
     errno.EFBIG: "the file is larger than this system allows",
 }
 
+RESUME_COMMAND = "TRANSLUTION_RESUME_COMMAND"
+"""Environment variable in which a launcher says which command resumes a run, before the run's directory;
+empty where it resumes the run itself, or says later how."""
+
 
 class Interrupted(Exception):
     """A signal stopped the run; it has saved a checkpoint."""
@@ -28,6 +32,12 @@ class Interrupted(Exception):
         super().__init__(f"stopped at step {step}")
         self.number = number
         self.step = step
+
+
+def resume_hint(run: Path) -> str:
+    """What follows the news that a run has stopped: the command that resumes it, by its launcher."""
+    command = os.environ.get(RESUME_COMMAND, "translution train --resume")
+    return f"; resume with: {command} {run}" if command else ""
 
 
 def machine_error(error: OSError, path: Path | str, doing: str) -> UserError:

@@ -49,7 +49,9 @@ def load_weights(engine: Engine, run: RunDirectory, config: RunConfig) -> None:
     origin = run_on_first_rank(lambda: find_weights(config))  # a source that still trains may get newer ones
     failure, state = None, {}
     try:
-        state = {"parameters": _own_parameters(engine, origin, config), "steps_done": 0}
+        buffers = {name: _reader(origin)(name) for name, _ in engine.model.named_buffers()}
+        parameters = _own_parameters(engine, origin, config)
+        state = {"parameters": parameters, "buffers": buffers, "steps_done": 0}
         engine.check_state(state)
     except UserError as error:
         failure = error

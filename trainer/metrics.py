@@ -54,7 +54,7 @@ class Classification:
 
 
 class LanguageModel:
-    """Perplexity of logits[B, N, V] against the next ids[B, N]; IGNORED targets do not count."""
+    """Perplexity of the next ids[B, N]; IGNORED targets do not count."""
 
     headline = "perplexity"
     title = "validation perplexity (lower is better)"
@@ -62,8 +62,9 @@ class LanguageModel:
     def sums(self, model: nn.Module, batch: Samples) -> Tensor:
         """Sums over a batch, float64 [2]: losses of all tokens in nats, tokens."""
         inputs, targets = batch
-        losses = model.token_losses(model(inputs), targets)  # pyright: ignore
-        return torch.stack([losses.double().sum(), (targets != IGNORED).sum().double()])
+        count = (targets != IGNORED).sum().double()
+        loss = torch.where(count > 0, model(inputs, targets).double() * count, 0.0)
+        return torch.stack([loss, count])
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """The metrics of a whole evaluation set from the total of its `sums`."""

@@ -12,6 +12,7 @@ from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig, mesh_of
 from parallel.processes import own_device, world_size
 from trainer.config.errors import ConfigError
+from trainer.config.numerics import set_numerics
 from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
 from trainer.data.source import Source
@@ -49,6 +50,7 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
     else:
         raise UserError("no config: name a file, as in configs/debug.yaml, or give --resume RUN_DIR")
     device = pick_device(config)
+    set_numerics(config.tf32, config.deterministic)
     members = run_members(config)
     meshes = [check_net(member.config) for member in members]
     for member in members:
@@ -124,15 +126,22 @@ def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:
     )
 
 
-def restore(engine: Engine, run: RunDirectory, net: ModelConfig) -> int:
+def restore(engine: Engine, run: RunDirectory, net: ModelConfig, steps: int | None = None) -> int:
     """Load the newest checkpoint of `run`; returns the number of samples consumed so far.
 
-    Raises UserError when there is no checkpoint, or when it is of another net.
+    Raises UserError when there is no checkpoint, or when it is of another net or beyond the last of the
+    `steps` to train.
     """
     saved = checkpoints(run.checkpoints)
     if not saved:
         raise UserError(f"{run.path}: holds no checkpoint")
-    return load_into(engine, saved[-1], net)
+    samples = load_into(engine, saved[-1], net)
+    if steps is not None and engine.steps_done > steps:
+        raise UserError(
+            f"train.steps={steps}: {saved[-1]} is of step {engine.steps_done} already; "
+            f"give train.steps={engine.steps_done} or more"
+        )
+    return samples
 
 
 def open_run(setup: Setup, run: RunDirectory, resume: bool, requeued: bool) -> bool:
@@ -146,6 +155,7 @@ def open_run(setup: Setup, run: RunDirectory, resume: bool, requeued: bool) -> b
     else:
         resumable = bool(checkpoints(run.checkpoints))
     if resumable and (resume or requeued):
+        run.clear_leftovers()
         return True
     if resume:
         what = "net of this study to resume" if setup.config.study else "checkpoint to resume from"

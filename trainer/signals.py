@@ -1,32 +1,41 @@
 """Ctrl-C, termination and early warnings: remember the signal and let the current step finish."""
 
+import os
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor
+
+from parallel.engine.interface import VOTES
+from parallel.processes import rank, world_size
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask for a stop. Schedulers send one of the last two before a job's time limit."""
+
+assert len(SIGNALS) == VOTES
 
 
 class StopRequest:
-    """A context in which SIGINT, SIGTERM and SIGUSR2 only request a stop; a second Ctrl-C acts at once.
+    """A context in which SIGNALS only request a stop; a second Ctrl-C ends the process at once.
 
-    SIGUSR2 is the usual warning before a cluster job's time limit. `number` is the signal that all ranks
-    know of: a single process knows at once, several only after `agree`, because each rank gets the
-    signal at another moment, and one that stopped early would leave the others hanging in a collective.
+    `number` is the signal that all ranks know of. A single process knows at once. Several vote in every
+    step (`votes`), because each rank gets the signal at another moment, and one that stopped early would
+    leave the others hanging in a collective; the engine sums the votes, and `count` reads the sums.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._seen: int | None = None
         self._previous: dict[int, Any] = {}
-        self._group: distributed.ProcessGroup | None = None
 
     def __enter__(self) -> "StopRequest":
         # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
@@ -34,28 +43,27 @@ class StopRequest:
         while self._previous:
             signal.signal(*self._previous.popitem())
 
-    def agree(self) -> int | None:
-        """The signal that any rank has seen; the same on every rank.
+    def votes(self, device: torch.device) -> Tensor:
+        """This rank's votes, float32 [VOTES]: 1 for the signal that it has seen."""
+        votes = torch.zeros(VOTES, device=device)
+        if self._seen:
+            votes[SIGNALS.index(self._seen)] = 1
+        return votes
 
-        Collective: every rank calls it at the same step boundary.
-        """
-        if not _several_ranks():
-            return self.number
-        if self._group is None:
-            # Over gloo, which does not wait for the step on a CUDA device.
-            self._group = distributed.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
-        flag = torch.tensor([self._seen or 0])
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)
-        self.number = int(flag) or None
-        return self.number
+    def count(self, votes: Sequence[float]) -> None:
+        """Learn from the sum of all ranks' votes, of the same step on every rank, whether to stop."""
+        for number, count in zip(SIGNALS, votes, strict=True):
+            if count and self.number is None:
+                self.number = number
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._seen = self._seen or number
-        if not _several_ranks():
+        if world_size() == 1:
             self.number = self._seen
+        if number == signal.SIGINT and rank() == 0:
+            # print() could fail inside a handler.
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends the run at once, without saving\n")
         if signal.SIGINT in self._previous:
-            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
-
-
-def _several_ranks() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+            # Not KeyboardInterrupt, which would wait for a collective that may never end.
+            ignored = self._previous[signal.SIGINT] is signal.SIG_IGN
+            signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)

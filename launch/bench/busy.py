@@ -1,7 +1,7 @@
 """`translution bench busy`: a short training run on a quiet machine and beside other programs.
 
 Each run is a process of its own, as a user starts one, once with libgomp's own waiting and once with
-ours (parallel/threads.py). The other programs are endless loops, started and ended here.
+ours (parallel/host/threads.py). The other programs are endless loops, started and ended here.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
-from parallel.threads import LIBGOMP_SPIN_COUNT, SPIN_COUNT
+from parallel.host.threads import LIBGOMP_SPIN_COUNT, SPIN_COUNT
 from trainer.reporting.table import Table
 
 SPIN_COUNTS = {"libgomp's default": LIBGOMP_SPIN_COUNT, "ours": SPIN_COUNT}

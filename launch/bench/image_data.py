@@ -11,8 +11,8 @@ import numpy as np
 
 from trainer.data.images.imagenet import Imagenet, ImagenetConfig
 from trainer.data.images.jpeg import DRAWS, UNREADABLE, decode_training
-from trainer.data.images.loader import PREFETCH
 from trainer.data.images.manifest import check_shards, read_manifest
+from trainer.data.images.parts import PREFETCH
 from trainer.data.images.shards import read_shard
 from trainer.reporting.table import Table
 

@@ -118,7 +118,10 @@ def _doubled(size: Size) -> list[dict[str, Any]]:
 def _steps(repeat: int, size: Size) -> list[dict[str, Any]]:
     """Whole training steps of a net of one layer: one process, offset 2, and ZeRO-3 over data 2."""
     rows = []
-    for parallel in (ParallelConfig(offset=2), ParallelConfig(engine="deepspeed", zero=3)):
+    # As in a deep net, where a layer's banks are gathered once for forward and once for backward.
+    sizes = {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 1}
+    zero3 = ParallelConfig(engine="deepspeed", zero=3, deepspeed={"zero_optimization": sizes})
+    for parallel in (ParallelConfig(offset=2), zero3):
         mesh = join_mesh(parallel)
         single = _Step(size, ParallelConfig(), Mesh()) if mesh.rank == 0 else None
         spread = _Step(size, parallel, mesh)
@@ -127,7 +130,7 @@ def _steps(repeat: int, size: Size) -> list[dict[str, Any]]:
             spread()
         row = {"bank_bytes": spread.bank_bytes, "sent": traffic.sent(mesh)}
         planned = step_traffic(LayerKinds(spread.net), mesh, parallel, size.batch, 1, "fp32")
-        row["planned"] = planned.sent(mesh)
+        row["planned"] = planned.by_group(mesh).sent(mesh)
         rows.append({"layout": f"offset {mesh.offset}" if mesh.model > 1 else "plain ZeRO-3", **row, **turns})
         forget_mesh()
     return rows

@@ -11,6 +11,7 @@ from models import GPTConfig, build_model
 from models.mixers.attention import AttentionConfig
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.engine.torch_engine import TorchEngine
+from trainer.data.feed import on_device
 from trainer.data.prepare.output_folder import MANIFEST
 from trainer.data.text.datasets import OpenWebTextConfig
 from trainer.data.text.manifest import read_manifest
@@ -44,7 +45,7 @@ def bench_text(path: Path, seconds: float) -> Table:
     on_gpu = torch.cuda.is_available()
     device, precision = (torch.device("cuda"), "bf16") if on_gpu else (torch.device("cpu"), "fp32")
     engine = TorchEngine(build_model(model), OptimizerConfig.model_validate({}), device, precision)
-    batches = source.train_batches(0, _BATCH)
+    batches = on_device(source.train_batches(0, _BATCH), source, device)
     load_seconds, step_seconds = [], []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -52,7 +53,7 @@ def bench_text(path: Path, seconds: float) -> Table:
         next(batches)
         load_seconds.append(time.perf_counter() - start)
     for _ in range(_WARMUP_STEPS + _STEPS):
-        batch = next(batches).to(device)
+        batch = next(batches)
         start = time.perf_counter()
         train_step(engine, [batch]).loss.item()
         step_seconds.append(time.perf_counter() - start)

@@ -108,6 +108,29 @@ def parallel_command(
     raise typer.Exit(exit_code(action, debug))
 
 
+@app.command("mixers")
+def mixers_command(
+    mixer: Annotated[
+        list[str] | None, typer.Option(help="A row of the table, repeatable; default: all.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="One sample of so many tokens, repeatable, in place of the usual shapes."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Speed and memory of a layer of every mixer and position beside self-attention, on one thread."""
+
+    def action() -> None:
+        from launch.bench.mixers import bench_mixers, show_mixers
+
+        show_mixers(bench_mixers(mixer or [], repeat, tokens), as_json)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
 @app.command("gathered")
 def gathered_command(
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; the median is shown.")] = 2,

@@ -1,4 +1,4 @@
-"""Commands for a Slurm cluster: submit, jobs, logs, cancel, resume."""
+"""`translution submit`, and the options that `translution resume` shares with it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,16 +11,43 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, for example train.steps=600"),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a submitted run.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run directories.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 Nodes = Annotated[int | None, typer.Option(help="Number of nodes.")]
-Time = Annotated[str | None, typer.Option(help="Time limit in Slurm's notation: 90, 12:00:00, 2-00:00:00.")]
+GpusPerNode = Annotated[int | None, typer.Option(help="GPUs per node, one process each.")]
+TasksPerNode = Annotated[int | None, typer.Option(help="Processes per node, without GPUs.")]
+CpusPerTask = Annotated[int | None, typer.Option(help="Cores per process.")]
+MemGb = Annotated[float | None, typer.Option(help="Memory per node, in GB.")]
+DeviceMemoryGb = Annotated[
+    float | None, typer.Option(help="Memory of a GPU, in GB, where Slurm's GRES type does not tell.")
+]
 Partition = Annotated[str | None, typer.Option(help="Slurm partition.")]
+Time = Annotated[str | None, typer.Option(help="Time limit in Slurm's notation: 90, 12:00:00, 2-00:00:00.")]
+Account = Annotated[str | None, typer.Option(help="Slurm account.")]
+Qos = Annotated[str | None, typer.Option(help="Slurm quality of service.")]
+Constraint = Annotated[str | None, typer.Option(help="Features the nodes must have.")]
+Exclude = Annotated[str | None, typer.Option(metavar="NODES", help="Nodes to leave out, as in node[3-4].")]
+Nodelist = Annotated[str | None, typer.Option(metavar="NODES", help="Nodes that must be among the job's.")]
+Sbatch = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Another option of sbatch, as in reservation=night; repeatable."),
+]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ADDRESS", help="Mail address or webhook URL told of the end; may be repeated."),
+]
+Setup = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CMD", help="Shell command to run before training; may be repeated."),
+]
 SignalDelay = Annotated[
     int | None, typer.Option(help="Seconds between the signal to save and the end of the time limit.")
 ]
 MaxRequeues = Annotated[int | None, typer.Option(help="How often the job may restart.")]
+Check = Annotated[
+    bool | None,
+    typer.Option("--check/--no-check", help="Check the hosts before each start (several nodes or GPUs)."),
+]
 
 
 def submit(
@@ -32,24 +59,27 @@ def submit(
         typer.Option(metavar="FILE", help="Defaults for the options below: configs/cluster/….yaml"),
     ] = None,
     nodes: Nodes = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs per node, one process each.")] = None,
-    tasks_per_node: Annotated[int | None, typer.Option(help="Processes per node, without GPUs.")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="Cores per process.")] = None,
-    mem_gb: Annotated[float | None, typer.Option(help="Memory per node, in GB.")] = None,
+    gpus_per_node: GpusPerNode = None,
+    tasks_per_node: TasksPerNode = None,
+    cpus_per_task: CpusPerTask = None,
+    mem_gb: MemGb = None,
+    device_memory_gb: DeviceMemoryGb = None,
     partition: Partition = None,
     time: Time = None,
-    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
-    qos: Annotated[str | None, typer.Option(help="Slurm quality of service.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features the nodes must have.")] = None,
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    exclude: Exclude = None,
+    nodelist: Nodelist = None,
+    sbatch: Sbatch = None,
+    notify: Notify = None,
     container: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Image for pyxis, or a .sif file for apptainer.")
     ] = None,
-    setup: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CMD", help="Shell command to run before training; may be repeated."),
-    ] = None,
+    setup: Setup = None,
     signal_delay: SignalDelay = None,
     max_requeues: MaxRequeues = None,
+    check: Check = None,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B", help="One run per value; may be repeated.")
     ] = None,
@@ -57,14 +87,20 @@ def submit(
         int | None, typer.Option(min=1, help="How many runs of a sweep run at the same time.")
     ] = None,
     after: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Start after this run has finished successfully.")
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Start after this run, or sweep, has finished; may be repeated."),
     ] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Evaluate every N steps, in a separate job.")
     ] = None,
     runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the batch script.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Submit a job too large for its memory.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Submit although memory or data seem to be missing.")
+    ] = False,
+    no_rehearsal: Annotated[
+        bool, typer.Option("--no-rehearsal", help="Submit without running a rank's step here first.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train CONFIG as a Slurm job that restarts by itself after its time limit or the loss of a node."""
@@ -76,7 +112,7 @@ def submit(
         submit(
             config,
             overrides or [],
-            read_allocation(cluster, _allocation_options(context)),
+            read_allocation(cluster, allocation_options(context)),
             runs,
             sweep or [],
             parallel,
@@ -84,75 +120,13 @@ def submit(
             evaluate_every,
             force,
             dry_run,
+            not no_rehearsal,
         )
 
     raise typer.Exit(exit_code(action, debug))
 
 
-def jobs(
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until all runs have ended.")] = False,
-    runs: Runs = Path("runs"),
-    debug: Debug = False,
-) -> None:
-    """List the submitted runs: job, state, nodes, step, loss, restarts, time left, directory."""
-
-    def action() -> None:
-        from launch.slurm.runs.jobs import show_jobs
-
-        show_jobs(runs, watch)
-
-    raise typer.Exit(exit_code(action, debug))
-
-
-def logs(
-    run: Run,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
-    rank: Annotated[int, typer.Option(min=0, help="The rank whose output to print.")] = 0,
-    debug: Debug = False,
-) -> None:
-    """Print the output of a run's jobs."""
-
-    def action() -> None:
-        from launch.slurm.runs.logs import show_logs
-
-        show_logs(run, rank, follow)
-
-    raise typer.Exit(exit_code(action, debug))
-
-
-def cancel(run: Run, debug: Debug = False) -> None:
-    """Cancel a run's job; it saves a checkpoint first if the cluster's settings leave it time to."""
-
-    def action() -> None:
-        from launch.slurm.runs.jobs import cancel
-
-        print(cancel(run))
-
-    raise typer.Exit(exit_code(action, debug))
-
-
-def resume(
-    context: typer.Context,
-    run: Run,
-    overrides: Overrides = None,
-    nodes: Nodes = None,
-    time: Time = None,
-    partition: Partition = None,
-    signal_delay: SignalDelay = None,
-    max_requeues: MaxRequeues = None,
-    debug: Debug = False,
-) -> None:
-    """Submit again a run that ended before its last step."""
-
-    def action() -> None:
-        from launch.slurm.submit import resume
-
-        resume(run, _allocation_options(context), overrides or [])
-
-    raise typer.Exit(exit_code(action, debug))
-
-
-def _allocation_options(context: typer.Context) -> dict[str, Any]:
+def allocation_options(context: typer.Context) -> dict[str, Any]:
     """Those options given on the command line that are fields of an Allocation."""
     from launch.slurm.allocation import Allocation
 
@@ -161,6 +135,5 @@ def _allocation_options(context: typer.Context) -> dict[str, Any]:
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands to the `translution` command."""
-    for command in (submit, jobs, logs, cancel, resume):
-        app.command(command.__name__)(command)
+    """Add `submit` to the `translution` command."""
+    app.command("submit")(submit)

@@ -12,25 +12,34 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all err
 
 
 def launch(
-    config: Annotated[str, typer.Argument(help="YAML file.")],
     hostfile: Annotated[Path, typer.Option(metavar="FILE", help="Lines like `node1 slots=8`.")],
+    config: Annotated[str | None, typer.Argument(help="YAML file; may be left out with --resume.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, for example train.steps=600"),
     ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Resume this run or study.")] = None,
     port: Port = 29500,
     launcher: Annotated[str, typer.Option(help="DeepSpeed's launcher: pdsh, slurm, openmpi, …")] = "pdsh",
     force: Annotated[bool, typer.Option("--force", help="Start even if the hosts differ.")] = False,
+    bind: Annotated[
+        bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train on the hosts of a hostfile with DeepSpeed's launcher, after checking the hosts."""
     code = 0
 
     def action() -> None:
+        from launch.slurm.runs.states import refuse_alive
         from launch.ssh.deepspeed_launcher import launch
 
         nonlocal code
-        arguments = [config, *(overrides or []), *(["--debug"] if debug else [])]
+        if resume:
+            refuse_alive(resume)
+        flags = [flag for flag, given in (("--bind", bind), ("--debug", debug)) if given]
+        flags += ["--resume", str(resume)] if resume else []
+        arguments = [*([config] if config else []), *(overrides or []), *flags]
         code = launch(hostfile, arguments, port, launcher, force)
 
     raise typer.Exit(exit_code(action, debug) or code)

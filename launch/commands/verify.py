@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from parallel.errors import UserError
 from trainer.errors import exit_code
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ def verify(
         str | None, typer.Argument(help="YAML file; its model section is used. Default: a small ViT.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(help="A small net of this mixer or position, repeatable, or all; takes no config."),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, max=8, help="Processes on this machine.")] = 2,
     layouts: Annotated[
         list[str] | None,
@@ -42,7 +47,6 @@ def verify(
     def compare_kernels() -> None:
         from launch.card_report import check_device, describe
         from models.mixers.kernel_check import CASES, LARGE_CASES, check_kernels
-        from parallel.errors import UserError
 
         nonlocal agree
         if config is not None:
@@ -58,13 +62,17 @@ def verify(
             return
         from trainer.config.arguments import split_arguments
         from trainer.verify.layouts import choose_layouts, run_comparison
+        from trainer.verify.nets import NETS
 
         nonlocal agree
         path, changes = split_arguments(config, overrides or [])
-        comparison = choose_layouts(path, changes, processes, layouts or [])
-        results = run_comparison(comparison, limit)
-        _show(comparison.title, results, comparison.skipped)
-        agree = all(result.agrees for result in results)
+        if net and path is not None:
+            raise UserError(f"--net {net[0]}: takes no config, but {path} is given")
+        names = list(NETS) if net and "all" in net else net or ["translution"]
+        for comparison in [choose_layouts(path, changes, processes, layouts or [], name) for name in names]:
+            results = run_comparison(comparison, limit)
+            _show(comparison.title, results, comparison.skipped)
+            agree = agree and all(result.agrees for result in results)
 
     raise typer.Exit(exit_code(action, debug) or (0 if agree else 1))
 

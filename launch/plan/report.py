@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from parallel.engine.deepspeed_settings import check_deepspeed_keys
 from parallel.mesh import Mesh, mesh_of
 from parallel.planner.plan import Plan, layer_kinds, plan
 from parallel.planner.recommend import Cluster, recommend
@@ -21,7 +22,8 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
     """Plans the config on its own mesh, and recommends one; raises UserError for what cannot be."""
     config = load_config(path, overrides)
     if not nodes_given:
-        cluster = _cluster_for(config, cluster)
+        cluster = cluster_for(config, cluster)
+    check_deepspeed_keys(config.parallel)
     net, train = layer_kinds(config.model), config.train
     net.pieces(Mesh(1, config.parallel.offset, config.parallel.tensor))  # refuses what does not divide
     mesh = mesh_of(config.parallel, cluster.world)
@@ -42,7 +44,7 @@ def show(path: Path, overrides: list[str], cluster: Cluster, nodes_given: bool, 
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _cluster_for(config: RunConfig, cluster: Cluster) -> Cluster:
+def cluster_for(config: RunConfig, cluster: Cluster) -> Cluster:
     """The cluster with as many nodes as the config's mesh needs."""
     ranks = config.parallel.offset * config.parallel.tensor
     if config.parallel.data == "auto":
@@ -104,6 +106,7 @@ def _memory(own: Plan, cluster: Cluster) -> Table:
         ("saved activations", memory.saved, f"of {own.micro_batch} samples"),
         ("temporaries and buffers of collectives", memory.transient, ""),
         ("inputs", memory.inputs, ""),
+        ("CUDA's context and NCCL's buffers", memory.runtime, "modelled, beside the peak"),
         ("in host memory", memory.host, ""),
     ]
     for what, count, remark in rows:
@@ -161,10 +164,10 @@ def _advice(own: Plan, best: Plan | None, cluster: Cluster) -> list[str]:
     ]
     if best.mesh == own.mesh and best.parallel == own.parallel:
         return lines
-    return [*lines, f"    {' '.join(_overrides(best))}"]
+    return [*lines, f"    {' '.join(overrides_of(best))}"]
 
 
-def _overrides(best: Plan) -> list[str]:
+def overrides_of(best: Plan) -> list[str]:
     """The recommendation as overrides."""
     parallel = best.parallel
     words = [f"parallel.offset={parallel.offset}", f"parallel.tensor={parallel.tensor}"]
@@ -182,5 +185,5 @@ def _values(own: Plan, best: Plan | None, cluster: Cluster) -> dict[str, object]
             "step_seconds_basis": cluster.basis(own),
         },
         "recommended": best and best.as_dict() | {"step_seconds": cluster.step_seconds(best)},
-        "recommended_overrides": best and _overrides(best),
+        "recommended_overrides": best and overrides_of(best),
     }

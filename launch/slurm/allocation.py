@@ -11,6 +11,18 @@ from parallel.errors import UserError
 
 _DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
+_OWN_OPTIONS = {
+    "nodes": "--nodes", "gpus-per-node": "--gpus-per-node", "ntasks-per-node": "--tasks-per-node",
+    "cpus-per-task": "--cpus-per-task", "mem": "--mem-gb", "partition": "--partition", "time": "--time",
+    "account": "--account", "qos": "--qos", "constraint": "--constraint", "exclude": "--exclude",
+    "nodelist": "--nodelist", "signal": "--signal-delay", "array": "--sweep and --parallel",
+    "dependency": "--after", "mail-user": "--notify", "mail-type": "--notify",
+    "job-name": "name=…", "output": "submit itself", "error": "submit itself", "open-mode": "submit itself",
+    "chdir": "submit itself", "requeue": "--max-requeues", "no-requeue": "--max-requeues 0",
+    "ntasks": "--nodes and --tasks-per-node", "wrap": "submit itself",
+}  # fmt: skip
+"""What sets these options of sbatch."""
+
 
 def minutes(text: str | int) -> int:
     """Parse a duration in Slurm's notation (90, 12:00:00, 2-00:00:00, 1-12) to minutes, rounded up."""
@@ -36,6 +48,23 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _sbatch_option(text: str) -> str:
+    key = text.lstrip("-").partition("=")[0].replace("_", "-")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
+        raise ValueError("expected an option of sbatch, as in reservation=night or exclusive")
+    if key in _OWN_OPTIONS:
+        raise ValueError(f"is set by {_OWN_OPTIONS[key]}")
+    return key + text.lstrip("-")[len(key) :]
+
+
+def _receiver(text: str) -> str:
+    if not re.fullmatch(r"https?://\S+|[^@\s,]+@[^@\s,]+", text):
+        raise ValueError("expected a mail address, or a webhook's URL beginning with http:// or https://")
+    return text
+
+
+SbatchOption = Annotated[str, AfterValidator(_sbatch_option)]
+Receiver = Annotated[str, AfterValidator(_receiver)]
 Minutes = Annotated[int, BeforeValidator(minutes)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 
@@ -55,11 +84,21 @@ class Allocation(BaseModel):
     account: OneLine | None = None
     qos: OneLine | None = None
     constraint: OneLine | None = None
+    exclude: OneLine | None = None
+    nodelist: OneLine | None = None
+    sbatch: list[SbatchOption] = Field(default_factory=list, description="other options of sbatch, key=value")
+    notify: list[Receiver] = Field(default_factory=list, description="mail addresses and webhooks")
+    check: bool = Field(True, description="check the hosts before each start, with several nodes or GPUs")
     container: OneLine | None = None
     setup: list[str] = Field(default_factory=list)
     signal_delay: int = Field(120, ge=10, description="seconds between signal and time limit")
     max_requeues: int = Field(10, ge=0)
     device_memory_gb: float | None = Field(None, gt=0)
+
+    @property
+    def checks_hosts(self) -> bool:
+        """Whether the job checks its hosts before training: one CPU host has nothing to differ from."""
+        return self.check and (self.nodes > 1 or self.gpus_per_node is not None)
 
     @property
     def processes_per_node(self) -> int:

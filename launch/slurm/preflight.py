@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.slurm.allocation import Allocation
+from launch.slurm.nodes import Memory
+from parallel.errors import UserError
 from parallel.mesh import mesh_of
 from parallel.planner.plan import plan
 from parallel.planner.units import size_text
@@ -17,18 +19,46 @@ _SAVED_BYTES = 12
 """Per parameter: the weight and Adam's two moments, in float32."""
 
 _TEST_BYTES = 16 * 2**20
+_SMALL_BYTES = 4e9  # every card that trains today has more
 
 
 class MemoryNeed(NamedTuple):
-    """A line to print, whether the job fits (None: not known), and the bytes of a checkpoint."""
+    """What a job needs: `peak` bytes of the fullest process, `save` bytes of a checkpoint; `plan` says it in
+    a line, and `complete` whether all of it could be planned."""
+
+    plan: str
+    peak: float
+    save: int
+    complete: bool
+
+    def verdict(self, memory: Memory | None) -> "Verdict":
+        """Compare with the memory of a process."""
+        line = f"memory: {self.plan}"
+        if memory is None:
+            line += "; not compared: the memory of a process is not known"
+            return Verdict(line, None, self.peak > _SMALL_BYTES)
+        best, worst = memory.most_gb * 1e9, memory.least_gb * 1e9
+        if self.peak > best:
+            line += f"; does not fit into the {size_text(best)} of a process ({memory.source})"
+            return Verdict(line, False)
+        if self.peak > worst:
+            line += f"; fits into {size_text(best)}, but some nodes have {size_text(worst)} for a process"
+            return Verdict(line, None, True)
+        if not self.complete:
+            return Verdict(f"{line}; what could be planned fits into {size_text(worst)} of a process", None)
+        return Verdict(f"{line}; fits into the {size_text(worst)} of a process", True)
+
+
+class Verdict(NamedTuple):
+    """A line to print, whether the job fits (None: not known), and whether a person has to decide."""
 
     line: str
     fits: bool | None
-    save_bytes: int
+    ask: bool = False
 
 
 def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
-    """Planned peak memory of the fullest process, for the largest net of `config`, and whether it fits."""
+    """Planned peak memory of the fullest process, for the largest net of `config`."""
     plans = [
         plan(
             net.model,
@@ -41,21 +71,22 @@ def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:
         )
         for net in [member.config for member in run_members(config)]
     ]
-    largest = max(plans, key=lambda each: each.memory.peak)
+    largest = max(plans, key=lambda each: each.memory.needed)
     saved = _SAVED_BYTES * max(each.total for each in plans)
-    available = _bytes_per_process(allocation)
-    line = f"memory: {largest.summary()}"
-    fits = available is not None and largest.fits(available)
-    if available is None or (fits and not largest.complete):
-        return MemoryNeed(line, None, saved)
-    verdict = "fits into" if fits else "does not fit into"
-    return MemoryNeed(f"{line}; {verdict} the {size_text(available)} of a process", fits, saved)
+    return MemoryNeed(largest.summary(), largest.memory.peak, saved, largest.complete)
 
 
-def _bytes_per_process(allocation: Allocation) -> float | None:
-    if allocation.gpus_per_node:
-        return allocation.device_memory_gb and allocation.device_memory_gb * 1e9
-    return allocation.mem_gb and allocation.mem_gb * 1e9 / allocation.processes_per_node
+def check_data(config: RunConfig) -> None:
+    """Raise UserError for a file or folder of the config that does not exist on this machine."""
+    for member in run_members(config):
+        named = {f"data.{key}": value for key, value in dict(member.config.data).items()}
+        named["train.init_from"] = member.config.train.init_from
+        for key, value in named.items():
+            if isinstance(value, Path) and not value.exists():
+                raise UserError(
+                    f"{key}={value}: no such file or folder on this machine; "
+                    "give --force if only the nodes see it"
+                )
 
 
 def last_save_seconds(run: Path) -> float | None:

@@ -43,10 +43,22 @@ def slurm(*command: str) -> str:
 
 
 def queue() -> dict[str, QueueRow]:
-    """The caller's pending and running jobs: id (12 or 12_3) → row."""
-    text = slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%L|%r")
+    """The caller's jobs that the controller knows, ended ones too: id (12 or 12_3) → row. One `squeue`."""
+    text = slurm("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%L|%r")
     rows = (line.split("|") for line in text.splitlines() if line.count("|") == 4)
     return {job.strip(): QueueRow(*(part.strip() for part in rest)) for job, *rest in rows}
+
+
+def accounted(jobs: list[str]) -> dict[str, str]:
+    """The states of jobs by the accounting database, in one `sacct`; {} where there is none."""
+    if not jobs:
+        return {}
+    try:
+        text = slurm("sacct", "-X", "-n", "--parsable2", "-o", "JobID,State", "-j", ",".join(jobs))
+    except UserError:
+        return {}
+    rows = [line.split("|")[:2] for line in text.splitlines() if "|" in line]
+    return {name: state.split()[0] for name, state in rows if name in jobs and state.strip()}
 
 
 def last_state(job: str) -> str:
@@ -54,15 +66,7 @@ def last_state(job: str) -> str:
     fields = job_fields(job)
     if "JobState" in fields:
         return fields["JobState"]
-    try:
-        text = slurm("sacct", "-o", "JobID,State", "--parsable2", "-j", job)
-    except UserError:  # no database, or none that answers
-        return UNKNOWN
-    for line in text.splitlines()[1:]:
-        name, _, state = line.partition("|")
-        if name == job and state:
-            return state.split()[0].split("|")[0]
-    return UNKNOWN
+    return accounted([job]).get(job, UNKNOWN)
 
 
 def job_fields(job: str) -> dict[str, str]:
@@ -71,31 +75,6 @@ def job_fields(job: str) -> dict[str, str]:
         return _fields(slurm("scontrol", "--oneliner", "show", "job", job))
     except UserError:
         return {}
-
-
-def check_partition(partition: str | None, nodes: int, minutes: int) -> None:
-    """Raise UserError if the partition does not exist, or is too small or its time limit too short."""
-    known: dict[str, dict[str, str]] = {}
-    for line in slurm("scontrol", "--oneliner", "show", "partition").splitlines():
-        fields = _fields(line)
-        known[fields.get("PartitionName", "")] = fields
-    if partition is None:
-        partition = next((name for name, fields in known.items() if fields.get("Default") == "YES"), None)
-        if partition is None:
-            raise UserError(f"this cluster has no default partition; give --partition: {', '.join(known)}")
-    for name in partition.split(","):
-        if name not in known:
-            raise UserError(f"partition={name}: does not exist; this cluster has {', '.join(known)}")
-    fields = known[partition.split(",")[0]]
-    total = fields.get("TotalNodes", "")
-    if total.isdigit() and nodes > int(total):
-        raise UserError(f"nodes={nodes}: partition {partition} has {total}")
-    limit = fields.get("MaxTime", "UNLIMITED")
-    if limit not in ("UNLIMITED", "INFINITE"):
-        from launch.slurm.allocation import minutes as parsed
-
-        if minutes > parsed(limit):
-            raise UserError(f"time={minutes} min: partition {partition} allows {parsed(limit)} min ({limit})")
 
 
 def node_timeout() -> float:

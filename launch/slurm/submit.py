@@ -1,31 +1,24 @@
-"""`translution submit` and `translution resume`: submit runs to Slurm, each with its own run directory."""
+"""`translution submit`: submit runs to Slurm, each with its own run directory."""
 
+import contextlib
 import shutil
-import tempfile
+import sys
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from launch.slurm.allocation import Allocation, read_allocation
-from launch.slurm.batch_script import batch_script, make_executor, submit_tasks
+from launch.rehearse.before_submit import rehearse_before_submit
+from launch.slurm.allocation import Allocation
+from launch.slurm.batch_script import batch_script, make_executor
 from launch.slurm.code_snapshot import snapshot
 from launch.slurm.job.evaluate_task import submit_evaluation
-from launch.slurm.job.train_task import TrainTask
-from launch.slurm.preflight import estimated_save_seconds, last_save_seconds, memory_need, save_warning
-from launch.slurm.queries import ALIVE, check_partition, last_state, queue
-from launch.slurm.runs.job_record import (
-    RECORD_FILE,
-    SUBMITTED_CONFIG,
-    JobRecord,
-    claim_run,
-    read_record,
-    write_record,
-)
-from launch.slurm.runs.run_identity import Candidate, candidates, resolved, run_path
+from launch.slurm.nodes import check_partition, partition_nodes, process_memory
+from launch.slurm.preflight import Verdict, check_data, estimated_save_seconds, memory_need, save_warning
+from launch.slurm.queries import ALIVE, last_state
+from launch.slurm.runs.job_record import RECORD_FILE, SUBMITTED_CONFIG, JobRecord, claim_run, read_record
+from launch.slurm.runs.run_identity import Candidate, candidates, run_path
+from launch.slurm.runs.selection import select_runs
+from launch.slurm.runs.states import SlurmView
+from launch.slurm.send import announce, send, write_config
 from parallel.errors import UserError
-from trainer.config.run import load_config
-from trainer.run_directory.run_directory import RunDirectory
 
 
 def submit(
@@ -35,135 +28,121 @@ def submit(
     root: Path,
     sweeps: list[str],
     parallel: int | None = None,
-    after: Path | None = None,
+    after: list[str] | None = None,
     evaluate_every: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    rehearse: bool = True,
 ) -> list[Path]:
     """Submit the config's run, or a sweep's runs as an array, and print their job ids and directories.
 
     Returns the new run directories. Checks everything it can before writing anything; raises UserError.
-    With `dry_run` prints the batch script and submits nothing.
+    `after` are runs, as selection.py reads them, that must finish first. With `dry_run` prints the batch
+    script and submits nothing. With `rehearse` the largest run is rehearsed first.
     """
     if evaluate_every:
         overrides = [*overrides, "train.evaluate_every=null", f"train.checkpoint_every={evaluate_every}"]
     found = candidates(config, overrides, sweeps, allocation.processes)
     if evaluate_every and found[0].config.study:
         raise UserError("--evaluate-every: this config is a study, not a single net (study=null trains one)")
+    if not force:
+        for candidate in found:
+            check_data(candidate.config)
+    if not dry_run:
+        check_partition(allocation.partition, allocation.nodes, allocation.time)
     needs = [memory_need(candidate.config, allocation) for candidate in found]
-    largest = max(needs, key=lambda need: need.save_bytes)
-    if largest.fits is False and not force:
-        raise UserError(f"{largest.line}; ask for more memory, shard the model, or give --force")
+    memory = process_memory(allocation, partition_nodes(allocation.partition, allocation.constraint))
+    verdict = max(needs, key=lambda need: need.peak).verdict(memory)
+    if verdict.fits is False and not force:
+        raise UserError(f"{verdict.line}; ask for more memory, shard the model, or give --force")
     runs = [run_path(candidate, root) for candidate in found]
     name = found[0].config.name
     if dry_run:
         folder, record = root.absolute() / "<submission>", _new_record(found[0], allocation)
         executor = make_executor(runs, allocation, folder, name, record, parallel)
-        print(largest.line, *(f"would run in {run}" for run in runs), batch_script(executor), sep="\n")
+        print(verdict.line, *(f"would run in {run}" for run in runs), batch_script(executor), sep="\n")
         return []
-    check_partition(allocation.partition, allocation.nodes, allocation.time)
-    dependency = _dependency(after)
-    new: list[tuple[Candidate, Path]] = []
-    for candidate, run in zip(found, runs, strict=True):
-        if claim_run(run, _new_record(candidate, allocation)):
-            new.append((candidate, run))
-        elif not sweeps:
-            raise UserError(_already_submitted(run, candidate))
-        else:
-            print(f"already submitted: {run}")
+    dependency = _dependency(after, root) if after else None
+    if verdict.ask and not force:
+        _confirm(verdict)
+    lines = [verdict.line]
+    if rehearse:
+        largest = max(zip(needs, found, strict=True), key=lambda each: each[0].peak)[1]
+        least = memory and memory.least_gb * 1e9
+        lines.append(rehearse_before_submit(largest.config, allocation, least, force))
+    new = _claim(found, runs, allocation, bool(sweeps))
     if not new:
         print("nothing to submit: all runs of the sweep are already submitted")
         return []
     try:
-        for candidate, run in new:
-            _write_config(run, candidate.values)
+        for run, candidate in new.items():
+            write_config(run, candidate.values)
             snapshot(run)
-        _submit_prepared([run for _, run in new], allocation, root, name, parallel, dependency)
+        send(list(new), allocation, name, root if sweeps else None, parallel, dependency)
     except BaseException:
-        for _, run in new:
-            if not read_record(run).jobs:
-                shutil.rmtree(run / "code", ignore_errors=True)
-                (run / RECORD_FILE).unlink()
-                (run / SUBMITTED_CONFIG).unlink(missing_ok=True)
+        _remove(list(new), root)
         raise
-    print(largest.line)
-    seconds = estimated_save_seconds(largest.save_bytes, new[0][1])
+    print(*lines, sep="\n")
+    seconds = estimated_save_seconds(max(need.save for need in needs), next(iter(new)))
     if warning := save_warning(seconds, "estimated from its size", allocation.signal_delay):
         print(warning)
-    for _, run in new:
-        _print_job(run)
+    for run in new:
+        announce(run)
         if evaluate_every:
             submit_evaluation(run, allocation, evaluate_every)
-    return [run for _, run in new]
+    if sweeps:
+        print(f"when they have finished: translution sweep {read_record(next(iter(new))).sweep}")
+    return list(new)
 
 
-def resume(run: Path, options: dict[str, Any], overrides: list[str]) -> str:
-    """Submit again a run that ended before its last step; returns the job id.
-
-    `options` replace values of its allocation. Raises UserError if it is pending, running or finished.
-    """
-    run = run.absolute()
-    record = read_record(run)
-    if record.job and (row := queue().get(record.job)):
-        raise UserError(f"{run}: job {record.job} is {row.state}; nothing to resume")
-    config = load_config(run / SUBMITTED_CONFIG, overrides)
-    result = RunDirectory(run).read_result()
-    if result and result["step"] >= config.train.steps:
-        raise UserError(f"{run}: finished at step {result['step']}; give train.steps=… to train longer")
-    allocation = read_allocation(None, record.allocation | options)
-    check_partition(allocation.partition, allocation.nodes, allocation.time)
-    if overrides:
-        _write_config(run, resolved(config))
-    record.cancelled, record.allocation = False, allocation.model_dump()
-    write_record(run, record)
-    _submit_prepared([run], allocation, run.parent, config.name, None, None)
-    seconds = last_save_seconds(run)
-    if seconds and (warning := save_warning(seconds, "measured", allocation.signal_delay)):
-        print(warning)
-    _print_job(run)
-    return read_record(run).jobs[-1]
+def _claim(
+    found: list[Candidate], runs: list[Path], allocation: Allocation, sweep: bool
+) -> dict[Path, Candidate]:
+    """Make the run directories, and return those that no earlier submission has. Raises UserError for a
+    single run that one has, and leaves nothing behind where a directory cannot be made."""
+    new: dict[Path, Candidate] = {}
+    try:
+        for candidate, run in zip(found, runs, strict=True):
+            if claim_run(run, _new_record(candidate, allocation)):
+                new[run] = candidate
+            elif not sweep:
+                raise UserError(_already_submitted(run, candidate))
+            else:
+                print(f"already submitted: {run}")
+    except BaseException:
+        _remove(list(new), runs[0].parent)
+        raise
+    return new
 
 
-def _submit_prepared(
-    runs: list[Path],
-    allocation: Allocation,
-    root: Path,
-    name: str,
-    parallel: int | None,
-    dependency: str | None,
-) -> None:
-    """Submit runs whose directories are prepared, and record their job ids."""
-    if len(runs) == 1:
-        folder = runs[0] / "slurm"
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-sweep-", dir=root.absolute()))
-    after = {"dependency": dependency} if dependency else {}
-    executor = make_executor(runs, allocation, folder, name, read_record(runs[0]), parallel, **after)
-    jobs = submit_tasks(executor, [TrainTask(run) for run in runs])
-    for run, job in zip(runs, jobs, strict=True):
-        record = read_record(run)
-        record.jobs.append(job)
-        record.logs = str(folder)
-        write_record(run, record)
+def _remove(runs: list[Path], root: Path) -> None:
+    """Undo the preparation of runs that have no job: their directories, where nothing else is in them."""
+    for run in runs:
+        if (run / RECORD_FILE).exists() and read_record(run).jobs:
+            continue
+        for folder in ("code", "slurm"):
+            shutil.rmtree(run / folder, ignore_errors=True)
+        for file in (RECORD_FILE, SUBMITTED_CONFIG):
+            (run / file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            run.rmdir()
+    with contextlib.suppress(OSError):
+        root.rmdir()
+
+
+def _confirm(verdict: Verdict) -> None:
+    """Ask whether to submit a job that may not fit; where nobody can answer, only say what would help."""
+    if not sys.stdin.isatty():
+        print("warning: it may not fit into memory; give --device-memory-gb or --mem-gb to have it checked")
+        return
+    if input(f"{verdict.line}\nSubmit it all the same? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("not submitted; give --device-memory-gb or --mem-gb to have the memory checked")
 
 
 def _new_record(candidate: Candidate, allocation: Allocation) -> JobRecord:
     folders = [value for value in dict(candidate.config.data).values() if isinstance(value, Path)]
     data = [str(folder.absolute()) for folder in folders]
-    return JobRecord(candidate.digest, allocation.model_dump(), data=data)
-
-
-def _write_config(run: Path, values: dict[str, Any]) -> None:
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    (run / SUBMITTED_CONFIG).write_text(text)
-
-
-def _print_job(run: Path) -> None:
-    record = read_record(run)
-    shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    print(f"job {record.job}  run directory {shown}")
-    print(f"  to watch it: translution logs {shown} --follow, or translution jobs --watch")
+    return JobRecord(candidate.digest, allocation.model_dump(), data=data, label=candidate.label)
 
 
 def _already_submitted(run: Path, candidate: Candidate) -> str:
@@ -177,14 +156,13 @@ def _already_submitted(run: Path, candidate: Candidate) -> str:
     return f"{line}; resume it with `translution resume {run}`, or give run_dir=… or another seed"
 
 
-def _dependency(after: Path | None) -> str | None:
-    """sbatch's --dependency for a job that waits for the run `after`; None if that has finished."""
-    if after is None:
-        return None
-    job = read_record(after).job
-    state = last_state(job) if job else "not submitted"
-    if state == "COMPLETED" or ((after / "result.json").exists() and state not in ALIVE):
-        return None
-    if state not in ALIVE:
-        raise UserError(f"--after {after}: its job {job} is {state}, so this job would never start")
-    return f"afterok:{job}"
+def _dependency(after: list[str], root: Path) -> str | None:
+    """sbatch's --dependency for a job that waits for runs; None if all have finished."""
+    jobs = []
+    for run, state in SlurmView().look(select_runs(after, root)).items():
+        job = read_record(run).job
+        if state.state in ALIVE:
+            jobs.append(job)
+        elif state.state != "COMPLETED":
+            raise UserError(f"--after {run}: its job {job} is {state.state}, so this job would never start")
+    return f"afterok:{':'.join(jobs)}" if jobs else None

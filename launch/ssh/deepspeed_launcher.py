@@ -1,20 +1,32 @@
 """`translution launch --hostfile HOSTS CONFIG`: check the hosts, then call DeepSpeed's launcher."""
 
 import os
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import uuid
 from pathlib import Path
 
-from launch.ssh.hostfile import Report, ask_hosts, differences, read_hostfile, remote_python, ssh
+from launch.ssh.hostfile import (
+    Report,
+    ask_hosts,
+    differences,
+    read_hostfile,
+    remote_python,
+    ssh,
+)
+from launch.ssh.runner import wait
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
+from trainer.errors import RESUME_COMMAND
 from trainer.run_directory.ownership import START_TOKEN
 
-_FORWARDED = ("OMP_", "GOMP_", "KMP_", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NCCL_", "GLOO_", "TORCH_")
+_FORWARDED = (
+    *("OMP_", "GOMP_", "KMP_", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "TORCH_", "PYTORCH_", "TRITON_"),
+    *("NCCL_", "GLOO_", "UCX_", "FI_", "LD_LIBRARY_PATH"),
+)
 
 
 def launch(
@@ -37,29 +49,19 @@ def launch(
         print(f"warning: {line}", flush=True)
     first = next(iter(hosts))
     address = ssh(first, remote_python("launch.rendezvous", str(port)), 30).strip()
+    again = f"translution launch --hostfile {shlex.quote(str(hostfile))} --resume"
+    variables = environment(reports) | {RESUME_COMMAND: again}
     with tempfile.NamedTemporaryFile("w", prefix=".deepspeed_env-", dir=Path.cwd()) as file:
-        file.write("".join(f"{key}={value}\n" for key, value in environment(reports).items()))
+        file.write("".join(f"{key}={value}\n" for key, value in variables.items()))
         file.flush()
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         command += ["--launcher", launcher, "--force_multi", "--quiet"]
         command += ["--master_addr", address, "--master_port", str(port), "--module", "trainer", *arguments]
         env = os.environ | {"DS_ENV_FILE": file.name}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE_FOLDER), os.environ.get("PYTHONPATH")]))
-        return _wait(subprocess.Popen(command, env=env))
-
-
-def _wait(runner: subprocess.Popen[bytes]) -> int:
-    """Wait for DeepSpeed's runner. Forwards SIGTERM, on which it ends the processes on all hosts;
-    Ctrl-C reaches it directly."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: runner.send_signal(number))
-    try:
-        while True:
-            try:
-                return runner.wait()
-            except KeyboardInterrupt:
-                continue
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        # In a session of its own, out of reach of the terminal's Ctrl-C, at which it would kill the ranks.
+        runner = subprocess.Popen(command, env=env, start_new_session=True)
+        return wait(runner, list(hosts), variables[START_TOKEN])
 
 
 def environment(reports: list[Report]) -> dict[str, str]:

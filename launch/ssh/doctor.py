@@ -16,7 +16,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.ssh.hostfile import Report, ask_hosts, differences, read_hostfile, remote_python, ssh
+from launch.ssh.hostfile import (
+    Report,
+    ask_hosts,
+    differences,
+    missing_gpus,
+    read_hostfile,
+    remote_python,
+    ssh,
+)
 from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 
@@ -67,7 +75,7 @@ def check_slurm(nodes: int, partition: str | None, gpus: int | None = None) -> i
     if not reports:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise UserError((lines or [f"srun: exit code {done.returncode}"])[-1])
-    findings = differences(reports)
+    findings = differences(reports) + missing_gpus(reports, gpus)
     if len(reports) < nodes:
         findings.append(
             f"{nodes - len(reports)} of {nodes} nodes gave no report: {done.stderr.strip()[-200:]}"
@@ -174,7 +182,7 @@ def _print_findings(reports: list[Report], findings: list[str]) -> int:
             shared,
             ", ".join(f"{speed / 1e9:,.0f} GFLOP/s" for speed in values.get("matrix", [])),
             _giga(values.get("link"), "GB/s"),
-            _giga(values.get("all_reduce"), "GB/s"),
+            f"{_giga(values.get('all_reduce'), 'GB/s')} {values.get('all_reduce_by', '')}".strip(),
             f"{values['rendezvous_seconds']:.1f} s" if "rendezvous_seconds" in values else "",
         )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launch.rendezvous import interface_to
 from parallel.code_folder import CODE_FOLDER
 
 PACKAGES = ("torch", "deepspeed", "fairscale", "numpy")
@@ -36,7 +37,7 @@ def describe_host(directory: Path, token: str, peer: str) -> dict[str, Any]:
         "disk": shutil.disk_usage(directory).free if directory.is_dir() else None,
         "shared": shared,
         "writable": shared and _is_writable(directory),
-        "interface": _interface(peer),
+        "interface": interface_to(peer),
     }
 
 
@@ -72,28 +73,6 @@ def _free_memory() -> int | None:
     except OSError:
         return None
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
-def _interface(peer: str) -> str | None:
-    """The network interface that leads to `peer`; None if that is this host, or if unknown."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
-            outward.connect((peer, 9))  # sends nothing
-            own = outward.getsockname()[0]
-        import fcntl
-        import struct
-
-        for _, name in socket.if_nameindex():
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as each:
-                try:
-                    packed = fcntl.ioctl(each, 0x8915, struct.pack("256s", name[:15].encode()))  # SIOCGIFADDR
-                except OSError:
-                    continue
-            if socket.inet_ntoa(packed[20:24]) == own and name != "lo":
-                return name
-    except OSError:
-        pass
-    return None
 
 
 if __name__ == "__main__":

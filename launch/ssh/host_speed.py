@@ -32,25 +32,32 @@ def matrix_speeds() -> list[float]:
 
 
 def measure_network(values: dict[str, Any]) -> None:
-    """Add to `values` the seconds the ranks took to meet, and bytes/s of an all-reduce and of the link
-    to rank 0.
+    """Add to `values` the seconds the ranks took to meet, bytes/s of an all-reduce, by NCCL where there is a
+    card, and bytes/s of the link to rank 0, always by gloo.
 
     Raises UserError if the ranks do not meet.
     """
     start = time.perf_counter()
+    device, library = torch.device("cpu"), "gloo"
+    if torch.cuda.is_available():
+        device, library = torch.device("cuda", 0), "NCCL"
+        torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("gloo", timeout=_RENDEZVOUS_TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if library == "NCCL" else "gloo"
+        distributed.init_process_group(backend, timeout=_RENDEZVOUS_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
             f"{socket.gethostname()}: cannot meet the other hosts at {where}: {str(error).splitlines()[0]}"
         ) from None
     values["rendezvous_seconds"] = time.perf_counter() - start
-    numbers = torch.ones(_REDUCED_FLOATS)
-    distributed.all_reduce(numbers)
-    start = time.perf_counter()
-    distributed.all_reduce(numbers)
+    numbers = torch.ones(_REDUCED_FLOATS, device=device)
+    for _ in range(2):  # the first one connects
+        start = time.perf_counter()
+        distributed.all_reduce(numbers)
+        numbers[0].item()  # waits for it
     values["all_reduce"] = 4 * _REDUCED_FLOATS / (time.perf_counter() - start)
+    values["all_reduce_by"] = library
     rank, sent = distributed.get_rank(), torch.ones(_SENT_FLOATS)
     for other in range(1, distributed.get_world_size()):
         distributed.barrier()
@@ -87,6 +94,9 @@ def main() -> None:
     except UserError as error:
         values["problem"] = str(error)
     values["matrix"] = matrix_speeds()
+    values["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not torch.version.cuda and not torch.version.hip:
+        values["gpus_hidden_by"] = "this torch is built for CPUs"
     print("report " + json.dumps(values), flush=True)
 
 

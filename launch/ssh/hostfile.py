@@ -90,8 +90,10 @@ def ask_hosts(hosts: list[str]) -> list[Report]:
         path.unlink()
 
 
-def differences(reports: list[Report]) -> list[str]:
-    """One line for each host that gave no report, differs from most, or does not share the directory."""
+def differences(reports: list[Report], directory: Path | None = None) -> list[str]:
+    """One line for each host that gave no report, differs from most, or does not share the directory, by
+    default the working directory."""
+    directory = directory or Path.cwd()
     lines = [report.problem for report in reports if report.problem]
     answered = [report for report in reports if not report.problem]
     versions = {name for report in answered for name in report.values["versions"]}
@@ -104,12 +106,29 @@ def differences(reports: list[Report]) -> list[str]:
                 lines.append(f"{report.host}: has {name} {own}, {common_host} has {common}")
     for report in answered:
         if not report.values["shared"]:
-            lines.append(f"{report.host}: does not share the directory {Path.cwd()}")
+            lines.append(f"{report.host}: does not share the directory {directory}")
         elif not report.values["writable"]:
-            lines.append(f"{report.host}: cannot write into {Path.cwd()}")
-        if abs(report.clock) > CLOCK_SECONDS:
-            ahead = "ahead" if report.clock > 0 else "behind"
-            lines.append(f"{report.host}: its clock is {abs(report.clock):.0f} s {ahead}")
+            lines.append(f"{report.host}: cannot write into {directory}")
+    return lines + wrong_clocks(answered)
+
+
+def wrong_clocks(reports: list[Report]) -> list[str]:
+    """A line for each host whose clock is off."""
+    return [
+        f"{report.host}: its clock is {abs(report.clock):.0f} s {'ahead' if report.clock > 0 else 'behind'}"
+        for report in reports
+        if abs(report.clock) > CLOCK_SECONDS
+    ]
+
+
+def missing_gpus(reports: list[Report], asked: int | None) -> list[str]:
+    """A line for each host where torch sees fewer than the GPUs `asked` for."""
+    lines = []
+    for report in reports:
+        seen = report.values.get("gpus")
+        if asked and seen is not None and seen < asked:
+            why = report.values.get("gpus_hidden_by")
+            lines.append(f"{report.host}: torch sees {seen} of {asked} GPUs" + (f" ({why})" if why else ""))
     return lines
 
 

@@ -1,22 +1,26 @@
-"""Plain multi-head self-attention: one query, key and value matrix for all pairs."""
+"""Multi-head self-attention: one query, key and value matrix for all pairs; positions act in `attend`."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
+from models.mixers.measured_cost import measured_cost
 from models.positions.interface import PositionConfig
 from models.positions.learned import NoPosition
 from models.tokens import TokenGrid
 
 
 class Attention(Mixer):
-    """x[B, N, C] → [B, N, C], causal if the tokens are; `position` may rotate queries and keys.
+    """x[B, N, C] → [B, N, C], causal if the tokens are; `position` may act inside.
+
+    bias      of the query, key and value projections
+    project   whether a linear layer [D, C] follows the heads; without it, the outputs are D wide
 
     Source: arXiv 1706.03762.
     """
@@ -28,39 +32,48 @@ class Attention(Mixer):
         heads: int,
         head_dim: int = 64,
         position: PositionConfig | None = None,
+        bias: bool = False,
+        project: bool = True,
+        out_bias: bool = True,
     ) -> None:
         super().__init__(dim, tokens.num_tokens)
-        position = position or NoPosition()
-        self.heads, self.causal = heads, tokens.causal
-        self.q = nn.Linear(dim, heads * head_dim, bias=False)
-        self.k = nn.Linear(dim, heads * head_dim, bias=False)
-        self.v = nn.Linear(dim, heads * head_dim, bias=False)
-        self.out = nn.Linear(heads * head_dim, dim)
-        self.rotation = position.rotation(tokens.offsets(), head_dim) if position.inside_mixer else None
+        self.heads, self.causal, self.inner = heads, tokens.causal, heads * head_dim
+        self.q = nn.Linear(dim, self.inner, bias)
+        self.k = nn.Linear(dim, self.inner, bias)
+        self.v = nn.Linear(dim, self.inner, bias)
+        self.attend = (position or NoPosition()).attend(tokens, heads, head_dim)
+        self.out = nn.Linear(self.inner, dim, out_bias) if project else nn.Identity()
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         x_BNC = self.head_input(x_BNC)
-        q, k, v = (project(x_BNC).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v))
-        if self.rotation is not None:
-            q, k = (self.rotation(t.transpose(0, 1)).transpose(0, 1) for t in (q, k))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, N, E]
-        out_BHNE = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(out_BHNE.transpose(1, 2).flatten(2))
+        q, k, v = (
+            project(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, E]
+            for project in (self.q, self.k, self.v)
+        )
+        return self.out(self.attend(q, k, v, self.head_input).transpose(1, 2).flatten(2))
 
     def axes(self) -> Axes:
-        return {
-            "q.weight": {0: "head"},
-            "k.weight": {0: "head"},
-            "v.weight": {0: "head"},
-            "out.weight": {1: "head"},
-        }
+        if not isinstance(self.out, nn.Linear):
+            return {}  # all outputs are needed here
+        declared: Axes = {"out.weight": {1: "head"}}
+        for name in "qkv":
+            declared[f"{name}.weight"] = {0: "head"}
+            if self.q.bias is not None:
+                declared[f"{name}.bias"] = {0: "head"}
+        return declared | {f"attend.{name}": dims for name, dims in self.attend.axes().items()}
+
+    def draws(self) -> dict[str, Draw]:
+        return self.attend.projection_draws()
 
     def cost(self, load: Load) -> Cost:
-        """By formulas; T is B·N. What autograd saves was read off `forward`."""
+        """By formulas where nothing is added to the logits; T is B·N. What autograd saves was read off
+        `forward`."""
+        if not self.attend.plain:
+            return measured_cost(self, load)
         size, N, T = load.sizes, self.num_tokens, load.samples * self.num_tokens
-        inner = self.out.in_features
+        inner = self.inner
         pairs = N * (N + 1) // 2 if self.causal else N * N
-        projections = [p for name, p in self.named_parameters() if name.endswith(".weight")]
+        projections = [p for p in self.parameters() if p.dim() == 2]
         forward = load.samples * 4 * pairs * inner // load.head_parts
         forward += sum(2 * T * p.numel() for p in projections) // load.head_parts
         own, heads = inner // load.head_parts, self.heads // load.head_parts
@@ -74,7 +87,7 @@ class Attention(Mixer):
 
 
 class AttentionConfig(MixerConfig):
-    """The `mixer` section for self-attention."""
+    """The `mixer` section for self-attention; `bias`: of the query, key and value projections."""
 
     title: ClassVar[str] = "Self-attention"
     causal: ClassVar[bool] = True
@@ -82,9 +95,10 @@ class AttentionConfig(MixerConfig):
     kind: Literal["attention"] = "attention"
     heads: int = Field(default=3, ge=1)
     head_dim: int = Field(default=64, ge=1)
+    bias: bool = False
 
     def refuses(self, position: PositionConfig) -> str | None:
         return None
 
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Attention:
-        return Attention(dim, tokens, self.heads, self.head_dim, position)
+        return Attention(dim, tokens, self.heads, self.head_dim, position, self.bias)

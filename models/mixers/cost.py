@@ -26,6 +26,7 @@ class Load:
     samples      sequences or images in the batch
     head_parts   the heads are split this many ways; this is one part
     pair_parts   the pairs of tokens are split this many ways; this is one part
+    part         which of the pairs' parts; None: the busiest
     cpu          on a CPU, where the operator works in smaller chunks
     """
 
@@ -34,6 +35,7 @@ class Load:
     head_parts: int = 1
     pair_parts: int = 1
     cpu: bool = False
+    part: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ initialised and what it costs. parallel/ shards it, the planner counts and model
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
@@ -29,18 +30,25 @@ class Mixer(nn.Module):
 
     A mixer with heads passes its input through `head_input`, the hook where tensor parallelism sums
     gradients, and computes `heads` heads. A mixer with bank entries calls models/ops/streamed.py with
-    `schedule` and `combine`. parallel/ replaces these four attributes when it shards the mixer. Constants
-    are computed in forward: nets are built without memory, so buffers would be lost.
+    `schedule` and `combine`. One whose heads share a softmax takes it by `head_softmax(logits, dim)`, `dim`
+    being that of the heads. parallel/ replaces these five attributes when it shards the mixer. Constants are
+    computed in forward; statistics that training follows are buffers, which `draws` begins like parameters.
+
+    softmax_tokens   how many tokens' logits pass `head_softmax`
+    place            the layer's index and the number of layers, where initial values depend on it
     """
 
     heads: int = 1
     schedule: Schedule | None = None
     combine: Combine | None = None
+    softmax_tokens: int = 0
+    place: tuple[int, int] = (0, 1)
 
     def __init__(self, dim: int, num_tokens: int) -> None:
         super().__init__()
         self.dim, self.num_tokens = dim, num_tokens
         self.head_input: nn.Module = nn.Identity()
+        self.head_softmax: Callable[[Tensor, int], Tensor] = softmax_over_heads
 
     def axes(self) -> Axes:
         """By parameter name, the dimensions that run over heads or bank entries.
@@ -59,6 +67,14 @@ class Mixer(nn.Module):
     def draws(self) -> dict[str, Draw]:
         """Initial distributions of parameters that belong to no nn.Linear, nn.LayerNorm or nn.Embedding."""
         return {}
+
+    def tokens_out(self, linear: str) -> int:
+        """How many of the N tokens pass a linear layer whose inputs are heads."""
+        return self.num_tokens
+
+    def no_decay(self) -> set[str]:
+        """Parameters of several dimensions that weight decay leaves alone."""
+        return set()
 
     def cost(self, load: Load) -> Cost:
         """Cost of a load; without formulas, measured by a forward and backward pass on the meta device."""
@@ -91,10 +107,12 @@ class MixerConfig(Section):
 
     title    the mixer's name in tables
     causal   whether it has a causal form, in which no token sees a later one; language nets need it
+    latents  whether it mixes latents with tokens
     """
 
     title: ClassVar[str] = ""
     causal: ClassVar[bool] = False
+    latents: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +131,43 @@ class MixerConfig(Section):
         """Why the mixer cannot apply this position encoding inside itself; None where it can."""
         return f"mixer {self.kind} applies no positions"
 
+    def refuses_tokens(self, tokens: TokenGrid) -> str | None:
+        """Why the mixer cannot mix these tokens; None where it can."""
+        if tokens.causal and not self.causal:
+            return "has no causal form, which a language net needs"
+        return None
+
+    def for_last_layer(self) -> MixerConfig:
+        """The section of a net's last layer, after which nothing reads the tokens but the latents."""
+        return self
+
+    def of_latents(self, dim: int) -> MixerConfig:
+        """The mixer of the latents among themselves, of a mixer with `latents`."""
+        raise NotImplementedError
+
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Mixer:
         """The mixer of a layer; raises ValueError, in one line, for what it cannot do. Where `tokens.causal`,
         no token may see a later one."""
         raise NotImplementedError
+
+
+def softmax_over_heads(logits: Tensor, dim: int) -> Tensor:
+    """Softmax over all heads, which lie along `dim`."""
+    return logits.softmax(dim)
+
+
+def head_width(dim: int, heads: int) -> int:
+    """E of heads that share the net's width; raises ValueError where it does not divide."""
+    if dim % heads:
+        raise ValueError(f"width {dim} is not divisible by {heads} heads")
+    return dim // heads
+
+
+def head_axes(mixer: nn.Module, into: tuple[str, ...], out: tuple[str, ...]) -> Axes:
+    """`Mixer.axes` of linear layers into heads and out of them."""
+    axes: Axes = {f"{name}.weight": {1: "head"} for name in out}
+    for name in into:
+        axes[f"{name}.weight"] = {0: "head"}
+        if mixer.get_submodule(name).bias is not None:
+            axes[f"{name}.bias"] = {0: "head"}
+    return axes

@@ -18,14 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from models.dealing import deal
 from models.mixers.cost import Cost, Load
-from models.ops.device import meta_stands_for
+from models.ops.device import stands_for
 from models.ops.kernel_cost import WORKSPACES
 
 MOST_SAMPLES = 16
 
 
 def measured_cost(module: nn.Module, load: Load) -> Cost:
-    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens`, is on the meta device.
+    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens` or `input_shape`, is on the meta device.
 
     Bytes are measured in float32 and scaled to the width of products. More than MOST_SAMPLES samples are
     extrapolated from MOST_SAMPLES and half as many: their cost is linear, but for a workspace that is used
@@ -49,15 +49,19 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
 
 
 def _measure(module: nn.Module, load: Load) -> Cost:
-    part = part_of(module, load.head_parts, load.pair_parts)
-    shape: tuple[int, ...] = (load.samples, part.num_tokens, part.dim)  # pyright: ignore[reportAssignmentType]
+    part = part_of(module, load.head_parts, load.pair_parts, load.part)
+    shape: tuple[int, ...] = getattr(part, "input_shape", None) or (part.num_tokens, part.dim)
+    shape = (load.samples, *shape)
     x = torch.empty(shape, device="meta", requires_grad=True)
     merging, live = _MergingRecorder(), LiveBytes()
     head_inputs: list[int] = []
     if hasattr(part, "head_input"):
         part.combine = merging  # pyright: ignore[reportAttributeAccessIssue]
         part.get_submodule("head_input").register_forward_hook(
-            lambda *call: head_inputs.append(call[2].numel())
+            lambda *call: head_inputs.append(
+                call[2].numel()
+                * (load.sizes.weight if isinstance(call[1][0], nn.Parameter) else load.sizes.residual)
+            )
         )
     weights = {_identity(p) for p in part.parameters()}
     saved: dict[int, UntypedStorage] = {}
@@ -68,7 +72,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         return tensor
 
     with (
-        meta_stands_for("cpu" if load.cpu else "cuda"),
+        stands_for("cpu" if load.cpu else "cuda"),
         _flop_counter() as forward,
         FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
@@ -79,7 +83,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         live.add(storage)
     saved.clear()
     grad_y = torch.empty_like(y)
-    with meta_stands_for("cpu" if load.cpu else "cuda"), _flop_counter() as backward, live:
+    with stands_for("cpu" if load.cpu else "cuda"), _flop_counter() as backward, live:
         y.backward(grad_y)
     work = live.peak(without=[p.grad for p in part.parameters() if p.grad is not None]) - kept
     flops, sizes = forward.get_total_flops(), load.sizes
@@ -88,7 +92,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         recomputed=max(0, backward.get_total_flops() - 2 * flops),
         saved=kept * sizes.product // 4,
         work=max(0, work) * sizes.product // 4,
-        head_gradients=sum(head_inputs) * sizes.residual,
+        head_gradients=sum(head_inputs),
         partials=merging.partials * sizes.statistics,
         source_gradients=tuple(numbers * sizes.statistics for numbers in merging.sources),
     )
@@ -131,15 +135,17 @@ class FusedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def part_of(module: nn.Module, head_parts: int, pair_parts: int) -> Any:
-    """A copy with one part of the heads, and of the pairs and the bank entries that they use."""
+def part_of(module: nn.Module, head_parts: int, pair_parts: int, number: int | None = None) -> Any:
+    """A copy with one part of the heads, and of the pairs and the bank entries that they use: the part of
+    this number, or the one with most pairs."""
     schedule = getattr(module, "schedule", None)
     part: Any = copy.deepcopy(module, {} if schedule is None else {id(schedule): schedule})
     axes = part.axes() if hasattr(part, "axes") else {}
     divided = part.divided_axes() if axes else set()
     entries: int | None = None
     if schedule is not None and pair_parts > 1 and "entry" in divided:
-        share = max(deal(schedule, pair_parts), key=lambda share: share.pairs)
+        shares = deal(schedule, pair_parts)
+        share = max(shares, key=lambda share: share.pairs) if number is None else shares[number]
         part.schedule = share.schedule(schedule)
         entries = None if share.entries is None else len(share.entries)
     if "head" in divided:

@@ -208,6 +208,8 @@ class TranslutionConfig(MixerConfig):
         return True
 
     def refuses(self, position: PositionConfig) -> str | None:
+        if not position.rotates:
+            return "it acts on logits; translution's shared queries and keys can only be rotated"
         if self.relative == "v":
             return None
         return f"it rotates shared queries and keys; mixer.relative={self.relative}, only v fits"

@@ -59,7 +59,7 @@ def translution_cost(mixer: Translution, load: Load) -> Cost:
     """See `Mixer.cost`; exact in FLOPs but for element-wise work."""
     size, T = load.sizes, load.samples * mixer.grid.num_tokens
     here, whole = _widths(mixer, load.head_parts), _widths(mixer, 1)
-    pairs = load.samples * _walk_flops(mixer, whole, load.pair_parts) // load.head_parts
+    pairs = load.samples * _walk_flops(mixer, whole, load.pair_parts, load.part) // load.head_parts
     projections = [p for name, p in mixer.named_parameters() if name.endswith(".weight")]
     dense = sum(2 * T * p.numel() for p in projections) // load.head_parts
     gradients = tuple(T * width * size.statistics for width in here.sources)
@@ -101,9 +101,9 @@ def _widths(mixer: Translution, head_parts: int) -> _Widths:
     )
 
 
-def _walk_flops(mixer: Translution, widths: _Widths, parts: int) -> int:
+def _walk_flops(mixer: Translution, widths: _Widths, parts: int, part: int | None) -> int:
     """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits, outputs; of
-    the busiest of so many parts. Dense logits and values are computed by every part."""
+    one of so many parts, or of the busiest. Dense logits and values are computed by every part."""
     dense = set() if mixer.schedule.in_bands else _dense_operands(mixer.recipe)
     values = {id(each) for each in widths.operands[-len(mixer.recipe.values) :]}
 
@@ -123,7 +123,10 @@ def _walk_flops(mixer: Translution, widths: _Widths, parts: int) -> int:
 
     if parts == 1:
         return of(mixer.schedule)
-    return max(of(share.schedule(mixer.schedule)) for share in deal(mixer.schedule, parts))
+    shares = deal(mixer.schedule, parts)
+    if part is not None:
+        return of(shares[part].schedule(mixer.schedule))
+    return max(of(share.schedule(mixer.schedule)) for share in shares)
 
 
 def _dense_operands(recipe: Recipe) -> set[Operand]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from models.ops.device import stands_for
 from models.ops.kernel_cost import KernelCost
 from models.ops.recipe import Kernel
 
@@ -44,6 +45,11 @@ class Card:
     cache: float
     memory: float
     launch: float = 2e-6
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of dense bf16 products by the data sheet."""
+        return self.rate / 0.8
 
     def seconds(self, kernel: KernelCost) -> float:
         """Time of one launch: the longest of memory, cache, products and the launch itself."""
@@ -75,7 +81,7 @@ def card_for(capability: tuple[int, int]) -> Card:
 
 @dataclass
 class MetaCard:
-    """The card that the meta device stands for, and the choices made there.
+    """The card that the meta device, or the CPU of a rehearsal, stands for, and the choices made there.
 
     chosen    the kernel of each pass over pairs, in order
     refused   the kernels that cannot serve, and why
@@ -86,17 +92,22 @@ class MetaCard:
     refused: dict[Kernel, str] = field(default_factory=dict)
 
 
-_meta_cards: list[MetaCard] = []
+_stand_ins: dict[str, list[MetaCard]] = {"meta": [], "cpu": []}
 
 
 @contextmanager
-def meta_is(card: Card) -> Iterator[MetaCard]:
-    """Chooses on the meta device as on this card, to count what a layer costs there."""
-    _meta_cards.append(MetaCard(card))
+def meta_is(card: Card, stand_in: str = "meta") -> Iterator[MetaCard]:
+    """Chooses on the meta device as on this card, to count what a layer costs there.
+
+    With `stand_in` "cpu", on the CPU: for fake tensors, with which no kernel runs.
+    """
+    cards = _stand_ins[stand_in]
+    cards.append(MetaCard(card))
     try:
-        yield _meta_cards[-1]
+        with stands_for("cuda", stand_in):
+            yield cards[-1]
     finally:
-        _meta_cards.pop()
+        cards.pop()
 
 
 def card_at(device: torch.device) -> Card | None:
@@ -108,7 +119,7 @@ def card_at(device: torch.device) -> Card | None:
 
 
 def capability_at(device: torch.device) -> tuple[int, int] | None:
-    """The compute capability of a CUDA device, or of the card that the meta device stands for; None for
+    """The compute capability of a CUDA device, or of the card that this device stands for; None for
     neither, (0, 0) for a card that is not NVIDIA's."""
     if device.type == "cuda":
         return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
@@ -117,5 +128,6 @@ def capability_at(device: torch.device) -> tuple[int, int] | None:
 
 
 def stood_for(device: torch.device) -> MetaCard | None:
-    """What the meta device stands for inside `meta_is`."""
-    return _meta_cards[-1] if device.type == "meta" and _meta_cards else None
+    """What the device stands for inside `meta_is`."""
+    cards = _stand_ins.get(device.type)
+    return cards[-1] if cards else None

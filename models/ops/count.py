@@ -60,14 +60,21 @@ class LaunchCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
-        if func in COSTS:
-            self.add(name, COSTS[func](*args, **kwargs))
-        elif func.namespace == "translution":
-            raise NotImplementedError(f"{func} says nothing of its cost: it is missing in COSTS")
-        elif name not in _FREE and _on_card(args, written := args[0] if out is None else out):
-            self.add(name, [_aten_cost(name, args, kwargs, written)])
+        if func.namespace == "translution" or _on_card(args, args if out is None else out):
+            self.add(func.overloadpacket.__name__, launches(func, args, kwargs, out))
         return out
+
+
+def launches(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> list[KernelCost]:
+    """The kernels that an operator launches, from its arguments and its result; none for a view."""
+    if func in COSTS:
+        return COSTS[func](*args, **kwargs)
+    if func.namespace == "translution":
+        raise NotImplementedError(f"{func} says nothing of its cost: it is missing in COSTS")
+    name = func.overloadpacket.__name__
+    if name in _FREE or not _tensors((args, kwargs, out)):
+        return []
+    return [_aten_cost(name, args, kwargs, out)]
 
 
 def _on_card(args: Any, out: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -9,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.offsets import OffsetGrid
+from models.positions.attend import Attend, HeadInput
 from models.positions.interface import PositionConfig
+from models.tokens import TokenGrid
 
 
 class Rope(nn.Module):
@@ -27,21 +30,56 @@ class Rope(nn.Module):
         self.grid, self.head_dim, self.base = grid, head_dim, base
 
     def forward(self, x_NBHE: Tensor) -> Tensor:
-        angle, dtype = self.angle(x_NBHE.device), x_NBHE.dtype  # an angle itself is too large for bfloat16
+        # Only plain tensors are kept: not those of a fake device, nor of inference mode.
+        kept = type(x_NBHE) is Tensor and not x_NBHE.is_meta and not torch.is_inference_mode_enabled()
+        tables = _tables if kept else _tables.__wrapped__
+        shape, class_token = self.grid.shape, self.grid.class_token
+        cos, sin = tables(shape, class_token, self.head_dim, self.base, x_NBHE.device, x_NBHE.dtype)
         left, right = x_NBHE.chunk(2, -1)
-        turned = torch.cat((-right, left), -1)
-        return x_NBHE * angle.cos().to(dtype)[:, None, None] + turned * angle.sin().to(dtype)[:, None, None]
+        return x_NBHE * cos + torch.cat((-right, left), -1) * sin
 
     def angle(self, device: torch.device) -> Tensor:
         """angle[N, E] in float64, zero for the class token."""
-        dims = len(self.grid.shape)
-        width = self.head_dim // dims
-        exponent = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
-        axes = [torch.arange(n, device=device, dtype=torch.float64) for n in self.grid.shape]
-        position = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, dims, 1)
-        half = (position * self.base**-exponent).flatten(1)  # [grid tokens, E/2]
-        angle = torch.cat((half, half), -1)
-        return torch.cat((angle.new_zeros(1, self.head_dim), angle)) if self.grid.class_token else angle
+        return _angle(self.grid.shape, self.grid.class_token, self.head_dim, self.base, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _tables(
+    shape: tuple[int, ...],
+    class_token: bool,
+    head_dim: int,
+    base: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, 1, 1, E], once for all layers of a net."""
+    angle = _angle(shape, class_token, head_dim, base, device)  # itself too large for bfloat16
+    return angle.cos().to(dtype)[:, None, None], angle.sin().to(dtype)[:, None, None]
+
+
+def _angle(
+    shape: tuple[int, ...], class_token: bool, head_dim: int, base: float, device: torch.device
+) -> Tensor:
+    dims = len(shape)
+    width = head_dim // dims
+    exponent = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
+    axes = [torch.arange(n, device=device, dtype=torch.float64) for n in shape]
+    position = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, dims, 1)
+    half = (position * base**-exponent).flatten(1)  # [grid tokens, E/2]
+    angle = torch.cat((half, half), -1)
+    return torch.cat((angle.new_zeros(1, head_dim), angle)) if class_token else angle
+
+
+class RotatedAttend(Attend):
+    """Attention whose queries and keys are rotated first."""
+
+    def __init__(self, rope: Rope, causal: bool) -> None:
+        super().__init__(causal)
+        self.rope = rope
+
+    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
+        q, k = (self.rope(t.permute(2, 0, 1, 3)).permute(1, 2, 0, 3) for t in (q_BHNE, k_BHNE))
+        return super().forward(q, k, v_BHNE, head_input)
 
 
 class RopePosition(PositionConfig):
@@ -54,5 +92,12 @@ class RopePosition(PositionConfig):
     def inside_mixer(self) -> bool:
         return True
 
+    @property
+    def rotates(self) -> bool:
+        return True
+
     def rotation(self, grid: OffsetGrid, head_dim: int) -> Rope:
         return Rope(grid, head_dim, self.base)
+
+    def attend(self, tokens: TokenGrid, heads: int, head_dim: int) -> RotatedAttend:
+        return RotatedAttend(self.rotation(tokens.offsets(), head_dim), tokens.causal)

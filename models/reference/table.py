@@ -139,6 +139,9 @@ def query_order(grid: OffsetGrid) -> Tensor:
     return torch.cat([order, torch.tensor([cls_cls, cls_key, cls_query])])
 
 
+_ONLY_OURS = {"layer_scale", "local_patches", "feed_forward", "norm_eps", "bias", "stem", "embedding_norm"}
+
+
 def check_writable(module: nn.Module) -> None:
     """Raises ValueError for a module that the public code cannot express."""
     if not isinstance(module, PreNorm | ViT | GPT):
@@ -148,11 +151,13 @@ def check_writable(module: nn.Module) -> None:
 
 
 def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
-    if isinstance(module, ViT) and module.class_token is None:
-        yield "pool mean without a class token"
+    if isinstance(module, ViT) and module.config.pool != "cls":
+        yield f"pool {module.config.pool} in place of a class token"
     if not isinstance(module, PreNorm):
         specs = module.config.layer_specs()
         yield from (f"reduce {spec.reduce.kind}" for spec in specs if spec.reduce)
+        if module.config.class_token_joins:
+            yield "a class token that joins before a later stage"
         inside = [spec.position for spec in specs] + [module.config.embedded_position()]
         known = (NoPosition(), LearnedPosition(), RopePosition())
         yield from (f"position {position}" for position in inside if position not in known)
@@ -165,6 +170,10 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
         runs = [next(same).mixer.kind for _, same in layers]
         if len(runs) > 1 and runs != ["translution", "attention"]:
             yield "this order of layers (one mixer throughout, or one Translution, then attention)"
+        for name, field in type(module.config).model_fields.items():
+            value = getattr(module.config, name)
+            if name in _ONLY_OURS and value != field.default:
+                yield f"{name}={value}"
     for mixer in module.modules():
         if isinstance(mixer, Translution):
             grid = mixer.grid
@@ -178,6 +187,8 @@ def _unsupported(module: PreNorm | ViT | GPT) -> Iterator[str]:
             out = mixer.out
             if mixer.heads == 1 and out.in_features == out.out_features:
                 yield "an output projection for one head as wide as the net"
+        if isinstance(mixer, Attention) and mixer.q.bias is not None:
+            yield "biases of queries, keys and values"
 
 
 def buffers(module: nn.Module, body: str) -> Iterator[tuple[str, Tensor]]:
@@ -188,8 +199,8 @@ def buffers(module: nn.Module, body: str) -> Iterator[tuple[str, Tensor]]:
             N = module.config.tokens
             yield key + "causal", torch.ones(N, N).tril()[None, None]
         assert isinstance(mixer, Attention | Translution)
-        if isinstance(mixer.rotation, Rope):
-            angle = mixer.rotation.angle(torch.device("cpu"))
+        if rope := next((part for part in mixer.modules() if isinstance(part, Rope)), None):
+            angle = rope.angle(torch.device("cpu"))
             image = isinstance(module, ViT)
             angle = angle[1:].unflatten(0, module.config.grid) if image else angle[None]
             name = "rope" if image else "rotary_emb"

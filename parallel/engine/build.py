@@ -6,8 +6,8 @@ import torch
 
 from models import ModelConfig, build_model
 from models.initial import initial_values
-from parallel.engine.batch import micro_batch_size
-from parallel.engine.interface import Engine, Precision
+from parallel.engine.deepspeed_settings import check_deepspeed_keys
+from parallel.engine.interface import Engine, Precision, micro_batch_size
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.engine.torch_engine import TorchEngine
 from parallel.errors import UserError
@@ -34,6 +34,7 @@ def build_engine(
     """
     micro_batch = micro_batch_size(batch, accumulate, mesh.data)
     parallel.check_precision(precision)
+    check_deepspeed_keys(parallel)
     if parallel.engine == "torch":
         net = parallelize(_on_meta(model), mesh, parallel, seed, device)
         return TorchEngine(net, optimizer, device, precision, mesh, accumulate)
@@ -55,6 +56,7 @@ def check_trainable(
 ) -> None:
     """Raises the UserError that build_engine would, without drawing a weight."""
     parallel.check_precision(precision)
+    check_deepspeed_keys(parallel)
     micro_batch_size(batch, accumulate, mesh.data)
     try:
         net = _on_meta(model)

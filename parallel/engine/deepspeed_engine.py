@@ -1,16 +1,12 @@
 """The DeepSpeed engine: ZeRO 0–3 over the data axis, combined with our model-parallel axes.
 
-DeepSpeed's JSON is derived here, never written by hand. It gets fairscale's groups as `mpu`, so it
+DeepSpeed gets fairscale's groups as `mpu`, so it
 partitions over the data axis only and sums norms over the model-parallel group.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 import types
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,18 +16,27 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 from torch import Tensor, nn
 
-from parallel.engine.gradients import gradient_norm, mean_over_data
-from parallel.engine.interface import BatchT, Precision, StepResult
-from parallel.engine.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from models.parts.block import Block
+from parallel.engine.deepspeed_settings import deepspeed_settings, load_deepspeed, zero_sizes
+from parallel.engine.gradients import gradient_norm, mean_over_data, mean_over_world
+from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
+from parallel.engine.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    count_steps,
+    learning_rate,
+    set_aside_if_not_finite,
+)
 from parallel.engine.parameters import (
+    buffer_state,
+    check_buffers,
     check_shapes,
     count_parameters,
+    load_buffers,
     load_parameter_states,
     parameter_state,
 )
 from parallel.mesh import Mesh, ParallelConfig
-
-SUB_GROUP_SIZE = 1_000_000  # parameters of a rank that ZeRO-3 updates at once
 
 
 class DeepSpeedEngine:
@@ -56,10 +61,12 @@ class DeepSpeedEngine:
         self.accumulate = accumulate
         self.steps_done = 0
         self._zero = parallel.zero
+        self._adamw = build_optimizer(model, config)
+        sizes = zero_sizes(parallel, _count(model), _largest_layer(model))
         self.net, self.optimizer, *_ = deepspeed.initialize(
             model=model.to(device) if parallel.zero < 3 else model,
-            optimizer=build_optimizer(model, config),
-            config=deepspeed_settings(config, parallel, precision, micro_batch, accumulate),
+            optimizer=self._adamw,
+            config=deepspeed_settings(config, parallel, precision, micro_batch, accumulate, sizes),
             mpu=fairscale_groups,
         )
         self.model = self.net.module
@@ -80,21 +87,27 @@ class DeepSpeedEngine:
         if len(self._losses) < self.accumulate:
             self.net.step()  # DeepSpeed counts micro-batches by this; no weight changes yet
 
-    def update(self) -> StepResult:
+    def update(self, votes: Tensor | None = None) -> StepResult:
         assert len(self._losses) == self.accumulate
         lr = learning_rate(self.steps_done, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = None
-        if self._zero == 0:  # where DeepSpeed does not report the norm
-            norm = gradient_norm(list(self.model.parameters()), self.mesh)
-        self.net.step()
-        if norm is None:
-            norm = torch.as_tensor(self.net.get_global_grad_norm(), device=self.device)
-        self.steps_done += 1
         loss = sum(self._losses, torch.zeros((), device=self.device))
         self._losses.clear()
-        return StepResult(mean_over_data(loss, self.mesh), norm.float(), lr)
+        votes = torch.zeros(VOTES, device=self.device) if votes is None else votes
+        if self._zero == 0:  # where DeepSpeed does not report the norm
+            loss, votes = mean_over_data(loss, votes, self.mesh)
+            norm, votes = gradient_norm(list(self.model.parameters()), votes, self.mesh)
+            set_aside_if_not_finite(self._adamw, loss, norm)
+            self.net.step()
+        else:  # where it reports an infinite norm for one that is not finite, and steps over the optimizer
+            loss, votes = mean_over_world(loss, votes, self.mesh)
+            set_aside_if_not_finite(self._adamw, loss)
+            self.net.step()
+            norm = torch.as_tensor(self.net.get_global_grad_norm(), device=self.device)
+        self.steps_done += 1
+        count_steps(self._adamw, self.steps_done)
+        return StepResult(loss, norm.float(), lr, votes)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
@@ -114,15 +127,18 @@ class DeepSpeedEngine:
                     parameters[name] = {key: tensor.cpu() for key, tensor in read.items()}
         else:
             parameters = {n: parameter_state(p, self.optimizer) for n, p in named.items()}
-        return {"parameters": parameters, "steps_done": self.steps_done}
+        buffers = buffer_state(self.model)
+        return {"parameters": parameters, "buffers": buffers, "steps_done": self.steps_done}
 
     def check_state(self, state: dict[str, Any]) -> None:
         named = self.model.named_parameters()
         check_shapes(state["parameters"], {n: getattr(p, "ds_shape", p.shape) for n, p in named})
+        check_buffers(self.model, state.get("buffers", {}))
 
     def load_state(self, state: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
         self.steps_done = state["steps_done"]
+        load_buffers(self.model, state.get("buffers", {}))
         saved = {p: state["parameters"][n] for n, p in named.items()}
         if self._zero:
             from parallel.engine import deepspeed_state  # which imports DeepSpeed
@@ -132,54 +148,22 @@ class DeepSpeedEngine:
             load_parameter_states(saved, self.optimizer, self.steps_done)
 
 
-def deepspeed_settings(
-    config: OptimizerConfig,
-    parallel: ParallelConfig,
-    precision: Precision,
-    micro_batch: int,
-    accumulate: int,
-) -> dict[str, Any]:
-    """DeepSpeed's JSON for this run."""
-    zero: dict[str, Any] = {"stage": parallel.zero}
-    if parallel.zero == 3:
-        # Free a gathered bank as soon as its layer is done; keep little, prefetch nothing.
-        zero |= {
-            "stage3_max_live_parameters": 1,
-            "stage3_max_reuse_distance": 0,
-            "stage3_prefetch_bucket_size": 0,
-            "stage3_param_persistence_threshold": 0,
-            "reduce_bucket_size": 500_000,
-            "sub_group_size": SUB_GROUP_SIZE,
-        }
-    if parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulate,
-        "gradient_clipping": config.clip or 0.0,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": precision == "bf16"},
-        "steps_per_print": sys.maxsize,
-    }
-
-
 def import_deepspeed() -> types.ModuleType:
-    """DeepSpeed, without its log messages and without compiling a kernel on the CPU."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even without a launcher
-    # DeepSpeed calls collectives by names that torch has deprecated.
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning, "torch.distributed")
-    import deepspeed
-
-    deepspeed.logger.setLevel(logging.WARNING)
-    # On the CPU its first collective would compile a shared-memory kernel that ZeRO never uses.
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # pyright: ignore
+    """DeepSpeed, over the process groups that exist."""
+    deepspeed = load_deepspeed()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
     return deepspeed
+
+
+def _largest_layer(model: nn.Module) -> int:
+    """Parameters of the largest layer; ds_numel is the whole size of one that ZeRO-3 has partitioned."""
+    layers = (module for module in model.modules() if isinstance(module, Block))
+    return max((_count(layer) for layer in layers), default=_count(model))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
 
 
 def zero3_partitioner(precision: Precision) -> Callable[[nn.Module], None]:

@@ -9,21 +9,41 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from parallel.errors import UserError
 from parallel.mesh import Mesh
 
 Precision = Literal["fp32", "bf16"]
 BatchT = TypeVar("BatchT")
 
 
+VOTES = 4
+"""Length of the vector in which every rank may tell the others something with a step's scalars."""
+
+
+def micro_batch_size(batch: int, accumulate: int, data: int) -> int:
+    """Samples of one micro-batch on one of `data` replicas, with `accumulate` micro-batches in a step.
+
+    Raises UserError unless the global batch divides evenly.
+    """
+    if batch % (accumulate * data):
+        raise UserError(
+            f"train.batch={batch} is not divisible by train.accumulate={accumulate} × {data} data ranks"
+        )
+    return batch // (accumulate * data)
+
+
 class StepResult(NamedTuple):
     """One optimizer step: mean loss and gradient norm before clipping, scalars on the device.
 
-    Making one does not wait for the device; reading its numbers does.
+    When one of them is not finite, no weight or moment has changed, on any rank. `votes` are the sums over
+    all ranks of what they gave to `update`, float32 [VOTES]. Making a result does not wait for the
+    device; reading its numbers does.
     """
 
     loss: Tensor
     grad_norm: Tensor
     lr: float
+    votes: Tensor
 
 
 class Engine(Protocol):
@@ -58,8 +78,12 @@ class Engine(Protocol):
         """Adds the gradient of `loss` / `accumulate` to the parameters' gradients."""
         ...
 
-    def update(self) -> StepResult:
-        """Averages the gradients over the replicas, clips them, and steps the optimizer."""
+    def update(self, votes: Tensor | None = None) -> StepResult:
+        """Averages the gradients over the replicas, clips them, and steps the optimizer.
+
+        `votes`, float32 [VOTES] on the device, are summed over all ranks in the all-reduces of the loss
+        and the gradient norm, so they cost no collective of their own.
+        """
         ...
 
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
@@ -67,9 +91,9 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs of this model rank: steps_done, and for each parameter it holds the
-        weight and moments in float32, by name. Both engines give the same; under ZeRO only the first
-        replica has parameters."""
+        """What a resumed run needs of this model rank: steps_done, the buffers, and for each parameter it
+        holds the weight and moments in float32, by name. Both engines give the same; under ZeRO only the
+        first replica has parameters."""
         ...
 
     def check_state(self, state: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -54,6 +54,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     rest = [p for name, p in named if not decays[name]]
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0}]
     return [group for group in groups if group["params"]]
+
+
+def set_aside_if_not_finite(optimizer: torch.optim.AdamW, *numbers: Tensor) -> None:
+    """The optimizer's next step changes nothing when a number is not finite; does not wait for the device.
+
+    Fused AdamW looks at `found_inf` on the device, as torch's gradient scaler has it do.
+    """
+    bad = ~torch.stack([number.float() for number in numbers]).isfinite().all()
+    optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def count_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Set AdamW's own count of steps, which leaves out those that changed nothing, as a resumed run does."""
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
+    if counts:
+        torch._foreach_zero_(counts)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(counts, float(steps))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,4 +1,4 @@
-"""Parameters of an engine: how many there are, and their weights and moments by name."""
+"""Parameters and buffers of an engine: how many there are, and weights and moments by name."""
 
 from __future__ import annotations
 
@@ -41,6 +41,28 @@ def load_parameter_states(
             "step": torch.tensor(float(steps), device=parameter.device),
             **{m: torch.empty_like(parameter).copy_(tensors[m]) for m in MOMENTS},
         }
+
+
+def buffer_state(model: nn.Module) -> dict[str, Tensor]:
+    """The net's buffers, such as running statistics, by name; the same on every rank."""
+    return {name: buffer.detach() for name, buffer in model.named_buffers()}
+
+
+@torch.no_grad()
+def load_buffers(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Restores what buffer_state returned."""
+    for name, buffer in model.named_buffers():
+        buffer.copy_(saved[name])
+
+
+def check_buffers(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Raises ValueError, naming the first mismatch, unless saved buffers have the net's names and shapes."""
+    own = {name: buffer.shape for name, buffer in model.named_buffers()}
+    for name in sorted(set(saved) ^ set(own)):
+        raise ValueError(f"buffer {name} is only in {'the checkpoint' if name in saved else 'the net'}")
+    for name, shape in own.items():
+        if saved[name].shape != shape:
+            raise ValueError(f"buffer {name} is {tuple(saved[name].shape)} there, {tuple(shape)} here")
 
 
 def check_shapes(saved: dict[str, dict[str, Tensor]], own: dict[str, torch.Size]) -> None:

@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel.engine.gradients import average_gradients, gradient_norm, mean_over_data
-from parallel.engine.interface import BatchT, Precision, StepResult
-from parallel.engine.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from parallel.engine.gradients import GradientSum, gradient_norm, mean_over_data
+from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
+from parallel.engine.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    count_steps,
+    learning_rate,
+    set_aside_if_not_finite,
+)
 from parallel.engine.parameters import (
+    buffer_state,
+    check_buffers,
     check_shapes,
     count_parameters,
+    load_buffers,
     load_parameter_states,
     parameter_state,
 )
@@ -41,6 +50,8 @@ class TorchEngine:
         self.optimizer = build_optimizer(self.model, config)
         self.steps_done = 0
         self._losses: list[Tensor] = []  # of this step's micro-batches, each divided by accumulate
+        group = self.mesh.group("data")
+        self._sum = GradientSum(list(self.model.parameters()), group) if group else None
 
     @property
     def parameters(self) -> int:
@@ -50,26 +61,32 @@ class TorchEngine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def backward(self, loss: Tensor) -> None:
-        loss = loss / self.accumulate
-        loss.backward()
-        self._losses.append(loss.detach())
+        if self._sum is not None:
+            self._sum.before_backward(last=len(self._losses) + 1 == self.accumulate)
+        (loss / (self.accumulate * self.mesh.data)).backward()
+        self._losses.append(loss.detach() / self.accumulate)
 
-    def update(self) -> StepResult:
+    def update(self, votes: Tensor | None = None) -> StepResult:
         assert len(self._losses) == self.accumulate
+        loss = sum(self._losses, torch.zeros((), device=self.device))
+        self._losses.clear()
+        votes = torch.zeros(VOTES, device=self.device) if votes is None else votes
+        loss, votes = mean_over_data(loss, votes, self.mesh)
         trained = list(self.model.parameters())
-        average_gradients(trained, self.mesh)
-        norm = gradient_norm(trained, self.mesh)
+        if self._sum is not None:
+            self._sum.finish()
+        norm, votes = gradient_norm(trained, votes, self.mesh)
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(trained, self.config.clip, norm)
         lr = learning_rate(self.steps_done, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        set_aside_if_not_finite(self.optimizer, loss, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        loss = sum(self._losses, torch.zeros((), device=self.device))
-        self._losses.clear()
-        return StepResult(mean_over_data(loss, self.mesh), norm, lr)
+        count_steps(self.optimizer, self.steps_done)
+        return StepResult(loss, norm, lr, votes)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:
@@ -80,13 +97,16 @@ class TorchEngine:
     def state(self) -> dict[str, Any]:
         named = self.model.named_parameters()
         parameters = {name: parameter_state(p, self.optimizer) for name, p in named}
-        return {"parameters": parameters, "steps_done": self.steps_done}
+        buffers = buffer_state(self.model)
+        return {"parameters": parameters, "buffers": buffers, "steps_done": self.steps_done}
 
     def check_state(self, state: dict[str, Any]) -> None:
         check_shapes(state["parameters"], {name: p.shape for name, p in self.model.named_parameters()})
+        check_buffers(self.model, state.get("buffers", {}))
 
     def load_state(self, state: dict[str, Any]) -> None:
         named = dict(self.model.named_parameters())
         self.steps_done = state["steps_done"]
+        load_buffers(self.model, state.get("buffers", {}))
         saved = {p: state["parameters"][name] for name, p in named.items()}
         load_parameter_states(saved, self.optimizer, self.steps_done)

@@ -11,6 +11,8 @@ import math
 from typing import NamedTuple
 
 from models.mixers.cost import Load, Sizes
+from models.mixers.interface import Mixer
+from models.ops import cross_entropy
 from models.transformer import GPTConfig
 from parallel.mesh import Mesh
 from parallel.planner.layers import LayerKind, LayerKinds, mixer_load
@@ -45,16 +47,25 @@ def layer_bytes(
     net: LayerKinds, kind: LayerKind, mesh: Mesh, samples: int, size: Sizes, cpu: bool
 ) -> LayerBytes:
     """Of one layer of this kind for a micro-batch of `samples` on this rank."""
-    T, C, M = samples * kind.tokens, net.config.width, net.config.mlp // mesh.model
-    residual, dropped = T * C * size.residual, T * C * bool(net.config.dropout)
+    config, layer, T, C = net.config, kind.layer, samples * kind.tokens, net.config.width
+    residual, dropped = T * C * size.residual, T * C * bool(config.dropout)
     cast = size.product if size.product != size.residual else 0  # autocast saves its own copy
     normed = 2 * T * 4 + dropped
-    mlp = residual + normed + T * C * (cast or size.residual) + 2 * T * M * size.product
-    mlp_work = residual + T * M * size.product + (T * C * size.product if mesh.model > 1 else 0)
-    load = Load(samples, size, cpu=cpu)
+    scaled = T * C * size.product * bool(config.layer_scale)
+    load, inner = Load(samples, size, cpu=cpu), samples * layer.mlp_tokens
+    hidden = inner * (config.mlp // mesh.model) * size.product
+    if isinstance(layer.mlp, Mixer) and (cost := net.cost(layer.mlp, load)):
+        mlp, mlp_work = residual + normed + cost.saved, residual + cost.work
+    else:
+        inputs = inner * C * (cast or size.residual)
+        mlp = residual + normed + inputs + (1 if config.feed_forward == "relu" else 2) * hidden + scaled
+        mlp_work = residual + hidden + (inner * C * size.product if mesh.model > 1 else 0)
+    if layer.local is not None and (cost := net.cost(layer.local, load)):
+        mlp, mlp_work = mlp + residual + normed + cost.saved + scaled, max(mlp_work, residual + cost.work)
     cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, load))
     saved, work = (normed + cost.saved, residual + cost.work) if cost else (normed, residual)
-    if kind.layer.reduce is not None and (cost := net.cost(kind.layer.reduce, load)):
+    saved += scaled
+    if layer.reduce is not None and (cost := net.cost(layer.reduce, load)):
         mlp, mlp_work = mlp + cost.saved, max(mlp_work, cost.work)
     return LayerBytes(residual, saved, mlp, work, mlp_work)
 
@@ -64,16 +75,43 @@ def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndByte
     config, T, C = net.config, samples * net.tokens_out, net.config.width
     norm = T * C * size.residual + 2 * T * 4
     if isinstance(config, GPTConfig):
-        logits = T * -(-config.vocabulary // mesh.model)
-        saved = norm + T * C * size.residual + logits * 4
-        return EndBytes(0, saved, 2 * logits * 4, 2 * T * 8)
+        return EndBytes(
+            0, norm + _head_gradients(net, mesh, T, size), _loss_work(net, mesh, T, size), 2 * T * 8
+        )
     patch = config.channels * math.prod(config.patch_shape)
     rows = samples * math.prod(config.grid)
     embedding = 2 * rows * patch * 4 + rows * C * size.product + 4 * rows * 4
+    if config.stem.kind != "patches":
+        cost = net.cost(net.net.patch_embedding, Load(samples, size))
+        embedding = cost.saved if cost else 0
     logits = samples * config.classes
     return EndBytes(
         embedding,
         norm + T * C * size.residual + logits * 4,
         2 * logits * 4,
-        rows * patch * 4 + samples * 8,
+        samples * config.channels * math.prod(config.image_shape) * 4 + samples * 8,
     )
+
+
+def _head_gradients(net: LayerKinds, mesh: Mesh, T: int, size: Sizes) -> int:
+    """Of the head's input and weight, which the loss in chunks computes in forward."""
+    C, words = net.config.width, _words(net, mesh)
+    return T * C * size.residual + words * C * 4
+
+
+def _loss_work(net: LayerKinds, mesh: Mesh, T: int, size: Sizes) -> int:
+    """Of models/ops/cross_entropy.py: in forward the input, the weight in the products' dtype, a chunk's
+    logits and a chunk's share of the weight's gradient; in backward both gradients times the loss's."""
+    C, words = net.config.width, _words(net, mesh)
+    rows = min(T, max(1, cross_entropy.CHUNK_LOGITS // words))
+    low = size.product if size.product < 4 else 0
+    share = words * C * (low or 4) if low or rows < T else 0
+    cast = words * C * size.product if size.product != size.weight else 0
+    forward = T * C * size.residual + cast + rows * words * (4 + low) + share
+    return max(forward, _head_gradients(net, mesh, T, size))
+
+
+def _words(net: LayerKinds, mesh: Mesh) -> int:
+    """Rows of the head's weight on a rank."""
+    assert isinstance(net.config, GPTConfig)
+    return -(-net.config.vocabulary // mesh.model)

@@ -17,8 +17,10 @@ from models.mixers.cost import Cost, Load
 from models.mixers.counted_pass import CountedPass, count_pass
 from models.mixers.interface import Mixer
 from models.ops.cards import Card
+from models.parts.block import Block
+from models.parts.sides import Sides
 from models.stages import LayerSpec
-from models.transformer import Layer, ModelConfig, build_model
+from models.transformer import ModelConfig, build_model
 from parallel.mesh import Mesh
 from parallel.sharding.layout import Shard, replicated_mixers, shards
 
@@ -29,7 +31,7 @@ class LayerKind(NamedTuple):
     """`repeats` equal layers over N `tokens`: one of them, whole and on the meta device, whose parameters
     begin with `prefix`."""
 
-    layer: Layer
+    layer: Block
     prefix: str
     repeats: int
     tokens: int
@@ -78,17 +80,16 @@ class LayerKinds:
         counts = Counter(spec.key for spec in specs)
         distinct: dict[tuple[Any, ...], LayerSpec] = {spec.key: spec for spec in specs}
         self.net = _build_undrawn(config, list(distinct.values()))
-        layers = cast("list[Layer]", list(self.net.layers))
         by_key = {
-            key: LayerKind(layer, f"layers.{index}.", counts[key], spec.tokens.num_tokens)
-            for index, (layer, (key, spec)) in enumerate(zip(layers, distinct.items(), strict=True))
+            key: LayerKind(*_block(layer, f"layers.{index}."), counts[key], spec.tokens.num_tokens)
+            for index, (layer, (key, spec)) in enumerate(zip(self.net.layers, distinct.items(), strict=True))
         }
         self.kinds = list(by_key.values())
         self.order = [by_key[spec.key] for spec in specs]
         self.tokens_out = specs[-1].tokens_after.num_tokens
 
     def cost(self, module: nn.Module, load: Load) -> Cost | None:
-        """The cost of a mixer or reducer of these layers; None where it cannot be known."""
+        """The cost of a mixer, reducer or stem of this net; None where it cannot be known."""
         if (module, load) not in self._costs:
             self._costs[module, load] = self._try_cost(module, load)
         return self._costs[module, load]
@@ -153,6 +154,14 @@ class LayerKinds:
         return total
 
 
+def _block(layer: nn.Module, prefix: str) -> tuple[Block, str]:
+    """A layer, and the prefix of its parameters; one of the latents alone lies inside `Sides`."""
+    if isinstance(layer, Sides):
+        layer, prefix = layer.latents, f"{prefix}latents."
+    assert isinstance(layer, Block)
+    return layer, prefix
+
+
 def mixer_load(mixer: Mixer, mesh: Mesh, load: Load) -> Load:
     """`load` with the parts of heads and pairs that a rank of the mesh computes."""
     divided = mixer.divided_axes()
@@ -162,15 +171,16 @@ def mixer_load(mixer: Mixer, mesh: Mesh, load: Load) -> Load:
         mesh.tensor if "head" in divided else 1,
         mesh.offset if "entry" in divided else 1,
         load.cpu,
+        load.part if "entry" in divided else None,
     )
 
 
 def _part(name: str) -> str:
     if ".mlp." in name:
         return "feed-forward"
-    if ".mixer." in name or ".reduce." in name:
+    if ".mixer." in name or ".reduce." in name or ".local." in name:
         return "projections"
-    if "norm" in name:
+    if "norm" in name or "_scale." in name:
         return "norms"
     return "head" if name.startswith("head.") else "embeddings"
 

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from models import ModelConfig
-from parallel.engine.batch import micro_batch_size
-from parallel.engine.interface import Precision
+from parallel.engine.interface import Precision, micro_batch_size
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import Flops, sample_flops
@@ -23,7 +22,7 @@ from parallel.traffic_counter import Traffic
 
 @dataclass(frozen=True)
 class Plan:
-    """A net on a mesh; per-rank values are those of the fullest rank.
+    """A net on a mesh; per-rank values are those of the fullest rank, or of the rank that was asked for.
 
     parameters, held   by part, of the whole net and of the rank
     traffic            payloads of one optimizer step (traffic_counter.py); `sent` are the rank's bytes
@@ -68,8 +67,8 @@ class Plan:
         return self.traffic.sent(self.mesh)
 
     def fits(self, memory: float) -> bool:
-        """Whether the peak stays below so many bytes on each device."""
-        return self.memory.peak <= memory
+        """Whether the peak and what CUDA and NCCL take stay below so many bytes on each device."""
+        return self.memory.needed <= memory
 
     def summary(self) -> str:
         """One line for a log or a person."""
@@ -81,7 +80,8 @@ class Plan:
 
     def logged(self) -> dict[str, Any]:
         """The predictions that a run records next to its measurements."""
-        return {"peak_bytes": self.memory.peak, "bytes_sent": self.sent}
+        counted = self.traffic.by_group(self.mesh)
+        return {"peak_bytes": self.memory.peak, "bytes_sent": counted.sent(self.mesh)}
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -114,15 +114,18 @@ def plan(
     accumulate: int = 1,
     precision: Precision = "fp32",
     cpu: bool = False,
+    own_rank: bool = False,
 ) -> Plan:
     """Predicts a run; `mesh` is a place on a mesh that need not exist, `batch` the global batch.
+
+    With `own_rank` for the mesh's own rank, else for the fullest one, whose work is the busiest one's.
 
     Raises UserError where net, mesh and batch do not fit, with what would be right.
     """
     net = model if isinstance(model, LayerKinds) else layer_kinds(model)
     micro_batch_size(batch, accumulate, mesh.data)
     net.pieces(mesh)  # which refuses a net that does not divide
-    place = fullest_rank(net, mesh)
+    place = mesh if own_rank else fullest_rank(net, mesh)
     return Plan(
         place,
         parallel,
@@ -134,7 +137,7 @@ def plan(
         step_memory(net, place, parallel, batch, accumulate, precision, cpu),
         step_traffic(net, place, parallel, batch, accumulate, precision),
         sample_flops(net, Mesh(), parallel),
-        sample_flops(net, place, parallel),
+        sample_flops(net, place, parallel, own_rank),
         breakeven_batch(net, mesh, parallel, precision),
         net.bank_entries(),
         (*net.replicated(mesh), *(f"not planned: {name} ({why})" for name, why in net.not_planned.items())),

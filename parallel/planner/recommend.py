@@ -110,7 +110,7 @@ def trains(net: LayerKinds, precision: Precision, cluster: Cluster) -> bool:
     for mesh in meshes(net, cluster.world):
         place = fullest_rank(net, mesh)
         for parallel in list(_settings(mesh, precision))[::-1]:
-            if step_memory(net, place, parallel, mesh.data, 1, precision).peak <= cluster.memory:
+            if step_memory(net, place, parallel, mesh.data, 1, precision).needed <= cluster.memory:
                 return True
     return False
 
@@ -151,7 +151,7 @@ def _fewest_micro_batches(
     while accumulate <= batch:
         if batch % (accumulate * mesh.data) == 0:
             memory = step_memory(net, place, parallel, batch, accumulate, precision)
-            if memory.peak <= cluster.memory:
+            if memory.needed <= cluster.memory:
                 return plan(net, parallel, mesh, batch, accumulate, precision)
         accumulate *= 2
     return None

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from models.dealing import Share, deal
 from models.mixers.interface import Mixer
-from models.transformer import GPT, FeedForward
+from models.parts.feed_forward import FeedForward
+from models.transformer import GPT
 from parallel.errors import UserError
 from parallel.mesh import Mesh
 
@@ -136,13 +137,18 @@ def _feed_forward_shards(held: dict[str, Shard], prefix: str, module: FeedForwar
         raise UserError(f"mlp={hidden} is not divisible by offset × tensor = {mesh.model} ranks")
     width = hidden // mesh.model
     start = mesh.model_rank * width
-    for name, dim in (("up.weight", 0), ("up.bias", 0), ("down.weight", 1)):
+    sharded = (("up.weight", 0), ("up.bias", 0), ("down.weight", 1))
+    for name, dim in sharded if module.up.bias is not None else sharded[::2]:
         full = held[prefix + name].full
         held[prefix + name] = Shard(full, None, dim, start, start + width, "model")
 
 
 def _vocabulary_shards(held: dict[str, Shard], prefix: str, module: GPT, mesh: Mesh) -> None:
     """Rows of the embedding and of the head, in equal runs; the last may reach past the vocabulary."""
+    if module.config.logit_pull:
+        raise UserError(
+            f"model.logit_pull={module.config.logit_pull}: needs offset × tensor = 1, not {mesh.model}"
+        )
     width = math.ceil(module.config.vocabulary / mesh.model)
     start = mesh.model_rank * width
     for name in ("embedding.weight", "head.weight"):

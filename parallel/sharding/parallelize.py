@@ -10,11 +10,16 @@ from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.initial import InitialValue, initial_values
+from models.initial import InitialValue, initial_buffer, initial_values
 from models.mixers.interface import Mixer
-from models.transformer import GPT, FeedForward, Layer
+from models.parts.batch_norm import BatchNorm
+from models.parts.block import Block
+from models.parts.feed_forward import FeedForward
+from models.transformer import GPT
 from parallel.mesh import Mesh, ParallelConfig
+from parallel.sharding.batch_norm import share_statistics
 from parallel.sharding.layout import Shard, shards
+from parallel.sharding.offload import HostOffload
 from parallel.sharding.offset import shard_offsets
 from parallel.sharding.tensor import shard_heads
 from parallel.sharding.vocabulary import not_drawn, shard_vocabulary
@@ -31,7 +36,8 @@ def parallelize(
     """Shards a net that was built on the meta device, in place, and draws this rank's weights.
 
     In order: banks over the offset axis; heads over the tensor axis; feed-forward and vocabulary over
-    both; activation checkpointing; then weights, module by module, each rank its own. `partition(module)`
+    both; batch norms' statistics over the data axis; activation checkpointing; then weights, module by
+    module, each rank its own. `partition(module)`
     is called as soon as a layer, and finally the net, has its weights (ZeRO-3 partitions them there).
     Raises UserError where net and mesh do not fit.
     """
@@ -45,6 +51,8 @@ def parallelize(
             _shard_feed_forward(module)
         if isinstance(module, GPT) and mesh.model > 1:
             shard_vocabulary(module, mesh, held["embedding.weight"])
+        if isinstance(module, BatchNorm) and mesh.data > 1:
+            share_statistics(module, mesh)
     _checkpoint_activations(net, config.activations)
     for path, module in _innermost_first(net):
         inside = f"{path}." if path else ""
@@ -52,36 +60,40 @@ def parallelize(
             name = inside + leaf
             if name in held:  # a tied weight is drawn under its first name
                 _draw(module, leaf, held[name], initial[name], mesh, seed, device)
+        for leaf, _ in list(module.named_buffers(recurse=False)):
+            setattr(module, leaf, initial_buffer(net, inside + leaf).to(device))
         for alias, first in ties.items():
             if alias.startswith(inside) and first.startswith(inside):
                 owner, _, leaf = alias.rpartition(".")
                 setattr(net.get_submodule(owner), leaf, net.get_parameter(first))
-        if partition is not None and (isinstance(module, Layer) or module is net):
+        if partition is not None and (isinstance(module, Block) or module is net):
             partition(module)
     return net
 
 
 def _shard_feed_forward(mlp: FeedForward) -> None:
     dim, hidden = mlp.up.in_features, mlp.up.out_features
-    mlp.up = ColumnParallelLinear(dim, hidden, gather_output=False, init_method=not_drawn)  # pyright: ignore
-    mlp.down = RowParallelLinear(hidden, dim, input_is_parallel=True, init_method=not_drawn)  # pyright: ignore
+    bias = mlp.up.bias is not None
+    mlp.up = ColumnParallelLinear(dim, hidden, bias, gather_output=False, init_method=not_drawn)  # pyright: ignore
+    mlp.down = RowParallelLinear(hidden, dim, bias, input_is_parallel=True, init_method=not_drawn)  # pyright: ignore
 
 
 def _checkpoint_activations(net: nn.Module, policy: str) -> None:
-    for layer in [module for module in net.modules() if isinstance(module, Layer)]:
+    offload = HostOffload() if policy == "block_cpu" else None
+    for layer in [module for module in net.modules() if isinstance(module, Block)]:
         if policy == "operator":
-            _recompute(layer.mixer, offload=False)
+            _recompute(layer.mixer, None)
         elif policy != "none":
-            _recompute(layer, offload=policy == "block_cpu")
+            _recompute(layer, offload)
 
 
-def _recompute(module: nn.Module, offload: bool) -> None:
-    """Saves a module's input only, in host memory if `offload`. (fairscale's checkpoint_wrapper recomputes
+def _recompute(module: nn.Module, offload: HostOffload | None) -> None:
+    """Saves a module's input only, in host memory with `offload`. (fairscale's checkpoint_wrapper recomputes
     in another dtype than autocast's: float32 on the CPU, float16 on CUDA.)"""
     forward = module.forward
 
     def run(x: Tensor) -> Tensor:
-        with torch.autograd.graph.save_on_cpu() if offload else nullcontext():
+        with offload.hooks() if offload else nullcontext():
             return checkpoint(forward, x, use_reentrant=True)
 
     module.forward = run

@@ -23,6 +23,7 @@ def shard_heads(mixer: Mixer, mesh: Mesh) -> None:
     assert group is not None
     mixer.heads //= mesh.tensor
     mixer.head_input = HeadInput(group)
+    mixer.head_softmax = HeadSoftmax(group)
     for name, dims in mixer.axes().items():
         if dims.get(1) == "head":  # the weight of a linear layer that sums over heads
             path = name.removesuffix(".weight")
@@ -41,6 +42,16 @@ class HeadInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _AllReduceBackward.apply(x, self._group)
+
+
+class HeadSoftmax:
+    """Softmax over the heads of all ranks, from this rank's logits: all-reduces maxima and sums."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def __call__(self, logits: Tensor, dim: int) -> Tensor:
+        return _SoftmaxOverRanks.apply(logits, dim, self._group)
 
 
 class HeadSum(nn.Module):
@@ -72,6 +83,27 @@ class _AllReduceBackward(torch.autograd.Function):
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=ctx.group)
         return grad, None
+
+
+class _SoftmaxOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, dim: int, group: Group) -> Tensor:
+        highest = logits.amax(dim, keepdim=True)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group)
+        weights = (logits - highest).exp()
+        total = weights.sum(dim, keepdim=True)
+        dist.all_reduce(total, group=group)
+        weights = weights / total
+        ctx.dim, ctx.group = dim, group
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (weights,) = ctx.saved_tensors
+        mean = (grad * weights).sum(ctx.dim, keepdim=True)
+        dist.all_reduce(mean, group=ctx.group)
+        return weights * (grad - mean), None, None
 
 
 class _AllReduceForward(torch.autograd.Function):

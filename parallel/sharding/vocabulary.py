@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fairscale.nn.model_parallel.cross_entropy import vocab_parallel_cross_entropy
+import torch.distributed as dist
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, VocabParallelEmbedding
 from torch import Tensor
 
+from models.ops.cross_entropy import summed_cross_entropy
 from models.transformer import GPT
 from parallel.mesh import Mesh
 from parallel.sharding.layout import Shard
@@ -17,32 +18,43 @@ def shard_vocabulary(net: GPT, mesh: Mesh, shard: Shard) -> None:
 
     The net's logits are then those of this rank's words; the vocabulary is padded to equal parts.
     """
+    group = mesh.group("model")
+    assert group is not None
     width, padded = net.config.width, (shard.stop - shard.start) * mesh.model
     net.embedding = VocabParallelEmbedding(padded, width, init_method=not_drawn)  # pyright: ignore
-    net.head = _Head(width, padded, shard.inside[1])  # pyright: ignore
+    net.head = _Head(width, padded, ShardedVocabulary(group, *shard.inside))  # pyright: ignore
     if net.config.tie_embeddings:
         net.head.weight = net.embedding.weight
-    net.token_losses = _token_losses
+
+
+class ShardedVocabulary:
+    """The words of one rank of a group: see models/ops/cross_entropy.py."""
+
+    def __init__(self, group: dist.ProcessGroup, first: int, count: int) -> None:
+        self.first, self.count, self._group = first, count, group
+
+    def max_(self, numbers: Tensor) -> None:
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, self._group)
+
+    def sum_(self, numbers: Tensor) -> None:
+        dist.all_reduce(numbers, group=self._group)
 
 
 class _Head(ColumnParallelLinear):
-    """Logits of this rank's words; −∞ for padding."""
+    """Logits of this rank's words, −∞ for padding; with targets the loss over all ranks' words."""
 
-    def __init__(self, width: int, padded: int, words: int) -> None:
+    def __init__(self, width: int, padded: int, words: ShardedVocabulary) -> None:
         super().__init__(width, padded, bias=False, gather_output=False, init_method=not_drawn)
         self._words = words
 
-    def forward(self, input_: Tensor) -> Tensor:
+    def forward(self, input_: Tensor, targets: Tensor | None = None) -> Tensor:
+        if targets is not None:
+            return summed_cross_entropy(input_.flatten(0, 1), self.weight, targets.flatten(), self._words)
         logits = super().forward(input_)
-        if self._words < logits.shape[-1]:
+        if self._words.count < logits.shape[-1]:
             logits = logits.clone()
-            logits[..., self._words :] = -torch.inf
+            logits[..., self._words.count :] = -torch.inf
         return logits
-
-
-def _token_losses(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
-    losses = vocab_parallel_cross_entropy(logits_BNV.float(), targets_BN.clamp_min(0))
-    return losses.masked_fill(targets_BN < 0, 0.0)
 
 
 def not_drawn(weight: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def test_plain_lines_show_loss_rate_speed_and_time_left(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
     out = translution("train", config_file, f"run_dir={tmp_path / 'run'}").out
-    line = r"step 4/6  loss \d\.\d+  lr \d\.\d+e-\d+  [\d,]+ images/s  \d:\d\d:\d\d left"
+    line = r"step 4/6  loss \d\.\d+  lr \d\.\d+e-\d+  [\d,]+ images/s  \d+% of the peak  \d:\d\d:\d\d left"
     assert re.search(line, out)
 
 
@@ -72,7 +72,9 @@ def test_ctrl_c_saves_and_prints_how_to_resume(config_file: Path, tmp_path: Path
     assert len(checkpoints(cut / "checkpoints")) == 1
     assert not (cut / "result.json").exists()
 
-    assert translution("train", "--resume", cut).code == 0
+    resumed = translution("train", "--resume", cut)
+    assert resumed.code == 0
+    assert re.search(r"^going on from step [5-9]|^going on from step \d\d+", resumed.out, re.MULTILINE)
     losses = [[r.get("loss") for r in RunDirectory(run).read_metrics()] for run in (whole, cut)]
     assert losses[0] == losses[1]
 

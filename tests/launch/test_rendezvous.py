@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from launch.rendezvous import check_port, slurm_rendezvous
+from launch import rendezvous
+from launch.rendezvous import check_port, node_address, slurm_rendezvous
 from parallel.errors import UserError
 
 TASK = {
@@ -59,6 +60,38 @@ def test_ranks_meet_on_the_first_node_of_the_list(
     task(SLURM_JOB_NODELIST=nodes)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.1")
     assert slurm_rendezvous()["MASTER_ADDR"] == first
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch):
+    """This host is b; a's name resolves to a loopback address here, as a wrong /etc/hosts has it."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "b")
+    monkeypatch.setattr(socket, "gethostbyname", {"a": "127.0.1.1", "b": "127.0.1.1", "c": "10.0.0.3"}.get)
+    shown = subprocess.CompletedProcess([], 0, "NodeName=a NodeAddr=10.0.0.1 NodeHostName=a", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: shown)
+
+
+@pytest.mark.parametrize(
+    ("node", "address"), [("a", "10.0.0.1"), ("b", "b"), ("b.cluster", "b.cluster"), ("c", "c")]
+)
+def test_another_hosts_loopback_address_is_not_a_meeting_point(
+    addresses, monkeypatch, node: str, address: str
+):
+    if "." in node:
+        monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    assert node_address(node) == address
+
+
+def test_gloo_and_nccl_use_the_interface_that_leads_to_the_first_node(task, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rendezvous, "interface_to", {"localhost": None, "198.51.100.1": "ib0"}.get)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")  # the user's choice stays
+    task()
+    variables = slurm_rendezvous()
+    assert variables["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert "NCCL_SOCKET_IFNAME" not in variables
+    task(SLURM_JOB_NUM_NODES="1")
+    assert "GLOO_SOCKET_IFNAME" not in slurm_rendezvous()
 
 
 @pytest.mark.parametrize("nodes", ["", "a[1-"])

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from models import ViTConfig, build_model
 from models.mixers.attention import Attention
 from models.mixers.translution import Translution
+from models.parts.stems import patches as cut
 
 MNIST = {"image_size": 84, "patch_size": 12, "channels": 1, "classes": 10}
 VIT_A_56 = {"image_size": 224, "patch_size": 56, "classes": 1000}
@@ -37,7 +38,7 @@ def tiny(**changes):
 def test_patches_are_read_row_by_row():
     model = build_model(tiny())
     images = torch.arange(144.0).view(1, 1, 12, 12)
-    patches = model.patches(images)
+    patches = cut(images, model.config.patch_shape)
     assert patches.shape == (1, 9, 16)
     assert torch.equal(patches[0, 5].view(4, 4), images[0, 0, 4:8, 8:12])
 
@@ -46,7 +47,7 @@ def test_rectangles_are_read_row_by_row_too():
     model = build_model(tiny(image_size=[12, 20], patch_size=[3, 5]))
     assert model.config.grid == (4, 4)
     images = torch.arange(240.0).view(1, 1, 12, 20)
-    assert torch.equal(model.patches(images)[0, 6].view(3, 5), images[0, 0, 3:6, 10:15])
+    assert torch.equal(cut(images, model.config.patch_shape)[0, 6].view(3, 5), images[0, 0, 3:6, 10:15])
     assert model(images.expand(2, 1, 12, 20)).shape == (2, 5)
     with pytest.raises(ValueError, match=r"\[batch, 1, 12, 20\] is needed"):
         model(torch.randn(1, 1, 20, 12))
@@ -70,6 +71,29 @@ def test_only_nets_blind_to_positions_learn_embeddings():
     assert build_model(tiny(mixer=attention)).positions.shape == (1, 10, 8)
     assert build_model(tiny(mixer=attention, position="rope")).positions is None
     assert build_model(tiny(position="learned")).positions is not None
+
+
+def test_a_class_token_joins_before_a_later_stage():
+    attention = {"kind": "attention", "heads": 2, "head_dim": 4}
+    stages = [{"layers": 2, "position": "gpsa"}, {"layers": 1, "position": "none", "class_token": True}]
+    net = build_model(tiny(depth=3, mixer=attention, position="learned", stages=stages))
+    seen = []
+    for layer in net.layers:
+        layer.mixer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    assert net.positions.shape == (1, 9, 8)
+    before = net(torch.ones(1, 1, 12, 12))
+    assert seen == [9, 9, 10]
+    with torch.no_grad():
+        net.class_token += torch.arange(8)
+    assert not torch.allclose(net(torch.ones(1, 1, 12, 12)), before)
+
+
+@pytest.mark.parametrize(("pool", "joins"), [("mean", 1), ("cls", 2)])
+def test_a_class_token_joins_once_and_only_where_it_is_read(pool: str, joins: int):
+    stages = [{"layers": 1, "class_token": True}] * joins
+    says = rf"stages\[{joins - 1}\].class_token: joins once, and only with pool: cls"
+    with pytest.raises(ValidationError, match=says):
+        tiny(depth=joins, pool=pool, stages=stages)
 
 
 def test_mixed_nets_have_their_mixers_in_order():

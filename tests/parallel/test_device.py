@@ -1,5 +1,7 @@
 """Which device a process uses, with a simulated CUDA."""
 
+import os
+
 import pytest
 import torch
 
@@ -52,6 +54,14 @@ def test_the_default_device_is_set_before_processes_connect(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", connect)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match=r"cannot connect to the 2 processes .*: nobody came"):
         join_processes(torch.device("cuda", 1))
     assert calls == [torch.device("cuda", 1), "connected"]
+
+
+def test_a_process_that_sees_only_its_own_device_tells_deepspeed_so(cuda, monkeypatch: pytest.MonkeyPatch):
+    cuda(1, 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    join_processes(own_device())
+    assert os.environ["LOCAL_RANK"] == "0"  # what DeepSpeed gives to set_device

@@ -8,6 +8,7 @@ import pytest
 from parallel.rank_failure import explain_rank_failures
 from tests.ranks import losses, start_ranks
 from trainer.errors import exit_code
+from trainer.faults.fault_log import read_faults
 
 DEEPSPEED = ["parallel.engine=deepspeed", "parallel.zero=3"]
 
@@ -29,8 +30,11 @@ def test_a_killed_rank_ends_the_others_with_one_line(tmp_path, victim, engine):
         errors = "".join(process.communicate(timeout=30)[1] for process in others)
     assert [process.returncode for process in others] == [1, 1]
     assert errors.count("\n") == 1, errors
-    assert "of 3 lost another process of this run" in errors
+    assert f"of 3 lost another process of this run, probably rank {victim}, which was killed" in errors
     assert "--resume" in errors
+    (fault,) = read_faults(run)
+    assert fault["fault"] == "lost rank"
+    assert fault["rank"] != victim
 
 
 def is_training(run: Path) -> bool:

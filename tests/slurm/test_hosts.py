@@ -1,6 +1,7 @@
 """Hosts reached over ssh: training with DeepSpeed's launcher, and errors that name a broken host."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -63,6 +64,23 @@ def test_deepspeeds_own_command_trains_with_zero_3_and_offsets(
     assert losses(work / "run") == near(tiny_losses)
 
 
+@pytest.mark.soak
+def test_ctrl_c_saves_on_all_hosts_and_says_how_to_resume(cluster: Cluster, work: Path):
+    arguments = ("tiny.yaml", "--hostfile", "hosts", f"run_dir={work / 'run'}", "train.steps=3000")
+    code = "from launch.cli import main; main()"
+    process = cluster.popen(sys.executable, "-c", code, "launch", *arguments, cwd=work)
+    cluster.until(lambda: losses(work / "run")[10:], 60, "training goes on")
+    (pid,) = (int(pid) for pid in cluster.run("pgrep", "-xf", f".*-c {re.escape(code)} launch .*").split())
+    cluster.run("kill", "-INT", str(pid))
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 130, out + err
+    step = re.search(r"stopped at step (\d+); resume with: translution launch --hostfile hosts --resume", out)
+    assert step, out
+    assert not trainers(cluster)
+    resumed = ("--hostfile", "hosts", "--resume", work / "run", f"train.steps={int(step[1]) + 3}")
+    assert f"going on from step {step[1]}" in cluster.translution("launch", *resumed, cwd=work)
+
+
 def test_doctor_lists_every_host_with_its_speeds(cluster: Cluster, work: Path):
     # Any exit code: these hosts share cores, so one may look slow.
     out = cluster.translution("doctor", "--hostfile", "hosts", cwd=work, code=None)
@@ -74,7 +92,7 @@ def test_doctor_lists_every_host_with_its_speeds(cluster: Cluster, work: Path):
     assert all("others' speed" in line for line in out.splitlines() if line.startswith("✗")), out
     options = ("--slurm", "--nodes", "2", "--gpus-per-node", "2")
     out = cluster.translution("doctor", *options, cwd=work, code=None)
-    assert "node1" in out
+    assert "✗ node1: torch sees 0 of 2 GPUs" in out
     assert "node2" in out
 
 

@@ -15,8 +15,9 @@ from tests.slurm.workspace import (
     losses,
     task_pid,
 )
+from trainer.faults.fault_log import read_faults
 
-TWO_NODES = (*OPTIONS, "--nodes", "2")
+TWO_NODES = (*OPTIONS, "--nodes", "2", "--no-check")  # the check has its own test, and costs seconds
 
 
 @concurrent
@@ -30,7 +31,7 @@ def test_two_nodes_of_two_ranks_with_offsets_and_zero_3_have_the_losses_of_one_p
     assert workspace.cluster.job_fields(job(run))["TresPerNode"] == "gres:gpu:2"
     assert read_events(run)[0]["nodes"] == "node[5-6]"
     assert losses(run) == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in workspace.tiny_losses]
-    assert "global_rank=3(4)" in workspace.translution("logs", run, "--rank", "3")
+    assert "global_rank=3(4)" in workspace.translution("logs", run, "--rank", "3", "--raw")
 
 
 @concurrent
@@ -39,7 +40,7 @@ def test_a_node_without_the_run_directory_is_named_and_the_job_not_requeued(work
         run = workspace.submit(options=(*TWO_NODES, "--constraint", "pair"))
         assert workspace.final_state(run) == "FAILED"
         assert f"error: node6: cannot see the run directory {run}" in workspace.translution("logs", run)
-        assert events(run) == []
+        assert events(run) == ["failed"]
 
 
 @pytest.mark.soak
@@ -69,6 +70,21 @@ def test_a_run_whose_rank_is_killed_resumes_from_its_checkpoint(workspace: Works
     workspace.wait_for_starts(run, 2)
     workspace.assert_completes(run)
     assert "refused" not in events(run)
+    assert [step for step, _ in losses(run)] == list(range(1, 301))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_run_whose_rank_is_killed_before_its_first_checkpoint_starts_again(workspace: Workspace) -> None:
+    steps = ("train.steps=300", "train.checkpoint_every=1000", "train.log_every=5")
+    run = workspace.submit(*steps, options=TWO_NODES)
+    workspace.wait_for_step(run, 30)
+    pid = task_pid(run)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    workspace.wait_for_starts(run, 2, seconds=150)
+    workspace.assert_completes(run)
+    assert [fault["fault"] for fault in read_faults(run)] == ["lost rank"]
     assert [step for step, _ in losses(run)] == list(range(1, 301))
 
 

@@ -40,6 +40,7 @@ def test_a_run_resumes_after_its_time_limit(workspace: Workspace) -> None:
     workspace.assert_completes(run)
     # Slurm may signal a short job's next starts at once, even before they train; they are requeued again.
     assert re.fullmatch("((start )?(stopped )?requeued )+start finished", " ".join(events(run)))
+    assert "time limit; requeued (1 of " in workspace.translution("logs", run)
     assert losses(run) == workspace.long_losses
 
 
@@ -76,7 +77,12 @@ def test_a_run_preempted_twice_resumes_each_time(workspace: Workspace) -> None:
     workspace.assert_completes(run)
     assert events(run) == [*("start", "stopped", "requeued") * 2, "start", "finished"]
     assert losses(run) == workspace.long_losses
-    assert "saved in" in (run / "slurm" / f"{job(run)}_0_log.out").read_text()
+    shown = workspace.translution("logs", run)
+    assert "saved in" in shown
+    assert shown.count("preempted; requeued") == 2
+    assert shown.count("going on from step") == 2
+    assert "srun" not in shown
+    assert "submitit" not in shown
 
 
 @concurrent
@@ -84,18 +90,22 @@ def test_cancel_saves_and_resume_continues(workspace: Workspace) -> None:
     run = workspace.submit(*LONG, "train.checkpoint_every=null", options=(*OPTIONS, *halt_after(50)))
     pid = workspace.wait_until_halted(run, 50)
     assert "RUNNING" in workspace.translution("jobs")
+    assert f"its job {job(run)} is alive" in workspace.translution("train", "--resume", run, code=2)
     assert "cancelled job" in workspace.translution("cancel", run)
     workspace.continue_at_signal(pid, 10)
     assert workspace.final_state(run) == "CANCELLED"
     assert events(run) == ["start", "stopped"]
     first = job(run)
     assert "nothing to cancel" in workspace.translution("cancel", run, code=2)
-    workspace.translution("resume", run)
+    workspace.translution("resume", first)
     assert job(run) != first
     os.kill(workspace.wait_until_halted(run, 50), signal.SIGCONT)  # the new job's first start halts too
     workspace.assert_completes(run)
     assert losses(run) == workspace.long_losses
-    assert workspace.translution("logs", run).count("run directory") == 2, "both jobs' output"
+    shown = workspace.translution("logs", run)
+    assert shown.count("run directory") == 2, "both jobs' output"
+    assert re.search(r"going on from step \d+", shown)
+    assert "resume with: translution train" not in shown
 
 
 @concurrent
@@ -106,7 +116,7 @@ def test_a_submitted_run_has_the_losses_of_a_local_one(workspace: Workspace) -> 
     workspace.assert_completes(run)
     assert losses(run) == workspace.long_losses
     assert events(run) == ["start", "finished"]
-    row = rf"{job(run)}\s+COMPLETED\s.*{STEPS}/{STEPS}\s+\d\.\d+\s+0\s.*runs/{run.name}"
+    row = rf"{job(run)}\s+COMPLETED\s+{STEPS}/{STEPS}\s+\d\.\d+\s.*{run.name}"
     assert re.search(row, workspace.translution("jobs"))
     assert "rank 1 has no output" in workspace.translution("logs", run, "--rank", "1", code=2)
     again = workspace.translution("submit", "tiny.yaml", *LONG, *OPTIONS, code=2)
@@ -128,6 +138,7 @@ def test_a_sweep_runs_as_many_at_the_same_time_as_allowed_and_none_twice(workspa
     assert len(re.findall("^already submitted", again, re.MULTILINE)) == 2
     for run in runs:
         workspace.assert_completes(run)
+    assert len(list((workspace.folder / "runs").glob("tiny-sweep-*/results.md"))) == 1
     spans = [[event["time"] for event in read_events(run)] for run in runs]
     for started, _ in spans:
         assert sum(first <= started < last for first, last in spans) <= 2
@@ -146,13 +157,15 @@ def test_a_dependent_run_starts_after_a_finished_run_and_never_after_a_failed_on
     workspace.assert_completes(second)
     assert read_events(first)[-1]["time"] <= read_events(second)[0]["time"]
     assert workspace.final_state(bad) == "FAILED"
-    assert events(bad) == ["start", "refused"]
+    assert events(bad) == ["start", "refused", "failed"]
+    assert re.search(r"FAILED .*not finite since step", workspace.translution("jobs", "--state", "failed"))
     assert "not finite since step" in workspace.translution("logs", bad)
     assert workspace.final_state(never) == "CANCELLED"
 
 
 @concurrent
 def test_a_separate_job_evaluates_the_checkpoints(workspace: Workspace) -> None:
+    """Those that it has not come to yet are kept: one is, and five are saved before it starts."""
     options = (*OPTIONS, "--evaluate-every", "100", *halt_after(120))
     run = workspace.submit(f"train.steps={STEPS}", options=options)
     (evaluation,) = read_record(run).evaluation_jobs
@@ -176,6 +189,25 @@ def test_a_separate_job_evaluates_the_checkpoints(workspace: Workspace) -> None:
 
 
 @concurrent
+def test_a_job_that_asked_for_gpus_and_has_none_fails_at_once_and_names_the_host(
+    workspace: Workspace,
+) -> None:
+    """Whether or not the hosts are checked before; and a setup command that ends the job says so."""
+    options = (*OPTIONS, "--gpus-per-node", "1")
+    checked = workspace.submit("device=auto", "seed=1", options=options)
+    unchecked = workspace.submit("device=auto", "seed=2", options=(*options, "--no-check"))
+    ended = workspace.submit("seed=3", options=(*OPTIONS, "--setup", "exit 3"))
+    for run in (checked, unchecked, ended):
+        assert workspace.final_state(run) == "FAILED"
+        assert events(run)[-1] == "failed"
+    assert re.match(r"node\d: torch sees 0 of 1 GPUs", read_events(checked)[-1]["cause"])
+    assert re.match(
+        r"node\d: gpus_per_node=1, but torch .* sees no CUDA", read_events(unchecked)[-1]["cause"]
+    )
+    assert "a setup command ended the job with exit code 3: exit 3" in workspace.translution("logs", ended)
+
+
+@concurrent
 def test_a_job_is_requeued_no_more_often_than_allowed(workspace: Workspace) -> None:
     run = workspace.submit(*LONG, options=(*OPTIONS, "--max-requeues", "0", *halt_after(20)))
     pid = workspace.wait_until_halted(run, 20)
@@ -192,12 +224,17 @@ def test_a_job_is_requeued_no_more_often_than_allowed(workspace: Workspace) -> N
         (("--partition", "gpu"), "partition=gpu: does not exist; this cluster has main, urgent"),
         (("--nodes", "8"), "nodes=8: partition main has 6"),
         (("--time", "2", "--signal-delay", "120"), "time=2 min is too short: "),
-        (("--after", "runs/none"), "runs/none: was not submitted to Slurm"),
-        (("--cpus-per-task", "9"), "sbatch: Requested node configuration is not available"),
+        (("--after", "runs/none"), "runs/none: no run in runs has this directory, name or job"),
+        (
+            ("--cpus-per-task", "9"),
+            "--cpus-per-task 9: sbatch: Requested node ",
+        ),
+        (("--mem-gb", "9"), "--mem-gb 9: sbatch: "),
+        (("--constraint", "none"), "--constraint none: sbatch: Invalid feature specification"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_in_one_line(workspace: Workspace, options: tuple, message: str):
     out = workspace.translution("submit", "tiny.yaml", *options, code=2)
     assert out.startswith(f"error: {message}")
     assert len(out.splitlines()) == 1
-    assert not list(workspace.folder.glob("runs/*/slurm.json"))
+    assert not list(workspace.folder.glob("runs/*"))

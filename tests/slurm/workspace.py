@@ -85,7 +85,7 @@ class Workspace:
 
     def submit(self, *overrides: str, options: tuple[str, ...] = OPTIONS) -> Path:
         """Submit the tiny config; returns the run directory."""
-        out = self.translution("submit", "tiny.yaml", *overrides, *options)
+        out = self.translution("submit", "tiny.yaml", "--no-rehearsal", *overrides, *options)
         found = re.search(r"run directory (\S+)", out)
         assert found, out
         return self.folder / found[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trainer.run_directory.checkpoints import checkpoints
 from trainer.run_directory.run_directory import RunDirectory
@@ -138,3 +139,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
     for path in checkpoints(run / "checkpoints"):
         model = torch.load(path)["engine"]["model"]
         assert all(tensor.isfinite().all() for tensor in model.values())
+
+
+def test_running_statistics_are_saved_resumed_and_exported(tmp_path: Path, translution: Callable):
+    """A net with batch norms: after a stop it goes on as if there had been none."""
+    config = ["configs/imagenet/xcit_t12.yaml", "data={kind: synthetic, test_samples: 8}", "device=cpu"]
+    small = "{kind: xca, heads: 2}"
+    config += ["model.image_size=32", "model.classes=10", "model.width=16", "model.mlp=16", "model.depth=1"]
+    config += [f"model.mixer={small}", "train.batch=8", "train.warmup_steps=0", "precision=fp32"]
+    config += ["parallel={}", "train.accumulate=1"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert translution("train", *config, "train.steps=4", f"run_dir={whole}").code == 0
+    words = ("train.steps=4", f"run_dir={stopped}", "train.checkpoint_every=2")
+    assert translution("train", *config, *words).code == 0
+    (stopped / "checkpoints" / "step-00000004.pt").unlink()
+    (stopped / "result.json").unlink()
+    assert translution("train", "--resume", stopped).code == 0
+    results = [json.loads((run / "result.json").read_text())["evaluation"] for run in (whole, stopped)]
+    assert results[0] == results[1]
+    exported = tmp_path / "net.safetensors"
+    assert translution("export", stopped, "--out", exported).code == 0
+    names = [name for name in load_file(exported) if name.endswith("running_mean")]
+    assert names
+    assert all(load_file(exported)[name].any() for name in names)

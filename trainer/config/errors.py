@@ -29,7 +29,7 @@ def _line(problem: ErrorDetails, root: type[BaseModel], values: Any) -> str:
     key, parent, above, classes = _locate(problem, root, values)
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        valid = sorted({name for cls in above for name in cls.model_fields})
+        valid = sorted({field.alias or name for cls in above for name, field in cls.model_fields.items()})
         close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {_join(parent, close[0])}? " if close else ""
         allowed = f"valid here: {', '.join(valid)}" if valid else "not valid here"

@@ -18,6 +18,8 @@ from trainer.data.images.imagenet import ImagenetConfig
 from trainer.data.source import Source
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
+from trainer.faults.config import FaultsConfig
+from trainer.reporting.profiler import ProfileConfig
 
 DataConfig = Annotated[
     MovingMnistConfig | ImagenetConfig | OpenWebTextConfig | BookConfig | SyntheticConfig,
@@ -25,7 +27,7 @@ DataConfig = Annotated[
 ]
 
 
-class TrainConfig(OptimizerConfig):
+class TrainConfig(OptimizerConfig, FaultsConfig):
     """Length and batch size of training; how often to log, evaluate and save, in optimizer steps."""
 
     batch: int = Field(64, ge=1, description="global batch: samples per optimizer step")
@@ -35,6 +37,7 @@ class TrainConfig(OptimizerConfig):
     evaluate_batch: int = Field(250, ge=1)
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
+    profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
 
@@ -48,6 +51,8 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = Field(False, description="on CUDA: float32 products with 10-bit mantissas, faster")
+    deterministic: bool = Field(False, description="only operations that repeat to the bit; slower on CUDA")
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

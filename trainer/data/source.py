@@ -14,12 +14,6 @@ class Batch(NamedTuple):
     inputs: torch.Tensor
     targets: torch.Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`, copied asynchronously."""
-        if device.type != "cuda":
-            return Batch(*(part.to(device) for part in self))
-        return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in self))
-
 
 class Source(Protocol):
     """Training data in an order that depends only on (seed, sample number), and evaluation sets."""
@@ -51,7 +45,11 @@ class Source(Protocol):
         ...
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """This rank's share of an evaluation set, in batches of at most `batch` samples."""
+        """This rank's share of an evaluation set, in batches of at most `batch` samples.
+
+        All ranks get equally many batches of equal sizes, because an engine's ranks evaluate together;
+        surplus samples have the target IGNORED.
+        """
         ...
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:

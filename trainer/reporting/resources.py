@@ -1,7 +1,8 @@
-"""Predicted and measured memory and traffic of a run."""
+"""Predicted and measured memory and traffic of a run, and how well it uses its devices."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +13,14 @@ from parallel.mesh import Mesh
 from parallel.planner.plan import plan
 from parallel.traffic_counter import counted_traffic
 from trainer.config.run import RunConfig
+from trainer.reporting.utilisation import peak_rate
 
 
 class Resources:
-    """Peak memory of this process, and the bytes it sends in an optimizer step, by axis.
+    """Peak memory of this process, the bytes it sends in an optimizer step, by axis, and utilisation.
 
     Traffic is counted in this process's third step: in the first two, DeepSpeed also communicates
-    to trace the net. Peak memory is measured on CUDA only.
+    to trace the net.
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh, device: torch.device) -> None:
@@ -33,6 +35,8 @@ class Resources:
             cpu=device.type == "cpu",
         )
         self.remarks = self._plan.remarks  # replicated mixers, and what could not be planned
+        self._sample_flops = self._plan.sample.model
+        self._peak_rate = peak_rate(device) * mesh.world
         self._steps = 0
         self._sent: dict[str, int] | None = None
 
@@ -47,10 +51,19 @@ class Resources:
             yield
         self._sent = traffic.sent(self._mesh)
 
+    def utilisation(self, samples_per_second: float) -> float:
+        """Model FLOPs utilisation: training FLOPs without recomputation over those of all devices."""
+        return samples_per_second * self._sample_flops / self._peak_rate
+
+    def peak_bytes(self) -> int:
+        """The most memory so far: of tensors on a CUDA device, of the whole process on the CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     def result(self) -> dict[str, Any]:
         """Predictions and measurements for result.json; null where nothing was measured."""
-        cuda = self._device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self._device) if cuda else None
+        peak = self.peak_bytes() if self._device.type == "cuda" else None
         return {
             "predicted": self._plan.logged(),
             "measured": {"peak_bytes": peak, "bytes_sent": self._sent},

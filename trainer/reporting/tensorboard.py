@@ -13,6 +13,7 @@ class Events:
     """Scalars of a run from step `first` on; those that an earlier start wrote from there are purged."""
 
     def __init__(self, folder: Path, first: int) -> None:
+        self._folder = folder
         self._writer = SummaryWriter(folder, purge_step=first) if rank() == 0 else None
 
     def __enter__(self) -> Events:
@@ -21,6 +22,12 @@ class Events:
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
+
+    def restart(self, first: int) -> None:
+        """Purge the scalars from step `first` on."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = SummaryWriter(self._folder, purge_step=first)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         if self._writer is not None:

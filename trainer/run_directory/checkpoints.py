@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from parallel.sharding.layout import shards
 from parallel.sharding.reshard import join, moved_state
 from trainer.atomic_write import atomic_write
 from trainer.errors import machine_error
+from trainer.run_directory.awaited import is_awaited
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
@@ -49,12 +51,49 @@ def save_checkpoint(
     _on_all_ranks(lambda: _write(path, state, check) if mesh.rank == 0 else None)
     _on_all_ranks(lambda: check() if mesh.rank == 0 else None)
     if mesh.rank == 0:
-        for old in checkpoints(folder)[:-keep]:
-            for part in [old, *folder.glob(f"{old.stem}.part*")]:
-                part.unlink(missing_ok=True)
-        for left in folder.glob(".step-*.new"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        delete_old(folder, keep)
     return path
+
+
+def delete_old(folder: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest few and those that an evaluation waits for, and what processes
+    that were killed have left. No save may be under way."""
+    whole = checkpoints(folder)
+    for old in whole[:-keep]:
+        if not is_awaited(folder.parent, checkpoint_step(old)):
+            old.unlink(missing_ok=True)
+    names = {path.stem for path in checkpoints(folder)}
+    for part in folder.glob("step-*.part*"):
+        if part.stem not in names:
+            part.unlink(missing_ok=True)
+    for left in folder.glob(".step-*.new"):
+        left.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path, after: int) -> Path | None:
+    """Move the checkpoints of steps beyond `after` into a new folder, so that a run resumes there; returns
+    the folder, None if there are none. Raises UserError if no checkpoint is of step `after`."""
+    saved = checkpoints(folder)
+    steps = [checkpoint_step(path) for path in saved]
+    if after not in steps:
+        shown = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"step {after}: {folder} has no checkpoint of this step; it has {shown}")
+    newer = [path for path in saved if checkpoint_step(path) > after]
+    if not newer:
+        return None
+    aside = folder / f".aside-{time.time_ns()}"
+    aside.mkdir()
+    for path in newer:
+        for part in [*folder.glob(f"{path.stem}.part*"), path]:
+            part.rename(aside / part.name)
+    return aside
+
+
+def put_back(aside: Path) -> None:
+    """Undo `set_aside`."""
+    for path in aside.iterdir():
+        path.rename(aside.parent / path.name)
+    aside.rmdir()
 
 
 def _on_all_ranks(work: Callable[[], None]) -> None:
@@ -127,7 +166,7 @@ def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
 
 
 def weight_reader(path: Path, net: ModelConfig) -> Callable[[str], Tensor]:
-    """Gives whole weights by parameter name, from a checkpoint of `net` that was saved on any mesh.
+    """Gives whole weights, and buffers, by name, from a checkpoint of `net` that was saved on any mesh.
 
     Raises UserError for a damaged file.
     """
@@ -141,9 +180,18 @@ def weight_reader(path: Path, net: ModelConfig) -> Callable[[str], Tensor]:
     held = [shards(whole, Mesh(1, before.offset, before.tensor, m)) for m in range(before.model)]
 
     def read(name: str) -> Tensor:
+        if name in parts[0].get("buffers", {}):
+            return parts[0]["buffers"][name]
         return join([part["parameters"][name]["weight"] for part in parts], [rank[name] for rank in held])
 
     return read
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
 
 
 def is_checkpoint(path: Path) -> bool:

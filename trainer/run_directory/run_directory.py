@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import time
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,9 +16,12 @@ from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 from parallel.processes import rank
 from trainer.atomic_write import atomic_write
+from trainer.config.numerics import numerics_record
 from trainer.config.run import RunConfig
 from trainer.errors import machine_error
 from trainer.run_directory.ownership import Ownership
+
+_LEFTOVER_SECONDS = 600.0  # no file but a checkpoint takes longer to write
 
 
 class RunDirectory:
@@ -29,6 +33,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.events = path / "tensorboard"
+        self.profile = path / "profile"
         self.result = path / "result.json"
         self.saves = path / "saves.jsonl"
         self.origin = path / "init_from.json"
@@ -54,8 +59,17 @@ class RunDirectory:
         self.origin.unlink(missing_ok=True)
         self.save_config(config)
 
+    def clear_leftovers(self) -> None:
+        """Delete the temporary files of processes that were killed while they wrote."""
+        for path in self.path.glob(".*.new"):
+            try:
+                if path.is_file() and time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+            except OSError:
+                continue  # another process was faster
+
     def save_config(self, config: RunConfig) -> None:
-        """Write the resolved config and the version of the code that runs it."""
+        """Write the resolved config and what runs it: versions, device, and switches of torch."""
         # Each net of a study resolves its own defaults: one net's keys may be unknown to another.
         given_only = config.study is not None
         values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
@@ -65,6 +79,7 @@ class RunDirectory:
             "translution": code_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            **numerics_record(),
         }
         self._replace(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
 
@@ -88,10 +103,10 @@ class RunDirectory:
                 break
         return records
 
-    def forget_after(self, step: int) -> None:
+    def forget_after(self, step: int, keep_evaluation: bool = False) -> None:
         """Drop what a run resumed at `step` will write again: later steps, and the evaluation at `step`."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        records = [r for r in kept if r["step"] < step or "evaluation" not in r]
+        records = [r for r in kept if keep_evaluation or r["step"] < step or "evaluation" not in r]
         self._replace(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
     def save_origin(self, origin: dict[str, Any]) -> None:

@@ -11,24 +11,14 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from models import ModelConfig, ViTConfig, build_model
+from models import ModelConfig, build_model
 from parallel.engine.build import check_trainable
 from parallel.errors import UserError
 from parallel.mesh import ParallelConfig, mesh_of
 from trainer.config.run import load_config
 from trainer.verify import verify
+from trainer.verify.nets import net_named
 
-# 5 × 5 tokens and a class token; heads, feed-forward and classes divide by up to eight ranks.
-SMALL: dict[str, Any] = {
-    "image_size": 20,
-    "patch_size": 4,
-    "channels": 1,
-    "classes": 10,
-    "width": 32,
-    "depth": 2,
-    "mlp": 64,
-    "mixer": {"kind": "translution", "heads": 2, "head_dim": 16},
-}
 # Per process and parameter: weight, gradient, moments, and the reference's weight.
 _BYTES = 28
 
@@ -44,16 +34,19 @@ class Comparison:
     skipped: list[str]
 
 
-def choose_layouts(config: str | None, overrides: list[str], processes: int, specs: list[str]) -> Comparison:
+def choose_layouts(
+    config: str | None, overrides: list[str], processes: int, specs: list[str], net: str = "translution"
+) -> Comparison:
     """The comparison that a command line asks for, checked.
 
     `specs` are layouts such as "offset=2,tensor=1,zero=3"; without any, every layout that the net allows.
-    Raises UserError for an impossible layout, and for a net too large for this machine.
+    `net` names one of nets.py, for use without a config. Raises UserError for an impossible layout, an
+    unknown net, and a net too large for this machine.
     """
     if config is None:
         if overrides:
             raise UserError(f"{overrides[0]}: overrides need a config; name a YAML file")
-        name, model = "a small ViT", ViTConfig(**SMALL)
+        name, model = f"a small net ({net})", net_named(net)
     else:
         loaded = load_config(config, overrides)
         # No dropout: it would draw other numbers for another share of the batch.

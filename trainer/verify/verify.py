@@ -107,6 +107,7 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
         sent = traffic.sent(mesh)
     state = engine.state()["parameters"]
     weights = {name: entry["weight"].clone() for name, entry in state.items()}
+    weights |= {name: statistic.clone() for name, statistic in engine.model.named_buffers()}
     return _Run(
         [r.loss.item() for r in results],
         [r.grad_norm.item() for r in results],
@@ -150,10 +151,11 @@ def _compare_layout(model: ModelConfig, parallel: ParallelConfig, reference: _Ru
         held = shards(build_model(model), mesh)
     weight_error = 0.0
     for name, weight in run.weights.items():
-        whole, shard = reference.weights[name], held[name]
-        if shard.entries is not None:
+        whole, shard = reference.weights[name], held.get(name)  # None: statistics, the same everywhere
+        if shard is not None and shard.entries is not None:
             whole = whole[list(shard.entries)]
-        weight_error = max(weight_error, (weight - shard.take(whole)).abs().max().item())
+        part = whole if shard is None else shard.take(whole)
+        weight_error = max(weight_error, (weight - part).abs().max().item())
     loss_error = _largest_error(run.losses, reference.losses)
     norm_error = _largest_error(run.norms, reference.norms)
     errors = torch.tensor([loss_error, norm_error, weight_error])

@@ -33,7 +33,8 @@ cache's over {cache:.1f} TB/s, its FLOPs over {rate:.0f} TFLOP/s, and {launch:.0
 by: the kernels, the fastest by count. done: FLOPs done over useful ones. floor: ms of the useful FLOPs.
 of floor: floor over ms. before: ms (and floor over ms) of loops and grouped products with 64 MiB.
 host: launches of {host:.0f} µs each on the host, over ms. peak: memory beside x, parameters and their
-gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x. attention: ms over self-attention's (and FLOPs over its)."""
+gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x.
+attention: ms over self-attention's (and FLOPs over its)."""
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:

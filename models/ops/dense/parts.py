@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.offsets import OffsetGrid
 from models.ops.dense.strips import StripChunk, strip_chunks
-from models.ops.device import device_type
+from models.ops.device import device_type, on_host
 from models.ops.recipe import Recipe, workspace_bytes
 from models.ops.walk.operands import pair_bytes
 from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
@@ -72,6 +72,7 @@ class Queries(NamedTuple):
 
 
 @lru_cache(maxsize=16)
+@on_host
 def queries_of(schedule: Schedule, rows: int, largest: int, device: torch.device) -> list[Queries]:
     """All queries, `rows` of the grid's first dimension at a time, in chunks of at most `largest` pairs."""
     grid, found = schedule.grid, []

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from models.ops.cards import capability_at
+from models.ops.device import device_type
 from models.ops.fused.tables import group_shape, mean_steps
 
 Card = Literal["ampere", "hopper", "blackwell", "interpreter"]
@@ -47,7 +48,7 @@ class Tiles(NamedTuple):
 
 
 def card_of(device: torch.device) -> Card:
-    if device.type == "cpu":
+    if device_type(device) == "cpu":
         return "interpreter"
     major, _ = capability_at(device) or (9, 0)
     return "blackwell" if major == 10 else "hopper" if major == 9 else "ampere"

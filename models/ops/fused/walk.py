@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.ops.cards import capability_at
+from models.ops.device import device_type, on_host
 from models.ops.fused import cost  # noqa: F401 (who counts this walk finds its costs)
 from models.ops.fused.arguments import BackwardCut, ForwardCut, sides_of
 from models.ops.fused.operators import fused_backward, fused_forward
@@ -123,6 +125,7 @@ def _plan(recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: 
 
 
 @lru_cache(maxsize=64)
+@on_host
 def _tables(
     schedule: Schedule,
     batch: int,
@@ -180,10 +183,10 @@ def _why_not(
     source = sources[0]
     if find_spec("triton") is None:
         return "triton is not installed"
-    if source.device.type == "cuda":
-        if torch.cuda.get_device_capability(source.device) < (8, 0):
+    if device_type(source.device) == "cuda":
+        if (capability_at(source.device) or (8, 0)) < (8, 0):
             return "compute capability 8.0 or more is needed"
-    elif source.device.type != "meta" and os.environ.get("TRITON_INTERPRET") != "1":
+    elif os.environ.get("TRITON_INTERPRET") != "1":
         return f"a CUDA device is needed, the tensors are on {source.device.type}"
     if any(s.dtype not in (torch.float32, torch.bfloat16, torch.float16) for s in sources):
         return f"float32, bfloat16 or float16 is needed, the sources are {source.dtype}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.offsets import Block, OffsetGrid
+from models.ops.device import on_host
 from models.ops.walk.rows import Side
 from models.ops.walk.schedule import Schedule
 
@@ -67,7 +68,7 @@ class Chunk:
             self.of[side] = OfToken(first.int().to(device), pair.int().to(device))
         self.entries = torch.tensor(list(groups), dtype=torch.int32).to(device)
         self.again = torch.tensor([entry in seen for entry in groups], dtype=torch.int32).to(device)
-        self.stops = lru_cache(maxsize=4)(self._group_stops)
+        self.stops = lru_cache(maxsize=4)(on_host(self._group_stops))
 
     def _group_stops(self, samples: int) -> Tensor:
         """Where each group's rows end, with so many samples a pair."""
@@ -94,6 +95,7 @@ def plan(schedule: Schedule, batch: int, budget: Budget, device: torch.device) -
 
 
 @lru_cache(maxsize=64)
+@on_host
 def _cut(schedule: Schedule, samples: int, budget: Budget, device: torch.device) -> Sequence[Chunk]:
     seen: set[int] = set()
     chunks = []

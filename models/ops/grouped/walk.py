@@ -49,7 +49,7 @@ class GroupedWalk:
         if any(bank.shape[1] % 8 or bank.shape[2] % 8 for bank in banks):
             return f"widths {tuple(banks[0].shape[1:])} are no multiples of 8"
         device = sources[0].device
-        if device.type == "cpu":
+        if device_type(device) == "cpu":
             interpreting = os.environ.get("TRITON_INTERPRET") == "1"
             return None if interpreting else "grouped products need a CUDA device"
         if sources[0].dtype != torch.bfloat16:
@@ -58,7 +58,7 @@ class GroupedWalk:
         if capability is not None and capability[0] not in CAPABILITIES:
             own = ".".join(map(str, capability))
             return f"torch has grouped products for compute capabilities 9 and 10, this card has {own}"
-        if device.type == "cuda" and find_spec("triton") is None:
+        if device.type != "meta" and find_spec("triton") is None:
             return "triton is not installed"
         return None
 

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import torch
 
 from models.offsets import Block, OffsetGrid
-from models.ops.device import device_type
+from models.ops.device import device_type, on_host
 from models.ops.walk.bands import BandChunk
 from models.ops.walk.chunks import BlockChunk, Chunk, ClassChunk
 from models.ops.walk.tiles import attended
@@ -96,6 +96,7 @@ class Schedule:
         ]
         return sorted(chunks, key=_strip_order) + self._special_chunks
 
+    @on_host
     def _cut_classes(self, count: int, device: torch.device) -> Sequence[Chunk]:
         starts = range(0, len(self.classes), count)
         chunks = [ClassChunk(self.grid, self.classes[s : s + count], device) for s in starts]

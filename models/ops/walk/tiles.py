@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.offsets import Block, Range
+from models.ops.device import on_host
 
 CARD_LOGITS = 1 << 25  # of a tile on a card, which wants few, large calls
 LOGITS = 3 << 16  # of a tile, unless it has few queries: about what one core's caches hold
@@ -257,6 +258,7 @@ def _all_inside(geometry: Geometry) -> bool:
 
 
 @lru_cache(maxsize=8192)
+@on_host
 def mask(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Tensor:
     """0 for pairs inside the band and −inf for others, [queries, keys]."""
     inside = torch.ones(1, 1, dtype=torch.bool)

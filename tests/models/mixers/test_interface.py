@@ -11,6 +11,7 @@ from models.mixers.cost import Load, Sizes
 from models.mixers.measured_cost import measured_cost
 from models.mixers.translution import TranslutionConfig
 from models.positions.learned import NoPosition
+from models.positions.rope import RotatedAttend
 from parallel.engine.build import check_trainable
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
@@ -67,7 +68,7 @@ def test_an_unknown_key_of_the_users_own_mixer_is_named():
 
 BROKEN = {
     "no mixer": r"build\(\) gives Linear, no Mixer",
-    "buffer": "has a buffer; compute constants in forward",
+    "buffer": "layers.0.mixer.mask: no initial value of this buffer",
     "missing": "third.weight is no parameter; it has first.weight",
     "axis": "dimension 0 of first.weight is 'heads': 'head' or 'entry'",
     "dimension": "dimension 1 of first.bias is 'head'",
@@ -141,7 +142,7 @@ def test_a_stage_may_have_a_position_of_its_own():
     stages = [{"layers": 1, "mixer": TOY}, {"layers": 1, "mixer": attention, "position": "rope"}]
     net = build_model(vit(stages=stages))
     assert net.positions is None
-    assert net.layers[1].mixer.rotation is not None
+    assert isinstance(net.layers[1].mixer.attend, RotatedAttend)
     with pytest.raises(ValidationError, match=r"stages\[1\].position=learned: the net adds it"):
         vit(stages=[stages[0], {**stages[1], "position": "learned"}])
 

@@ -219,6 +219,9 @@ def image_net(**options):
     return ViTConfig.model_validate({**TINY, "image_size": 6, "patch_size": 2, **options})
 
 
+LATE = [{"layers": 1}, {"layers": 1, "class_token": True}]
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
@@ -227,6 +230,9 @@ def image_net(**options):
         (image_net(mixer={**MIXER, "relative": "v"}, position="rope"), "rope"),
         (image_net(mixer={**MIXER, "heads": 1, "head_dim": 8}), "output projection"),
         (image_net(stages=REVERSED), "this order of layers"),
+        (image_net(mixer=ATTENTION, position="swin"), "position kind='swin'"),
+        (image_net(mixer=ATTENTION, stages=LATE), "a class token that joins"),
+        (image_net(mixer={**ATTENTION, "bias": True}), "biases of queries"),
         (
             image_net(mixer={**MIXER, "relative": "v", "rank": 2}, position={"kind": "rope", "base": 100}),
             "position",

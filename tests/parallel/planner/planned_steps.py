@@ -39,7 +39,7 @@ def payloads(cases: list[Case]) -> list[tuple[dict[tuple[str, str], int], dict[t
         with counted_traffic(mesh) as traffic:
             step()
         predicted = plan(case.model, case.parallel, mesh, case.batch, case.accumulate, case.precision)
-        found.append((dict(traffic.payload), dict(predicted.traffic.payload)))
+        found.append((dict(traffic.payload), dict(predicted.traffic.by_group(mesh).payload)))
         forget_mesh()
     return found
 

@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import GPTConfig, ModelConfig, ViTConfig, build_model
+from models.ops import cross_entropy
+from parallel.code_folder import CODE_FOLDER
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import sample_flops
@@ -22,6 +24,8 @@ from parallel.planner.recommend import Cluster, recommend
 from parallel.planner.units import parse_size, size_text
 from parallel.spawn import run_processes
 from tests.parallel.planner.planned_steps import Case, peaks
+from trainer.config.run import load_config
+from trainer.verify.nets import net_named
 
 BASE = {"width": 768, "depth": 12, "mlp": 3072, "mixer": {"kind": "translution", "heads": 12}}
 LARGE = {"width": 1024, "depth": 24, "mlp": 4096, "mixer": {"kind": "translution", "heads": 16}}
@@ -110,6 +114,22 @@ def test_flops_of_attention_are_those_torch_counts():
     assert sample_flops(LayerKinds(config), Mesh(), ParallelConfig()).forward == counter.get_total_flops()
 
 
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        ("tost_t12", 1_020_076_416),
+        ("tost_s12", 4_057_793_280),
+        ("xcit_t12", 1_244_513_664),
+        ("xcit_s12", 4_853_484_288),
+        ("bixt_ti", 1_672_195_584),
+    ],
+)
+def test_multiply_adds_are_the_published_ones_within_a_thousandth(config: str, published: int):
+    model = load_config(CODE_FOLDER / "configs" / "imagenet" / f"{config}.yaml", []).model
+    found = sample_flops(LayerKinds(model), Mesh(), ParallelConfig()).forward / 2
+    assert found == pytest.approx(published, rel=1e-3)
+
+
 def test_ranks_share_the_flops_of_the_pairs():
     net = LayerKinds(vit(**BASE))
     whole, shared = (sample_flops(net, Mesh(1, n), ParallelConfig()).forward for n in (1, 8))
@@ -143,6 +163,10 @@ ALONE = {
         ParallelConfig(),
         4,
     ),
+    "tost": Case(net_named("tost"), ParallelConfig()),
+    "xcit-block": Case(net_named("xcit"), ParallelConfig(activations="block")),
+    "bixt": Case(net_named("bixt"), ParallelConfig()),
+    "combiner-mixture": Case(net_named("combiner-mixture"), ParallelConfig()),
 }
 TOGETHER = {
     "offset": ALONE["vit"]._replace(parallel=ParallelConfig(offset=2)),
@@ -156,6 +180,14 @@ TOGETHER = {
 @pytest.mark.parametrize("name", ALONE)
 def test_predicted_memory_is_within_a_tenth_of_the_measured(name: str):
     ((measured, predicted),) = peaks([ALONE[name]])
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("chunk", [1 << 26, 1 << 18], ids=["whole", "chunks"])
+def test_predicted_memory_follows_the_chunks_of_the_loss(chunk: int, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", chunk)
+    many_words = gpt(**{**SMALL_GPT, "vocabulary": 6000, "depth": 1}, mixer={"kind": "attention"})
+    ((measured, predicted),) = peaks([Case(many_words, ParallelConfig(), 16)])
     assert predicted == pytest.approx(measured, rel=0.1)
 
 

@@ -82,3 +82,10 @@ def test_a_net_that_does_not_divide_is_refused(change, mesh, message):
         net = build_model(NETS["vit"].model_copy(update=change))
     with pytest.raises(UserError, match=message):
         shards(net, mesh)
+
+
+def test_a_pull_on_logits_is_refused_where_no_rank_has_all_words():
+    net = build_model(GPTConfig.model_validate(GPT | {"logit_pull": 1e-4}))
+    assert shards(net, Mesh(2))
+    with pytest.raises(UserError, match=r"model.logit_pull=0.0001: needs offset × tensor = 1, not 2"):
+        shards(net, Mesh(1, 2))

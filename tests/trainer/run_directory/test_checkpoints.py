@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from parallel.errors import UserError
-from trainer.run_directory.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from trainer.run_directory.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    put_back,
+    save_checkpoint,
+    set_aside,
+)
 
 CPU = torch.device("cpu")
 
@@ -55,3 +61,25 @@ def test_a_damaged_file_is_named(tmp_path: Path, keep_bytes: int):
     path.write_bytes(path.read_bytes()[:keep_bytes])
     with pytest.raises(UserError, match=f"{path.name}: damaged checkpoint"):
         load_checkpoint(path)
+
+
+def test_parts_without_their_checkpoint_are_deleted_by_the_next_save(tmp_path: Path):
+    (tmp_path / "step-00000001.part0").write_bytes(b"a process was killed")
+    (tmp_path / ".step-00000001.pt.host.77.new").write_bytes(b"another")
+    save_checkpoint(tmp_path, 2, state(2), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]
+
+
+def test_checkpoints_can_be_set_aside_and_put_back(tmp_path: Path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, state(step), keep=3)
+    whole = {path.name: path.read_bytes() for path in checkpoints(tmp_path)}
+    aside = set_aside(tmp_path, after=1)
+    assert aside
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001.pt"]
+    put_back(aside)
+    assert {path.name: path.read_bytes() for path in checkpoints(tmp_path)} == whole
+    assert not aside.exists()
+    assert set_aside(tmp_path, after=3) is None
+    with pytest.raises(UserError, match=r"step 5: .* has no checkpoint of this step; it has 1, 2, 3"):
+        set_aside(tmp_path, after=5)

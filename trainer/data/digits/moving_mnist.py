@@ -13,7 +13,7 @@ from parallel.errors import UserError
 from trainer.data.digits.mnist import CLASSES, SIDE, load_digits
 from trainer.data.sampling import Stream, micro_batches, permutation, random_integers
 from trainer.data.source import Batch
-from trainer.metrics import Classification
+from trainer.metrics import IGNORED, Classification
 
 Placement = Literal["static", "dynamic"]
 
@@ -92,17 +92,15 @@ class MovingMnist:
     def train_batches(
         self, start: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        if self.test_samples < world:
-            raise UserError(
-                f"data.test_samples={self.test_samples}: each of {world} data ranks needs at least one"
-            )
         return map(self._train_batch, micro_batches(start, batch, accumulate, rank, world))
 
     def evaluation_batches(self, name: str, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        samples_of_rank = np.arange(rank, self.test_samples, world)
+        samples_of_rank = np.arange(-(-self.test_samples // world)) * world + rank
         for first in range(0, len(samples_of_rank), batch):
-            index = samples_of_rank[first : first + batch]
+            samples = samples_of_rank[first : first + batch]
+            index = np.minimum(samples, self.test_samples - 1)
             images, labels = self.digits.test_images[index], self.digits.test_labels[index]
+            labels = np.where(samples < self.test_samples, labels.astype(np.int64), IGNORED)
             yield self._batch(images, labels, name, _EVALUATION_SEED, index)
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device: RandAugment, MixUp, CutMix, normalisation."""
+"""Augmentation of whole batches on the device: MixUp, CutMix, normalisation."""
 
 from functools import lru_cache
 
@@ -8,7 +8,6 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, by channel
 DEVIATION = (0.229, 0.224, 0.225)
-_GROUP = 16  # images with the same operations: kornia draws them once per call
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -27,24 +26,6 @@ def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """Copied to the device once, since each copy from a list synchronises."""
     mean, deviation = (torch.tensor(values, device=device, dtype=dtype) for values in (MEAN, DEVIATION))
     return mean.view(3, 1, 1), deviation.view(3, 1, 1)
-
-
-class RandAugment:
-    """`operations` random operations of strength `magnitude` (of 30) on images in [0, 1].
-
-    Operations and strengths are kornia's. Draws from torch's global generators. Source: arXiv
-    1909.13719.
-    """
-
-    def __init__(self, operations: int, magnitude: int) -> None:
-        from kornia.augmentation.auto import RandAugment as KorniaRandAugment  # takes a second to import
-
-        self.augment = KorniaRandAugment(n=operations, m=magnitude)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        self.augment.to(images.device)
-        return torch.cat([self.augment(group) for group in images.split(_GROUP)])
 
 
 class Mix:

@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from models import ModelConfig
 from parallel.errors import UserError
-from trainer.data.images.augment import Mix, RandAugment, normalise, soft_targets, to_float
-from trainer.data.images.loader import Cropping, ImageSet, Loader
+from trainer.data.images.augment import Mix, normalise, soft_targets, to_float
+from trainer.data.images.loader import Loader
 from trainer.data.images.manifest import check_shards, read_manifest
 from trainer.data.images.order import Order, default_lanes
+from trainer.data.images.parts import Cropping, ImageSet
+from trainer.data.images.rand_augment import RandAugment
 from trainer.data.source import Batch
 from trainer.metrics import Classification
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.ops.device import device_type
 from models.ops.fused.alpha.tables import MULTIPROCESSORS, PairTables, Side, pair_tables
 from models.ops.fused.alpha.tiles import owner_tile
 from models.ops.recipe import Recipe
@@ -37,7 +38,7 @@ class Slice(NamedTuple):
         width = tile.rows // samples
         owners = self.queries if side == "query" else rows.shape[0]
         programs = -(-owners // width) * -(-batch // samples)
-        parts = min(8, -(-PROGRAMS // programs)) if rows.device.type != "cpu" else 2
+        parts = min(8, -(-PROGRAMS // programs)) if device_type(rows.device) != "cpu" else 2
         return self.tables.steps(side, width, parts, rows.device)
 
     def runs(self, device: torch.device) -> list[Tensor]:

@@ -7,15 +7,14 @@ through the residue classes in the same order, so that few entries are in use at
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from models.offsets import Block
+from models.ops.device import on_host
 from models.ops.walk.schedule import Schedule
 
 MULTIPROCESSORS = 132  # programs to keep busy: an H100's
@@ -67,10 +66,10 @@ class PairTables:
 
     def __init__(self, schedule: Schedule, first: int, count: int) -> None:
         self._schedule, self._first, self._count = schedule, first, count
-        self._pairs = _unseen(_pairs)(schedule, first, count)
-        self.steps = lru_cache(maxsize=8)(_unseen(self._steps))
-        self.runs = lru_cache(maxsize=4)(_unseen(self._runs))
-        self.exists = lru_cache(maxsize=4)(_unseen(self._exists))
+        self._pairs = on_host(_pairs)(schedule, first, count)
+        self.steps = lru_cache(maxsize=8)(on_host(self._steps))
+        self.runs = lru_cache(maxsize=4)(on_host(self._runs))
+        self.exists = lru_cache(maxsize=4)(on_host(self._exists))
 
     @property
     def pairs(self) -> int:
@@ -135,16 +134,6 @@ class PairTables:
         segments = segments[:, (stop - start).argsort(descending=True, stable=True)]
         tables = pairs.query[order], pairs.key[order], segments, bounds
         return Runs(*(_to(table, device) for table in tables), single=bool((pieces == 1).all()))
-
-
-def _unseen(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs outside of dispatch modes: tables are kept, and are no part of the pass that a mode looks at."""
-
-    def run(*arguments: Any) -> Any:
-        with _disable_current_modes():
-            return build(*arguments)
-
-    return run
 
 
 @lru_cache(maxsize=32)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.ops.cards import capability_at
+from models.ops.device import device_type
 
 MOST_WIDTH = 128  # padded columns H·R of the narrow rows
 
@@ -117,7 +118,7 @@ def dense_tile(x: Tensor, head_width: int) -> DenseTile:
 
 def generation(x: Tensor) -> int:
     """Of the card: 8 for an A100, 9 for an H100 (and for the bare meta device), 10 for a B200; 0 for none."""
-    if x.device.type == "cpu":
+    if device_type(x.device) == "cpu":
         return 0
     return (capability_at(x.device) or (9, 0))[0]
 

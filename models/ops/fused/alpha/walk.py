@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.ops.cards import capability_at
+from models.ops.device import device_type
 from models.ops.fused.alpha import costs, dense, relative  # noqa: F401 (costs says what the operators cost)
 from models.ops.fused.alpha.slices import MOST_NUMBERS, Slice, Sums, slices
 from models.ops.fused.alpha.tiles import MOST_WIDTH, geometry
@@ -252,9 +254,9 @@ def _why_not(
     if find_spec("triton") is None:
         return "triton is not installed"
     q, narrow = sources[0], [source for source in sources[3:]]
-    if q.device.type not in ("cuda", "meta"):
+    if device_type(q.device) != "cuda":
         return f"the kernels need a CUDA device, the sources are on {q.device.type}"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device)[0] < 8:
+    if (capability_at(q.device) or (8, 0)) < (8, 0):
         return "the kernels need a card of compute capability 8.0 or more"
     if q.dtype not in (torch.bfloat16, torch.float32):
         return f"sources of {q.dtype}: bfloat16 or float32 is needed"

@@ -1,13 +1,19 @@
 """When a job that has ended is requeued."""
 
+import json
 import os
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from launch.slurm.job import requeue
-from launch.slurm.runs.job_record import JobRecord, log_event, read_events, write_record
+from launch.slurm.runs.job_record import JobRecord, log_event, read_events, start_token, write_record
+from tests.launch.slurm.recorded import write_log
+from trainer.faults.fault_log import note_fault
+from trainer.run_directory.ownership import START_TOKEN
 
 RUNNING_JOB = {"JobState": "RUNNING", "NodeList": "a[1-2]"}
 
@@ -28,6 +34,12 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(requeue, "slurm", lambda *command: calls.append(command))
     return calls
+
+
+def note(run: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """As a process of the job's present start does."""
+    monkeypatch.setenv(START_TOKEN, start_token())
+    note_fault(run, fault)
 
 
 def save(run: Path, seconds_from_now: float) -> None:
@@ -96,10 +108,37 @@ def test_after_a_lost_rank_slurm_has_its_node_timeout_to_report_the_loss(
     monkeypatch.setattr(requeue, "node_timeout", lambda: 300.0)
     assert requeue.requeue_reason(run, 1) is None
     without, waited[:] = len(waited), []
-    log_event(run, "lost", rank="3")
+    note(run, monkeypatch, "lost rank")
     monkeypatch.setattr(requeue, "unresponsive", lambda nodes: ["a2"] if len(waited) == 7 else [])
     assert requeue.requeue_reason(run, 1) == "lost a2"
     assert without < 2
+
+
+@pytest.mark.parametrize(
+    ("code", "faults", "reason"),
+    [
+        (1, ["lost rank"], "lost a rank"),
+        (137, [], "lost a rank"),  # every rank was killed: nobody could note it
+        (134, [], "lost a rank"),  # NCCL aborted the survivors, which noted nothing
+        (1, ["hang"], "hung"),
+        (1, ["crash", "lost rank"], None),  # the rank was lost to an error of this program
+        (1, ["lost rank", "out of memory"], None),
+        (1, ["skipped"], None),
+    ],
+)
+def test_a_lost_rank_or_a_hang_is_requeued_even_before_the_first_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, code: int, faults: list[str], reason: str | None
+):
+    for fault in faults:
+        note(run, monkeypatch, fault)
+    assert requeue.requeue_reason(run, code, wait=0) == reason
+
+
+def test_faults_of_an_earlier_start_do_not_count(run: Path, monkeypatch: pytest.MonkeyPatch):
+    note(run, monkeypatch, "hang")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    log_event(run, "start")
+    assert requeue.requeue_reason(run, 1, wait=0) is None
 
 
 def test_a_signal_before_training_started_is_no_crash(run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -124,3 +163,85 @@ def test_the_number_of_requeues_is_limited(
     requeue.requeue(run, 0)
     assert not requeued
     assert f"max_requeues=2 reached; to resume: translution resume {run}" in capsys.readouterr().out
+
+
+def ends_in(seconds: float, **fields: str) -> dict[str, str]:
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
+    return RUNNING_JOB | {"EndTime": end, "PreemptTime": "None"} | fields
+
+
+@pytest.mark.parametrize(
+    ("number", "fields", "reason"),
+    [
+        (12, ends_in(100), "time limit"),
+        (10, ends_in(100), "time limit"),
+        (12, ends_in(900), "stopped by SIGUSR2"),
+        (12, ends_in(15, PreemptTime="2026-01-01T00:00:00"), "preempted"),
+        (15, ends_in(900, PreemptTime="2026-01-01T00:00:00"), "preempted"),
+        (15, ends_in(900), "stopped by SIGTERM"),
+    ],
+)
+def test_a_signal_is_told_as_what_it_means(
+    run: Path, monkeypatch: pytest.MonkeyPatch, number: int, fields: dict, reason: str
+):
+    write_record(run, JobRecord("digest", {"max_requeues": 2, "signal_delay": 60}, ["7"]))
+    monkeypatch.setattr(requeue, "job_fields", lambda job: fields)
+    log_event(run, "stopped", signal=number)
+    assert requeue.requeue_reason(run, 0) == reason
+
+
+def test_sigterm_after_a_rank_was_killed_is_told_as_that(run: Path):
+    write_log(run, "7", 0, "srun: error: node2: task 1: Killed\n")
+    log_event(run, "stopped", signal=15)
+    assert requeue.requeue_reason(run, 143) == "node2: rank 1: Killed"
+
+
+def test_a_failed_job_leaves_its_cause_and_tells_the_webhook(
+    run: Path, monkeypatch: pytest.MonkeyPatch, requeued: list
+):
+    received = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Webhook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        write_record(run, JobRecord("digest", {"max_requeues": 0, "notify": ["a@b.org", url]}, ["7"]))
+        write_log(run, "7", 0, "error: the loss is not finite\n")
+        log_event(run, "refused", rank="0")
+        assert requeue.requeue(run, 2) == 2
+        assert read_events(run)[-1]["cause"] == "the loss is not finite"
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+        log_event(run, "start")
+        log_event(run, "stopped", signal=15)
+        requeue.requeue(run, 0)
+        log_event(run, "finished")
+        assert requeue.requeue(run, 0) == 0
+        server.shutdown()
+    assert [message["what"].split(":")[0] for message in received] == ["failed", "not requeued", "finished"]
+    assert received[0]["text"] == f"{run.name}: failed: the loss is not finite"
+    assert received[0]["job"] == "7"
+
+
+def test_a_webhook_that_does_not_answer_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]):
+    write_record(run, JobRecord("digest", {"max_requeues": 0, "notify": ["http://127.0.0.1:9/"]}, ["7"]))
+    log_event(run, "finished")
+    assert requeue.requeue(run, 0) == 0
+    assert "warning: notify=http://127.0.0.1:9/: " in capsys.readouterr().out
+
+
+def test_a_mistake_found_by_the_check_of_the_hosts_is_no_lost_node(
+    run: Path, requeued: list, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setattr(requeue, "unresponsive", lambda nodes: pytest.fail("must not wait for a lost node"))
+    assert requeue.requeue(run, 2) == 2
+    assert not requeued
+    assert read_events(run)[-1]["event"] == "failed"

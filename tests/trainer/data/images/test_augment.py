@@ -1,4 +1,4 @@
-"""Augmentation of batches: mixed images with their class shares, RandAugment, normalisation."""
+"""Augmentation of batches: mixed images with their class shares, normalisation."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from trainer.data.images.augment import (
     DEVIATION,
     MEAN,
     Mix,
-    RandAugment,
     normalise,
     soft_targets,
     to_float,
@@ -83,22 +82,3 @@ def test_each_is_used_half_of_the_time_and_shares_follow_the_beta_distribution()
 def test_without_mixup_and_cutmix_nothing_is_mixed():
     images, targets = uniform_images()
     assert Mix(0, 0)(images, targets) == (images, targets)
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (12, 24)])
-def test_rand_augment_depends_on_the_seed_and_keeps_shape_and_range(shape: tuple[int, int]):
-    torch.manual_seed(0)
-    images = torch.rand(20, 3, *shape)
-    augment = RandAugment(2, 9)
-    outs = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        outs.append(augment(images))
-    assert torch.equal(outs[0], outs[1])
-    assert not torch.equal(outs[0], outs[2])
-    assert not outs[0].requires_grad
-    for out in outs:
-        assert out.shape == images.shape
-        assert out.min() >= 0
-        assert out.max() <= 1
-        assert (out != images).flatten(1).any(1).all()

@@ -15,6 +15,7 @@ import torch
 from parallel.errors import UserError
 from tests.trainer.data.images.image_folders import labels, shards
 from trainer.data.images.imagenet import Imagenet, ImagenetConfig
+from trainer.data.images.loader import worker_context
 from trainer.data.source import Batch
 from trainer.metrics import IGNORED
 
@@ -259,3 +260,19 @@ def test_a_program_that_exits_while_loading_leaves_no_process(folder: Path):
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60
     )  # the pipes end with the last process that has them open
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_on_cuda_workers_are_not_forked_from_the_training_process_and_give_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = run(folder, 4, 3, 6, 1)
+    held = source(folder, workers=2, evaluation_path=None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert worker_context().get_start_method() == "forkserver"
+    assert run(folder, 4, 3, 6, 1, workers=2) == expected
+    stream = held.train_batches(0, 4)
+    next(stream)
+    started = multiprocessing.active_children()
+    assert len(started) == 2
+    assert all(type(each).__name__ == "ForkServerProcess" for each in started)
+    stream.close()

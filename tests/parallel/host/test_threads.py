@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from parallel.threads import SPIN_COUNT
+from parallel.host.threads import SPIN_COUNT
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 LOADER_WORKER = """

@@ -1,0 +1,1 @@
+"""Token Statistics Transformer (arXiv 2412.17810)."""

@@ -1,0 +1,1 @@
+"""Cross-covariance image transformer (arXiv 2106.09681)."""

@@ -1,0 +1,1 @@
+"""Parts of nets around the mixers: patch stems, feed-forward, norms and scales, heads."""

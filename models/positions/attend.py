@@ -1,0 +1,49 @@
+"""Softmax attention of all heads: the place where a position encoding may act on logits and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.initial import Draw
+
+HeadInput = Callable[[Tensor], Tensor]
+HeadAxes = dict[str, dict[int, Literal["head", "entry"]]]
+
+
+class Attend(nn.Module):
+    """q, k, v[B, H, N, E] → [B, H, N, E]: the softmax over keys of q·k/√E, times v; without positions.
+
+    A position encoding that acts here is a subclass with its parameters. A parameter that all heads share is
+    passed through `head_input`, the mixer's hook: there tensor parallelism sums its gradient over the heads.
+
+    plain   whether nothing is added to the logits, so that formulas give the cost
+    """
+
+    plain: bool = True
+
+    def __init__(self, causal: bool = False) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, is_causal=self.causal)
+
+    def axes(self) -> HeadAxes:
+        """See `Mixer.axes`; parameters that all heads share are not declared."""
+        return {}
+
+    def draws(self) -> dict[str, Draw]:
+        """See `Mixer.draws`."""
+        return {}
+
+    def projection_draws(self) -> dict[str, Draw]:
+        """Initial values of the mixer's projections q, k, v and out, where not those of a linear layer."""
+        return {}
+
+    def no_decay(self) -> set[str]:
+        """Parameters of several dimensions that weight decay leaves alone."""
+        return set()
