@@ -21,7 +21,7 @@ def project(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
     """x [..., C] through some linear layers without bias, as views of one product on a card."""
     if len(layers) < 2 or not joins(x):
         return [layer(x) for layer in layers]
-    weights = [layer.get_parameter("weight") for layer in layers]
+    weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
     whole = F.linear(x, torch.cat(weights))
     return list(whole.split([weight.shape[0] for weight in weights], -1))
 
@@ -38,8 +38,8 @@ class _Average(torch.autograd.Function):
     def forward(ctx, wide: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
         weight = weight.to(narrow.dtype)
         ctx.save_for_backward(narrow, weight)
-        rows = (t.flatten(0, -2) for t in (wide, narrow))
-        return torch.addmm(*rows, weight.T, beta=0.5, alpha=0.5).view(wide.shape)
+        rows = wide.flatten(0, -2), narrow.flatten(0, -2)
+        return torch.addmm(rows[0], rows[1], weight.T, beta=0.5, alpha=0.5).view(wide.shape)
 
     @staticmethod
     @once_differentiable

@@ -164,7 +164,7 @@ class Translution(Mixer):
         x_NBC = x_BNC.transpose(0, 1).contiguous()  # so that a rectangle's rows are long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
         outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
-        out_NBD = outs[0] if len(outs) == 1 else average(*outs, self.v_up)
+        out_NBD = outs[0] if len(outs) == 1 else average(outs[0], outs[1], self.v_up)
         return self.out(out_NBD).transpose(0, 1)
 
     def axes(self) -> Axes:

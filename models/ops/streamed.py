@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.delta import delta_of
+from models.ops.delta.operator import delta_of
 from models.ops.kernel_choice import choose_walk
 from models.ops.recipe import AllPairs, Combine, Recipe
 from models.ops.walk.operands import Operands, operand_width, segments, steps, view_all

@@ -146,7 +146,7 @@ def _cast(banks: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     others = [bank for bank in banks if bank.dtype != dtype]
     cast = [bank.new_empty(bank.shape, dtype=dtype) for bank in others]
     if others:
-        torch._foreach_copy_(cast, others)
+        torch._foreach_copy_(cast, others)  # pyright: ignore[reportPrivateImportUsage]
     done = iter(cast)
     return [bank.contiguous() if bank.dtype == dtype else next(done) for bank in banks]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.offsets import OffsetGrid
 from models.ops import naive
-from models.ops.delta import row_dots
+from models.ops.delta.operator import row_dots
 from models.ops.fused.alpha import dense, relative, tables
 from models.ops.fused.alpha.walk import AlphaWalk
 from models.ops.recipe import Operand, Recipe

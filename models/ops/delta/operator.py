@@ -36,7 +36,7 @@ def row_dots(grads: list[Tensor], outs: list[Tensor]) -> Tensor:
     widths = [out.shape[3] for out in outs]
     padded = [1 << (width - 1).bit_length() for width in widths]
     two = len(outs) == 2
-    import_module("models.ops.fused.dots").row_dots_kernel[(-(-rows // ROWS),)](
+    import_module("models.ops.delta.kernel").row_dots_kernel[(-(-rows // ROWS),)](
         grads[0], outs[0], grads[-1], outs[-1], result, rows,
         widths[0], padded[0], widths[-1], padded[-1], two, ROWS, num_warps=4,
     )  # fmt: skip
