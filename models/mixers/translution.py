@@ -134,12 +134,14 @@ class Translution(Mixer):
         names = [name for name in "qkv" if hasattr(self, name)]
         layers = [self.get_submodule(name) for name in names]
         downs = [self.get_submodule(f"{name}_down") for name in self._narrow] if self.rank else []
-        if x_heads is x_NBC:
-            projected = project(x_NBC, [*layers, *downs])
-        else:  # the narrow rows serve all heads
-            projected = project(x_heads, layers) + [self.head_input(row) for row in project(x_NBC, downs)]
-        shared = list(map(self._rotated, names, projected))
-        return [x_heads, *shared] if self.rank is None else shared + projected[len(names) :]
+        if isinstance(self.head_input, nn.Identity):
+            projected = project(x_heads, [*layers, *downs])
+        else:  # the narrow rows are those of all heads
+            projected = project(x_heads, layers) + project(x_NBC, downs)
+        shared = [self._rotated(name, rows) for name, rows in zip(names, projected, strict=False)]
+        if self.rank is None:
+            return [x_heads, *shared]
+        return shared + [self.head_input(rows) for rows in projected[len(names) :]]
 
     def _rotated(self, name: str, projected: Tensor) -> Tensor:
         if self.rotation is None or name == "v":
