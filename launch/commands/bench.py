@@ -94,7 +94,8 @@ def step_command(
     """Time of a whole training step over its operator and dense products alone, with random data."""
 
     def action() -> None:
-        from launch.bench.step import bench_step, show_step, usual_nets
+        from launch.bench.step.rows import bench_step, usual_nets
+        from launch.bench.step.show import show
         from trainer.config.arguments import split_arguments
         from trainer.config.run import load_config
 
@@ -102,7 +103,7 @@ def step_command(
         if path is None and changes:
             raise UserError(f"{changes[0]}: overrides a config; name its file first")
         nets = [load_config(path, changes)] if path else usual_nets(card)
-        show_step(bench_step(nets, repeat, card), as_json)
+        show(bench_step(nets, repeat, card), as_json)
 
     raise typer.Exit(exit_code(action, debug))
 

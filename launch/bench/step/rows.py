@@ -7,7 +7,6 @@ again alone, before and after each step. On a card the same parts are counted, w
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from launch.bench.step_parts import Call, parts_of_step
+from launch.bench.step.parts import Call, parts_of_step
 from models.ops.cards import CARDS, HOST_LAUNCH, Card
 from models.ops.count import launches
 from parallel.engine import build
@@ -27,7 +26,6 @@ from parallel.rehearsal.fakes import fake_device, name_modules, one_rank
 from trainer.config.run import RunConfig, parse_config, with_values
 from trainer.data.feed import on_device
 from trainer.data.source import Batch
-from trainer.reporting.table import Table
 from trainer.setup import build_engine
 from trainer.train import train_step
 
@@ -212,38 +210,3 @@ def _seconds(calls: list[Call]) -> float:
     for call in calls:
         call.run()
     return time.process_time() - start
-
-
-def show_step(result: dict[str, Any], as_json: bool) -> None:
-    """Print what `bench_step` found: one JSON object, or a table and what its columns mean."""
-    if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
-        return
-    how = "counted, not measured" if result["counted"] else "one thread"
-    table = Table(f"A training step on {result['device']}, {how}")
-    for row in result["rows"]:
-        rest = sorted(row["rest_seconds"].items(), key=lambda each: -each[1])
-        cells = {
-            "step ms": f"{1e3 * row['step_seconds']:.4g}",
-            "operator": f"{1e3 * row['operator_seconds']:.4g}",
-            "dense": f"{1e3 * row['dense_seconds']:.4g}",
-            "over both": f"{row['over_both']:.3f}",
-        }
-        if not result["counted"]:
-            low, high = row["over_both_range"]
-            cells |= {"range": f"{low:.2f}–{high:.2f}", "target": f"≤ {result['target']}"}
-        cells["rest ms"] = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in rest[:4])
-        for column, cell in cells.items():
-            table.put(f"{row['name']}: {row['shape']}", column, cell)
-    table.show()
-    print(
-        "\noperator: its passes over the pairs; dense: all other matrix products; each alone, same tensors."
-        "\nover both: the step over operator + dense. rest: what the step does beside them, most first"
-    )
-    if result["counted"]:
-        print("\nby torch's operators. A kernel takes as long as its launch from the host at least.")
-    else:
-        print(
-            f"(update: clipping and AdamW). Median and range of {result['repeat']} steps, CPU time; the "
-            "parts are timed before and after each."
-        )

@@ -3,45 +3,10 @@
 import json
 
 import pytest
-import torch
 
-from launch.bench.step import bench_step, show_step, usual_nets
-from launch.bench.step_parts import Call, parts_of_step
-from models.ops import streamed
-from parallel.rehearsal.recorder import product_flops
+from launch.bench.step.rows import bench_step, usual_nets
+from launch.bench.step.show import show
 from tests.launch.rehearse.nets import GPT, VIT, config
-from trainer.setup import build_engine
-from trainer.train import train_step
-
-B, N, C, D, HIDDEN, V, LAYERS = 4, 12, 16, 16, 32, 50, 2
-
-
-def test_the_parts_are_every_pass_of_the_operator_and_every_other_product():
-    """Two thirds of the dense FLOPs are backward's; those inside the operator are not among them."""
-    engine, choose = build_engine(config(GPT, batch=B)), streamed.choose_walk
-    ids = torch.zeros(B, N, dtype=torch.long)
-    passes: list[Call] = []
-    flops, others = 0, set()
-
-    def operator(call: Call) -> object:
-        passes.append(call)
-        return call.run()
-
-    def other(call: Call, out: object, product: bool) -> None:
-        nonlocal flops
-        flops += product_flops(call.function, call.args, call.kwargs, out)
-        if not product:
-            others.add(call.function.overloadpacket.__name__)
-
-    with parts_of_step(operator, other):
-        train_step(engine, [(ids, ids)])
-    assert [call.function.__name__ for call in passes] == ["forward"] * LAYERS + ["backward"] * LAYERS
-    dense = LAYERS * (D * C + 2 * C * HIDDEN) + C * V
-    assert flops == 3 * 2 * B * N * dense
-    assert {"_fused_adamw_", "gelu"} <= others
-    for first, second in zip(passes[0].run()[1], passes[0].run()[1], strict=True):
-        assert first.equal(second)
-    assert streamed.choose_walk is choose
 
 
 def test_a_step_is_measured_beside_its_parts(capsys: pytest.CaptureFixture[str]):
@@ -50,9 +15,9 @@ def test_a_step_is_measured_beside_its_parts(capsys: pytest.CaptureFixture[str])
     assert row["step_seconds"] > 0
     assert row["over_both"] == row["step_seconds"] / (row["operator_seconds"] + row["dense_seconds"])
     assert set(row["rest_seconds"]) == {"update", "other"}
-    show_step(result, as_json=True)
+    show(result, as_json=True)
     assert json.loads(capsys.readouterr().out) == result
-    show_step(result, as_json=False)
+    show(result, as_json=False)
     assert "small: N=17, B=4, C=16, 1 layers" in capsys.readouterr().out
 
 
@@ -67,7 +32,7 @@ def test_on_a_card_the_parts_and_the_rest_are_the_whole_step(capsys: pytest.Capt
     )
     assert {"_fused_adamw_", "gelu"} <= set(rest)
     assert row["operator_seconds"] > 0 < row["dense_seconds"]
-    show_step(result, as_json=False)
+    show(result, as_json=False)
     assert "NVIDIA H100 SXM, counted, not measured" in capsys.readouterr().out
 
 
