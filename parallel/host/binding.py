@@ -26,9 +26,17 @@ def bind_to_cores(device: torch.device, system: Path = _SYSTEM) -> set[int]:
 
 
 def _share(cores: list[int]) -> set[int]:
+    if _bound_by_srun():
+        return set(cores)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")  # DeepSpeed's name
     return set(cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks])
+
+
+def _bound_by_srun() -> bool:
+    """Whether srun, which started every rank, has given each cores of its own."""
+    kind, tasks = (os.environ.get(f"SLURM_{name}", "") for name in ("CPU_BIND_TYPE", "STEP_NUM_TASKS"))
+    return kind.startswith(("mask", "map", "rank")) and tasks == os.environ.get("WORLD_SIZE")
 
 
 def _card_cores(device: torch.device, system: Path) -> set[int]:
