@@ -35,8 +35,9 @@ def _share(cores: list[int]) -> set[int]:
 
 def _bound_by_srun() -> bool:
     """Whether srun, which started every rank, has given each cores of its own."""
-    kind, tasks = (os.environ.get(f"SLURM_{name}", "") for name in ("CPU_BIND_TYPE", "STEP_NUM_TASKS"))
-    return kind.startswith(("mask", "map", "rank")) and tasks == os.environ.get("WORLD_SIZE")
+    masks = {mask for mask in os.environ.get("SLURM_CPU_BIND_LIST", "").split(",") if mask}
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return len(masks) >= ranks and os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE")
 
 
 def _card_cores(device: torch.device, system: Path) -> set[int]:

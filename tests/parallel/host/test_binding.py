@@ -26,18 +26,18 @@ def test_ranks_of_a_host_share_its_cores():
 
 
 def test_cores_that_srun_gave_each_rank_are_not_divided_again(monkeypatch: pytest.MonkeyPatch):
-    """Recorded variables of Slurm 22.05 with TaskPlugin=task/affinity; a launcher inside one task divides."""
+    """With variables as Slurm 22.05 sets them with TaskPlugin=task/affinity; a launcher inside one task divides."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {4, 5, 6, 7})
     monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: None)
     variables = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
-    slurms = {"SLURM_CPU_BIND_TYPE": "mask_cpu:", "SLURM_STEP_NUM_TASKS": "2"}
+    slurms = {"SLURM_CPU_BIND_LIST": "0x0F,0xF0", "SLURM_STEP_NUM_TASKS": "2"}
     for name, value in (variables | slurms).items():
         monkeypatch.setenv(name, value)
     assert bind_to_cores(torch.device("cpu")) == {4, 5, 6, 7}
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert bind_to_cores(torch.device("cpu")) == {6, 7}
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    monkeypatch.setenv("SLURM_CPU_BIND_TYPE", "none")
+    monkeypatch.setenv("SLURM_CPU_BIND_LIST", "0xFF")  # both may run on the same
     assert bind_to_cores(torch.device("cpu")) == {6, 7}
 
 
