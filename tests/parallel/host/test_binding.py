@@ -26,7 +26,7 @@ def test_ranks_of_a_host_share_its_cores():
 
 
 def test_cores_that_srun_gave_each_rank_are_not_divided_again(monkeypatch: pytest.MonkeyPatch):
-    """With variables as Slurm 22.05 sets them with TaskPlugin=task/affinity; a launcher inside one task divides."""
+    """Variables as Slurm 22.05 sets them with TaskPlugin=task/affinity; a launcher in one task divides."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {4, 5, 6, 7})
     monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: None)
     variables = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
