@@ -27,6 +27,7 @@ from models.ops.walk.stage import stage
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.rehearsal.memory import Allocations
 from parallel.rehearsal.recorder import Recorder
+from parallel.rehearsal.repeats import repeated_walks
 from parallel.sharding.offload import HostOffload
 
 STAND_INS = {
@@ -64,6 +65,7 @@ def one_rank(
                 stack.enter_context(mock.patch.object(HostOffload, "hooks", _save_on_host(recorder.memory)))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(recorder)
+            stack.enter_context(repeated_walks(recorder))
             stack.enter_context(_module_paths(recorder.memory))
             yield mesh, recorder
     finally:

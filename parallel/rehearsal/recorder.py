@@ -43,17 +43,28 @@ class Work(NamedTuple):
     seconds: float
     launching: float
 
-    def plus(self, after: Work, before: Work, times: int) -> Work:
-        """With what was done between two moments once more, `times` times."""
+    def minus(self, before: Work) -> Work:
+        """What was done since an earlier moment."""
         launched = Counter(self.by_operator)
-        for name, count in after.by_operator.items():
-            launched[name] += times * (count - before.by_operator.get(name, 0))
+        launched.subtract(before.by_operator)
+        return self._replace(
+            flops=self.flops - before.flops,
+            kernels=self.kernels - before.kernels,
+            by_operator={name: count for name, count in launched.items() if count},
+            seconds=self.seconds - before.seconds,
+            launching=self.launching - before.launching,
+        )
+
+    def plus(self, more: Work, times: int) -> Work:
+        """With `more` done so many times in addition."""
+        launched = Counter(self.by_operator)
+        launched.update({name: times * count for name, count in more.by_operator.items()})
         return Work(
-            self.flops + times * (after.flops - before.flops),
-            self.kernels + times * (after.kernels - before.kernels),
+            self.flops + times * more.flops,
+            self.kernels + times * more.kernels,
             dict(launched.most_common()),
-            self.seconds + times * (after.seconds - before.seconds),
-            self.launching + times * (after.launching - before.launching),
+            self.seconds + times * more.seconds,
+            self.launching + times * more.launching,
         )
 
 
@@ -84,6 +95,13 @@ class Recorder(TorchDispatchMode):
         """Since the last restart."""
         launched = dict(self.by_operator.most_common())
         return Work(self.flops, sum(launched.values()), launched, self.seconds, self.launching)
+
+    def add(self, work: Work) -> None:
+        """Counts work that is not done again."""
+        self.flops += work.flops
+        self.seconds += work.seconds
+        self.launching += work.launching
+        self.by_operator.update(work.by_operator)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
