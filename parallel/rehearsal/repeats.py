@@ -1,13 +1,14 @@
 """Walks over the pairs are rehearsed once: with the same arguments they do the same in every layer, micro-batch
-and step.
+and step, and, where a batch is cut to fit the workspace, with each cut.
 
-A walk in torch's operators makes ten thousands of calls (entries that are shared, in bands), and a net makes
-it hundreds of times. It allocates, computes and launches the same each time, whatever the numbers.
+A walk in torch's operators makes tens of thousands of calls (entries that are shared, in bands), and a step
+hundreds of walks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from models.ops import streamed
+from models.ops.recipe import Recipe
+from models.ops.walk.chunks import Chunk
 from models.ops.walk.interface import Walk
 from parallel.rehearsal.memory import Span
 from parallel.rehearsal.recorder import Recorder, Work
@@ -41,8 +44,32 @@ def repeated_walks(recorder: Recorder) -> Iterator[None]:
     def choose_repeated(*arguments: Any) -> Any:
         return _RepeatedWalk(choose(*arguments), known, recorder)
 
-    with mock.patch.object(streamed, "choose_walk", choose_repeated):
+    with (
+        mock.patch.object(streamed, "choose_walk", choose_repeated),
+        mock.patch.object(streamed, "steps", _without_repeats(recorder)),
+    ):
         yield
+
+
+def _without_repeats(recorder: Recorder) -> Callable[..., Iterator[tuple[slice, Sequence[Chunk]]]]:
+    """In place of `steps`: leaves out samples like those before, and counts their work. The second of equal
+    parts allocates over what the first has left, and so does each further one: none has a higher peak."""
+    all_steps = streamed.steps
+
+    def steps(recipe: Recipe, *arguments: Any) -> Iterator[tuple[slice, Sequence[Chunk]]]:
+        made: Counter[int] = Counter()
+        work: dict[int, Work] = {}
+        for samples, chunks in all_steps(recipe, *arguments):
+            size = samples.stop - samples.start
+            if made[size] >= 2 and not recipe.keep:
+                recorder.add(work[size])
+                continue
+            before = recorder.work()
+            yield samples, chunks
+            work[size] = recorder.work().minus(before)
+            made[size] += 1
+
+    return steps
 
 
 class _RepeatedWalk:
