@@ -35,7 +35,9 @@ def _held(net: LayerKinds, place: Mesh) -> tuple[Any, ...]:
     for mixer in (kind.mixer for kind in net.kinds if place.offset > 1):
         if "entry" in mixer.divided_axes() and mixer.schedule is not None:
             own = offset_shares(mixer, place.offset)[place.offset_rank].schedule(mixer.schedule)
-            blocks += [tuple((b.products, b.pairs) for b in run) for run in (*own.classes, own.special_blocks)]
+            blocks += [
+                tuple((b.products, b.pairs) for b in run) for run in (*own.classes, own.special_blocks)
+            ]
     return parts, tuple(blocks)
 
 

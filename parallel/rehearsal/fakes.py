@@ -139,7 +139,10 @@ def _equal_parts() -> Iterator[None]:
             return shared(tensor, length, lambda: get(tensor, index))
         return get(tensor, index)
 
-    with mock.patch.object(Tensor, "narrow", narrow_shared), mock.patch.object(Tensor, "__getitem__", get_shared):
+    with (
+        mock.patch.object(Tensor, "narrow", narrow_shared),
+        mock.patch.object(Tensor, "__getitem__", get_shared),
+    ):
         yield
 
 
