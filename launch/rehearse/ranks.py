@@ -20,6 +20,7 @@ from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import fullest_rank
 from parallel.rehearsal.distinct import distinct_ranks
 from parallel.rehearsal.recorder import CannotRehearse
+from trainer.data.prepare.pool import exit_with_parent
 
 PROCESSES = max(1, min(4, len(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else 2
 
@@ -98,6 +99,7 @@ def _start(context: Any, part: Part) -> tuple[Any, Any]:
 
 
 def _work(part: Part, pipe: Any) -> None:
+    exit_with_parent()
     torch.set_num_threads(1)
     try:
         outcome = rehearse_rank(part)

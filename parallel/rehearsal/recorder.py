@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from models.mixers.measured_cost import FLOPS
 from models.ops.cards import HOST_LAUNCH, Card
 from models.ops.count import launches
 from models.ops.kernel_cost import COSTS, WORKSPACES
@@ -21,6 +22,7 @@ from parallel.errors import UserError
 from parallel.rehearsal.memory import Allocations
 
 _aten = torch.ops.aten
+_FLOPS = {packet: shape_wrapper(formula) for packet, formula in FLOPS.items()}
 _UNSEEN = {"prim", "c10d", "_c10d_functional", "symm_mem"}  # questions, and collectives
 
 
@@ -155,25 +157,15 @@ def product_flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> int
     """FLOPs of a matrix product or of attention; 0 for anything else, our own kernels among it."""
     packet = func.overloadpacket
     name = packet.__name__
-    if name == "addmm_":
-        return 2 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
+    if packet in _FLOPS:
+        return _FLOPS[packet](*args, **kwargs)
     if name in ("baddbmm", "baddbmm_"):
         return 2 * args[1].numel() * args[2].shape[-1]
     if name == "_grouped_mm":  # rows · C · D, or the sum over rows of the entries' gradients
         return 2 * args[0].shape[0] * args[0].shape[1] * args[1].shape[-1]
-    if name == "_scaled_dot_product_flash_attention_for_cpu":
-        return 2 * _attention(args) * 2
-    if name == "_scaled_dot_product_flash_attention_for_cpu_backward":
-        return 5 * _attention(args[1:]) * 2
     if packet in flop_registry:
         return flop_registry[packet](*args, **kwargs, out_val=out)
     return 0
-
-
-def _attention(args: Any) -> int:
-    """Multiply-adds of one product over all pairs: q[B, H, N, E], k[B, H, M, E]."""
-    B, H, N, E = args[0].shape
-    return B * H * N * args[1].shape[2] * E
 
 
 def _asked_by() -> tuple[str, bool]:

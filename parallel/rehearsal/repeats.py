@@ -1,5 +1,5 @@
-"""Walks over the pairs are rehearsed once: with the same arguments they do the same in every layer, micro-batch
-and step, and, where a batch is cut to fit the workspace, with each cut.
+"""Walks over the pairs are rehearsed once: with the same arguments they do the same in every layer,
+micro-batch and step, and, where a batch is cut to fit the workspace, with each cut.
 
 A walk in torch's operators makes tens of thousands of calls (entries that are shared, in bands), and a step
 hundreds of walks.
