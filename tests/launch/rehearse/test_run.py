@@ -136,6 +136,7 @@ def test_a_bank_that_is_not_sharded_is_named(rehearse):
         (("--scale", "1,8"), {}, "--scale: kernels are counted for a card in bf16, not for device=cpu"),
         (("--scale", "many"), {}, "--scale many: numbers of devices are needed"),
         ((), {"mixer": "tests.toy_mixer:PeekingConfig"}, "toy_mixer.py:"),
+        ((), {"mixer": "tests.toy_mixer:FromFileConfig"}, "model: cannot be built: table.npy: No such file"),
     ],
 )
 def test_bad_input_gives_one_line(rehearse, words: tuple[str, ...], options: dict[str, Any], error: str):
