@@ -120,7 +120,7 @@ def _equal_parts() -> Iterator[None]:
     narrow, get = Tensor.narrow, Tensor.__getitem__
 
     def shared(flat: Tensor, length: int, cut: Callable[[], Tensor]) -> Tensor:
-        parts = flat.__dict__.setdefault("_equal_parts", {})
+        parts = vars(flat).setdefault("_equal_parts", {})
         part = parts[length]() if length in parts else None  # weak, or a tensor would keep itself alive
         if part is None or part.untyped_storage()._cdata != flat.untyped_storage()._cdata:
             part = cut()
