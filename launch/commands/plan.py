@@ -6,30 +6,19 @@ from typing import Annotated
 
 import typer
 
-from launch.plan.options import (
-    NETWORK,
-    NVLINK,
-    Bandwidth,
-    CardName,
-    DeviceMemory,
-    DevicesPerNode,
-    Network,
-    Nodes,
-    Overrides,
-    cluster_of,
-)
+from launch.plan import options
 from trainer.errors import exit_code
 
 
 def plan_command(
     config: Annotated[str | None, typer.Argument(help="YAML file; left out with --table.")] = None,
-    overrides: Overrides = None,
-    nodes: Nodes = None,
-    devices_per_node: DevicesPerNode = 8,
-    card: CardName = "h100",
-    memory: DeviceMemory = None,
-    bandwidth: Bandwidth = NVLINK,
-    network: Network = NETWORK,
+    overrides: options.Overrides = None,
+    nodes: options.Nodes = None,
+    devices_per_node: options.DevicesPerNode = 8,
+    card: options.CardName = "h100",
+    memory: options.DeviceMemory = None,
+    bandwidth: options.Bandwidth = options.NVLINK,
+    network: options.Network = options.NETWORK,
     teraflops: Annotated[
         float | None,
         typer.Option(min=0.001, help="TFLOP/s of a device: time from FLOPs instead of the card's kernels."),
@@ -47,7 +36,7 @@ def plan_command(
         from launch.plan import table as plan_table
         from parallel.errors import UserError
 
-        cluster = cluster_of(nodes, devices_per_node, card, memory, bandwidth, network)
+        cluster = options.cluster_of(nodes, devices_per_node, card, memory, bandwidth, network)
         if teraflops is not None:
             cluster = dataclasses.replace(cluster, card=None, speed=teraflops * 1e12)
         if table:

@@ -5,34 +5,23 @@ from typing import Annotated
 
 import typer
 
-from launch.plan.options import (
-    NETWORK,
-    NVLINK,
-    Bandwidth,
-    CardName,
-    DeviceMemory,
-    DevicesPerNode,
-    Network,
-    Nodes,
-    Overrides,
-    cluster_of,
-)
+from launch.plan import options
 from trainer.errors import exit_code
 
 
 def rehearse_command(
     config: Annotated[str, typer.Argument(help="YAML file.")],
-    overrides: Overrides = None,
-    nodes: Nodes = None,
-    devices_per_node: DevicesPerNode = 8,
+    overrides: options.Overrides = None,
+    nodes: options.Nodes = None,
+    devices_per_node: options.DevicesPerNode = 8,
     ranks: Annotated[
         str,
         typer.Option(help="Numbers, fullest, busiest, or all-distinct, whose collectives are compared."),
     ] = "fullest",
-    card: CardName = "h100",
-    memory: DeviceMemory = None,
-    bandwidth: Bandwidth = NVLINK,
-    network: Network = NETWORK,
+    card: options.CardName = "h100",
+    memory: options.DeviceMemory = None,
+    bandwidth: options.Bandwidth = options.NVLINK,
+    network: options.Network = options.NETWORK,
     scale: Annotated[
         str | None, typer.Option(metavar="1,8,64", help="Seconds of a step and days on so many devices.")
     ] = None,
@@ -57,7 +46,7 @@ def rehearse_command(
         from launch.rehearse.run import rehearse_config
         from trainer.config.run import load_config
 
-        cluster = cluster_of(nodes, devices_per_node, card, memory, bandwidth, network)
+        cluster = options.cluster_of(nodes, devices_per_node, card, memory, bandwidth, network)
         run = load_config(Path(config), overrides or [])
         if scale is not None:
             rows = scaling.scale(run, cluster, scaling.parse_devices(scale), 60 * minutes)
