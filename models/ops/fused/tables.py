@@ -75,7 +75,7 @@ class PairOrder:
     def groups(self, side: Side, size: int) -> tuple[Groups, tuple[int, ...]]:
         """Groups of up to `size` tokens of this side, those with most steps first; and how many steps all
         groups take before each chunk, and in the end."""
-        tokens = _group_tokens(self.grid, size)
+        tokens = group_tokens(self.grid, size)
         group, place = np.zeros((2, self.grid.num_tokens), dtype=np.int64)
         rows, columns = (tokens >= 0).nonzero()
         group[tokens[rows, columns]], place[tokens[rows, columns]] = rows, columns
@@ -183,7 +183,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _group_tokens(grid: OffsetGrid, size: int) -> np.ndarray:
+def group_tokens(grid: OffsetGrid, size: int) -> np.ndarray:
     """tokens[G, size]: rectangles of the grid, then the class token by itself; −1 where there is none."""
     sides = group_shape(grid.shape, size)
     padded = [math.ceil(n / side) * side for n, side in zip(grid.shape, sides, strict=True)]
