@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +47,18 @@ class Block:
             assert self.keys is not None
             return math.prod(map(_pairs_in_band, self.queries, self.keys, self.band))
         return _area(self.queries or self.keys or ())
+
+    def offsets(self) -> Iterator[Block]:
+        """A block for each of the band's offsets that has pairs; itself without a band."""
+        if self.band is None or self.queries is None or self.keys is None:
+            yield self
+            return
+        for offset in itertools.product(*(range(least, greatest + 1) for least, greatest in self.band)):
+            sides = list(zip(self.queries, self.keys, offset, strict=True))
+            queries = tuple((max(q[0], k[0] + d), min(q[1], k[1] + d)) for q, k, d in sides)
+            if all(start < stop for start, stop in queries):
+                keys = tuple((a - d, b - d) for (a, b), d in zip(queries, offset, strict=True))
+                yield Block(self.entry, queries, keys)
 
     @property
     def products(self) -> tuple[int, int]:

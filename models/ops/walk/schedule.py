@@ -56,6 +56,16 @@ class Schedule:
         """Whether all pairs of the grid are here."""
         return self.pairs == self.grid.num_pairs
 
+    @cached_property
+    def by_offset(self) -> Schedule:
+        """The same pairs as blocks of single offsets, for walks that know no bands."""
+        if self.complete:
+            return whole_schedule(self.grid, self.row_work, False)
+        classes = [tuple(block.offsets()) for blocks in self.classes for block in blocks]
+        unrolled = Schedule(self.grid, classes, self.special_blocks, row_work=self.row_work)
+        unrolled.num_entries = self.num_entries
+        return unrolled
+
     def work(self, block: Block) -> float:
         """Of a block with a query, a key and a value projection, in pairs."""
         queries, keys = block.products

@@ -45,9 +45,9 @@ def walks(monkeypatch):
     """Call it with the walks to choose from."""
 
     def use(**named):
-        found = {(kernel, False): walk for kernel, walk in named.items()}
+        found = {(kernel, "full"): walk for kernel, walk in named.items()}
         monkeypatch.setattr(kernel_choice, "_WALKS", found)
-        monkeypatch.setattr(kernel_choice, "_walk", lambda kernel, alpha: found[kernel, alpha])
+        monkeypatch.setattr(kernel_choice, "_walk", lambda kernel, form: found[kernel, form])
         kernel_choice._choices.clear()
 
     yield use
