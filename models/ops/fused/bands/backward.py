@@ -55,11 +55,11 @@ def query_gradients(
         stop = tl.load(steps + visit + 1)
         for step in range(start, stop):
             key = tl.load(tile_tokens + tl.load(step_tile + step) * BK + tl.arange(0, BK))
-            row = tl.load(key_row + block * N + key, mask=key >= 0, other=-1)
-            there = row >= 0
+            key_at = tl.load(key_row + block * N + key, mask=key >= 0, other=-1)
+            there = key_at >= 0
             key = tl.where(there, key, 0)
-            k_at = (row if K_BANK else key).to(tl.int64) * B + b
-            v_at = (row if V_BANK else key).to(tl.int64) * B + b
+            k_at = (key_at if K_BANK else key).to(tl.int64) * B + b
+            v_at = (key_at if V_BANK else key).to(tl.int64) * B + b
             k_tile = load_tile(k, k_at, there, column, wide < E, D, WHOLE)
             v_tile = load_tile(v, v_at, there, column, wide < E, D, WHOLE)
             ok = here[:, None] & there[None, :] & in_band(token, key, block, place, band, N, DIMS)
@@ -116,11 +116,11 @@ def key_gradients(
         stop = tl.load(steps + visit + 1)
         for step in range(start, stop):
             query = tl.load(tile_tokens + tl.load(step_tile + step) * BQ + tl.arange(0, BQ))
-            row = tl.load(query_row + block * N + query, mask=query >= 0, other=-1)
-            there = row >= 0
+            query_at = tl.load(query_row + block * N + query, mask=query >= 0, other=-1)
+            there = query_at >= 0
             query = tl.where(there, query, 0)
             g_at = query.to(tl.int64) * B + b
-            q_at = (row if Q_BANK else query).to(tl.int64) * B + b
+            q_at = (query_at if Q_BANK else query).to(tl.int64) * B + b
             q_tile = load_tile(q, q_at, there, column, wide < E, D, WHOLE)
             g = load_tile(grad, g_at, there, column, wide < E, D, WHOLE)
             whole = tl.load(lse + g_at * HEADS + head, mask=there, other=float("inf"))

@@ -93,11 +93,11 @@ def attend(
         stop = tl.load(steps + visit + 1)
         for step in range(start, stop):
             key = tl.load(tile_tokens + tl.load(step_tile + step) * BK + tl.arange(0, BK))
-            row = tl.load(key_row + block * N + key, mask=key >= 0, other=-1)
-            there = row >= 0
+            key_at = tl.load(key_row + block * N + key, mask=key >= 0, other=-1)
+            there = key_at >= 0
             key = tl.where(there, key, 0)
-            k_at = (row if K_BANK else key).to(tl.int64) * B + b
-            v_at = (row if V_BANK else key).to(tl.int64) * B + b
+            k_at = (key_at if K_BANK else key).to(tl.int64) * B + b
+            v_at = (key_at if V_BANK else key).to(tl.int64) * B + b
             k_tile = load_tile(k, k_at, there, column, wide < E, D, WHOLE)
             ok = here[:, None] & there[None, :] & in_band(token, key, block, place, band, N, DIMS)
             a = dot(q_tile, tl.trans(k_tile), tl.zeros([BQ, BK], tl.float32), PRECISION) * scale

@@ -22,6 +22,7 @@ from models.ops.fused.bands.arguments import (
     unflatten_band_tiles,
     unflatten_tables,
 )
+from models.ops.fused.bands.tiles import REGISTERS
 from models.ops.fused.operators import precision
 from models.ops.fused.tiles import Tile, padded_width
 
@@ -216,7 +217,7 @@ class Work:
             self.samples, source.shape[0], self.scale, self.heads, width, padded_width(width),
             tile.rows, tile.columns, len(self.tables.geometry[2]),
             *(bank is not None for bank in self.sides.banks), self._exact,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, maxnreg=REGISTERS,
         )  # fmt: skip
 
     def add_to_sources(self, grads: list[Tensor], totals: list[Tensor]) -> None:

@@ -10,7 +10,8 @@ from models.ops.fused.bands.tables import met_logits
 from models.ops.fused.tiles import Card, Tile, choose_tiles, padded_width
 from models.ops.walk.schedule import Schedule
 
-WASTE = 1.5  # more logits than the small tiles' are too many
+WASTE = 1.7  # more logits than the small tiles' are too many
+REGISTERS = 248  # a thread may have in attention: left alone, the assembler spills a few for more programs
 
 
 class BandTiles(NamedTuple):
@@ -37,13 +38,14 @@ def choose_band_tiles(
     if dtype == torch.float32:
         return BandTiles(Tile(64, 64, 16, 8, 2), Tile(32, 32, 0, 8, 1), banks, tokens)
     rows = banks._replace(inner=tokens.inner, stages=tokens.stages)
-    return BandTiles(rows, _attend(schedule, padded_width(width)), banks, tokens)
+    return BandTiles(rows, _attend(card, schedule, padded_width(width)), banks, tokens)
 
 
-def _attend(schedule: Schedule, head: int) -> Tile:
-    small = Tile(32, 32, 0, 4, 2)
-    large = Tile(64, 64, 0, 4 if head <= 64 else 8, 2)
-    if head > 128:
-        return small._replace(warps=8, stages=1)
+def _attend(card: Card, schedule: Schedule, head: int) -> Tile:
+    """Larger tiles take fewer steps, and more logits beyond the bands; on Ampere they spill."""
+    small = Tile(32, 32, 0, 8 if head > 128 else 4, 1 if head > 128 and card != "blackwell" else 2)
+    if head > 64 or card == "ampere":
+        return small
+    large = Tile(64, 64, 0, 8, 2)
     many, few = (met_logits(schedule, tile.rows, tile.columns) for tile in (large, small))
     return small if many > WASTE * few else large
