@@ -131,7 +131,6 @@ def forward_cost(
     heads: int,
     scale: float,
     keep: bool,
-    partial: bool,
     samples: int,
     tiles: list[int],
 ) -> list[KernelCost]:
@@ -144,10 +143,9 @@ def forward_cost(
         for source in sources:
             costs += _copies(tokens * source.shape[2], at.size, several)
         costs += at.project()
-        out = FLOAT if partial else at.size
-        moved = sum(map(at.numbers, range(3))) * at.size + tokens * (at.D * out + heads * FLOAT)
-        for numbers, size in ((tokens * heads, FLOAT), (tokens * at.D, out)):  # zeros, and into the whole
-            costs += 2 * _copies(numbers, size, several)
+        moved = sum(map(at.numbers, range(3))) * at.size + tokens * (at.D + heads) * FLOAT
+        for numbers in (tokens * heads, tokens * at.D):  # zeros, and into the whole
+            costs += 2 * _copies(numbers, FLOAT, several)
         costs.append(at.attention(False, 2, moved, 2))
     return costs
 
@@ -199,7 +197,6 @@ def forward_workspace(
     heads: int,
     scale: float,
     keep: bool,
-    partial: bool,
     samples: int,
     tiles: list[int],
 ) -> int:
@@ -208,7 +205,7 @@ def forward_workspace(
     at = _Slice(sources, banks, tables, operands, heads, tiles, part)
     rows = 0 if keep else _row_bytes(at)
     several = samples < sources[0].shape[1]
-    out = at.N * samples * (heads * FLOAT + at.D * (FLOAT if partial else at.size))
+    out = at.N * samples * (heads + at.D) * FLOAT
     return _cast_bytes(sources, banks) + rows + several * (_slice_bytes(sources, samples) + out)
 
 

@@ -36,13 +36,12 @@ def bands_forward(
     heads: int,
     scale: float,
     keep: bool,
-    partial: bool,
     samples: int,
     tiles: list[int],
 ) -> list[Tensor]:
-    """lse [N, B, H] and out [N, B, H, E], float32 if `partial`, else in the sources' dtype; with `keep` the
-    rows [rows, samples, D] of each slice's projected operands."""
-    lse, out = _results(sources, sides_of(sources, banks, operands), heads, partial)
+    """lse [N, B, H] and out [N, B, H, E], float32; with `keep` the rows [rows, samples, D] of each slice's
+    projected operands."""
+    lse, out = _results(sources, sides_of(sources, banks, operands), heads)
     kept: list[Tensor] = []
     weights = cast_banks(sources, banks)
     for part in slices(lse.shape[1], samples):
@@ -58,7 +57,7 @@ def bands_forward(
 
 
 @bands_forward.register_fake
-def _(sources, banks, tables, operands, heads, scale, keep, partial, samples, tiles):
+def _(sources, banks, tables, operands, heads, scale, keep, samples, tiles):
     sides, table = sides_of(sources, banks, operands), unflatten_tables(tables)
     kept = []
     for part in slices(sources[0].shape[1], samples) if keep else ():
@@ -66,15 +65,13 @@ def _(sources, banks, tables, operands, heads, scale, keep, partial, samples, ti
             rows = (table.key if i else table.query).token
             if bank is not None:
                 kept.append(sources[0].new_empty((len(rows), part.stop - part.start, sides.width)))
-    return [*_results(sources, sides, heads, partial), *kept]
+    return [*_results(sources, sides, heads), *kept]
 
 
-def _results(sources: list[Tensor], sides: Sides, heads: int, partial: bool) -> list[Tensor]:
-    N, B = sources[0].shape[:2]
-    dtype = torch.float32 if partial else sources[0].dtype
+def _results(sources: list[Tensor], sides: Sides, heads: int) -> list[Tensor]:
+    shape = (*sources[0].shape[:2], heads)
     return [
-        sources[0].new_empty((N, B, heads), dtype=torch.float32),
-        sources[0].new_empty((N, B, heads, sides.width // heads), dtype=dtype),
+        sources[0].new_empty(size, dtype=torch.float32) for size in (shape, (*shape, sides.width // heads))
     ]
 
 

@@ -45,7 +45,7 @@ class BandWalk:
         plan = _plan(recipe, schedule, sources, banks)
         lse, out, *kept = bands_forward(
             list(sources), list(banks), plan.tables, plan.operands, recipe.heads, recipe.scale, recipe.keep,
-            not schedule.complete, plan.samples, plan.tiles,
+            plan.samples, plan.tiles,
         )  # fmt: skip
         return lse, [out], kept
 
