@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from launch.bench.kernels.rows import Size
 from trainer.reporting.table import Table
 
 
@@ -16,11 +17,15 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table = Table(f"One layer on {result['card']}, forward + backward, bf16: counted, not measured")
     for row in result["rows"]:
         for column, cell in _cells(row).items():
-            table.put(f"{row['mixer']} {row['shape']}, C={row['c']}, B={row['batch']}", column, cell)
+            table.put(row_name(row), column, cell)
     table.show()
     print(_legend(result))
     for kernel, reason in result["not_counted"].items():
         print(f"not counted: {kernel} ({reason})")
+
+
+def row_name(row: dict[str, Any]) -> str:
+    return f"{row['mixer']} {Size(row['shape'], row['c'], row['batch'], row['share'])}"
 
 
 def _legend(result: dict[str, Any]) -> str:

@@ -47,6 +47,9 @@ class Schedule:
         self.in_bands = any(block.band is not None for block in blocks)
         self.largest_block = max((max(block.products) for block in blocks), default=1)
 
+    def __deepcopy__(self, copied: dict[int, object]) -> Schedule:
+        return self  # nothing in it changes, so copies of a layer share it as layers do
+
     @cached_property
     def pairs(self) -> int:
         return sum(b.pairs for blocks in (*self.classes, self.special_blocks) for b in blocks)
