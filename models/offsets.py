@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ def _area(rectangle: tuple[Range, ...]) -> int:
     return math.prod(stop - start for start, stop in rectangle)
 
 
+@lru_cache(maxsize=1 << 16)
 def _pairs_in_band(queries: Range, keys: Range, band: Range) -> int:
     return sum(
         max(0, min(queries[1], keys[1] + delta) - max(queries[0], keys[0] + delta))
@@ -130,6 +131,9 @@ class OffsetGrid:
     def __repr__(self) -> str:
         options = f"causal={self.causal}, class_token={self.class_token}, share={self.share!r}"
         return f"OffsetGrid({self.shape}, {options})"
+
+    def __deepcopy__(self, copied: dict[int, object]) -> OffsetGrid:
+        return self  # nothing in it changes
 
     @property
     def num_pairs(self) -> int:

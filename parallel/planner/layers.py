@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -87,6 +88,11 @@ class LayerKinds:
         self.kinds = list(by_key.values())
         self.order = [by_key[spec.key] for spec in specs]
         self.tokens_out = specs[-1].tokens_after.num_tokens
+
+    @cached_property
+    def no_decay(self) -> set[str]:
+        """The parameters besides norms and biases that weight decay leaves alone."""
+        return self.net.no_decay()
 
     def cost(self, module: nn.Module, load: Load) -> Cost | None:
         """The cost of a mixer, reducer or stem of this net; None where it cannot be known."""
