@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from models.mixers.cost import Load, Sizes
+import torch
+
+from models.mixers.cost import Cost, Load, Sizes
 from models.mixers.interface import Mixer
 from models.ops import cross_entropy
+from models.ops.cards import CARDS
 from models.transformer import GPTConfig
 from parallel.mesh import Mesh
 from parallel.planner.layers import LayerKind, LayerKinds, mixer_load
+
+PLANNED_CARD = CARDS["h100"]  # whose kernels' temporaries stand for any card's: all keep to the workspace
 
 
 class LayerBytes(NamedTuple):
@@ -62,12 +67,26 @@ def layer_bytes(
         mlp_work = residual + hidden + (inner * C * size.product if mesh.model > 1 else 0)
     if layer.local is not None and (cost := net.cost(layer.local, load)):
         mlp, mlp_work = mlp + residual + normed + cost.saved + scaled, max(mlp_work, residual + cost.work)
-    cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, load))
-    saved, work = (normed + cost.saved, residual + cost.work) if cost else (normed, residual)
+    part = mixer_load(kind.mixer, mesh, load)
+    cost = net.cost(kind.mixer, part)
+    saved, work = (normed + cost.saved, residual + _work(net, kind, part, cost)) if cost else (normed, residual)
     saved += scaled
     if layer.reduce is not None and (cost := net.cost(layer.reduce, load)):
         mlp, mlp_work = mlp + cost.saved, max(mlp_work, cost.work)
     return LayerBytes(residual, saved, mlp, work, mlp_work)
+
+
+def _work(net: LayerKinds, kind: LayerKind, load: Load, cost: Cost) -> int:
+    """Temporaries of a mixer's backward: its own figure, or for one that visits pairs on a card what the
+    kernels that are chosen there allocate, with the sum over ranks of all sources' gradients."""
+    if load.cpu or kind.mixer.schedule is None:
+        return cost.work
+    dtype = torch.bfloat16 if load.sizes.product == 2 else torch.float32
+    counted = net.counted(kind.mixer, load, PLANNED_CARD, dtype)
+    if counted is None:
+        return cost.work
+    several = load.pair_parts > 1 and len(cost.source_gradients) > 1
+    return counted.work_bytes + several * sum(cost.source_gradients)
 
 
 def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndBytes:
