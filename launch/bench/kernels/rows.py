@@ -140,8 +140,8 @@ def _launches(counted: CountedPass) -> dict[str, int]:
 
 
 def _peak(extra: int, x: int) -> dict[str, float]:
-    """Peak memory beside x, parameters and their gradients, and what of it is above a whole workspace, both
-    also in sizes of x."""
+    """Peak memory beside x, the output, parameters and gradients, and what of it is above a whole workspace,
+    both also in sizes of x."""
     workspace = workspace_bytes(None, "cuda")
     return {
         "peak_extra_bytes": extra,

@@ -58,9 +58,12 @@ def test_a_row_is_consistent():
     assert row["before"]["milliseconds"] > row["milliseconds"]
 
 
-@pytest.mark.parametrize("mixer", bench.MIXERS)
-@pytest.mark.parametrize("size", [Size("14x14+cls", 768, 128), Size("7x7", 192, 256)], ids=str)
-def test_peak_memory_is_some_copies_of_x_and_a_workspace(size, mixer):
+@pytest.mark.parametrize(
+    ("mixer", "size"),
+    [*(("full", size) for size in [*SIZES, SHARED[1], SHARED[4]]), ("alpha-8", Size("14x14+cls", 768, 128))],
+    ids=str,
+)
+def test_peak_memory_is_some_copies_of_x_and_a_workspace(mixer, size):
     """∂banks are not counted; the workspace is at most 2 GiB."""
     row, _ = count_row(size, mixer, "h100")
     assert row["extra_in_x_above_workspace"] <= 6
