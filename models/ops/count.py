@@ -60,7 +60,8 @@ class LaunchCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten.addmm.default and args[0].is_meta:  # torch's loads its compiler for half a second
+        if func is torch.ops.aten.addmm.default and args[0].is_meta:
+            # torch's own loads its compiler, which takes half a second
             out = args[1].new_empty((args[1].shape[0], args[2].shape[1]))
         else:
             out = func(*args, **kwargs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -70,29 +70,32 @@ def _choose(
     recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: Sequence[Tensor]
 ) -> _Choice:
     refused: dict[Kernel, str] = {}
-    able: list[tuple[Kernel, Walk]] = []
     card, wanted = card_at(sources[0].device), recipe.kernel
+    able: list[_Choice] = []
+    tried: tuple[Kernel, ...] = ("fused", "grouped") if wanted == "auto" else (wanted,)
     if wanted == "loop" or (wanted == "auto" and card is None):
-        return _Choice("loop", _loop(recipe, schedule), refused)
-    for name in ("fused", "grouped") if wanted == "auto" else (wanted,):
+        tried = ()
+    for name in tried:
         walks, reason = _able(name, recipe, schedule, sources, banks)
-        able += [(name, walk) for walk in walks]
+        able += [_Choice(name, walk, refused) for walk in walks]
         if not walks:
             refused[name] = reason
-    if not able and wanted != "auto":
+    if not able and wanted in refused:
         raise ValueError(f"mixer.kernel={wanted}: {refused[wanted]}")
     if not able:
         return _Choice("loop", _loop(recipe, schedule), refused)
+    if len(able) == 1 or card is None:
+        return able[0]
     best, least = able[0], float("inf")
-    for name, walk in able if len(able) > 1 and card is not None else ():
-        if least_seconds(walk, schedule, sources, banks, card) > least:
+    for choice in able:
+        if least_seconds(choice.walk, schedule, sources, banks, card) > least:
             continue
         try:
-            counted = count_walk(walk, recipe, schedule, sources, banks, card, least)
+            counted = count_walk(choice.walk, recipe, schedule, sources, banks, card, least)
         except TooSlow:
             continue
-        best, least = (name, walk), counted.seconds
-    return _Choice(*best, refused)
+        best, least = choice, counted.seconds
+    return best
 
 
 def least_seconds(
@@ -162,9 +165,17 @@ class ByOffset:
         return self.walk.forward(recipe, schedule.by_offset, sources, banks)
 
     def backward(
-        self, recipe: Recipe, schedule: Schedule, *tensors: Any
+        self,
+        recipe: Recipe,
+        schedule: Schedule,
+        sources: Sequence[Tensor],
+        banks: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        lse: Tensor,
+        delta: Tensor,
+        grads: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        return self.walk.backward(recipe, schedule.by_offset, *tensors)
+        return self.walk.backward(recipe, schedule.by_offset, sources, banks, kept, lse, delta, grads)
 
 
 MOST_PAIRS = 1 << 24  # of single offsets, where bands would do: their tables are on the card

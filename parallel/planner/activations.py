@@ -69,8 +69,9 @@ def layer_bytes(
         mlp, mlp_work = mlp + residual + normed + cost.saved + scaled, max(mlp_work, residual + cost.work)
     part = mixer_load(kind.mixer, mesh, load)
     cost = net.cost(kind.mixer, part)
-    saved, work = (normed + cost.saved, residual + _work(net, kind, part, cost)) if cost else (normed, residual)
-    saved += scaled
+    saved, work = normed + scaled, residual
+    if cost:
+        saved, work = saved + cost.saved, work + _work(net, kind, part, cost)
     if layer.reduce is not None and (cost := net.cost(layer.reduce, load)):
         mlp, mlp_work = mlp + cost.saved, max(mlp_work, cost.work)
     return LayerBytes(residual, saved, mlp, work, mlp_work)

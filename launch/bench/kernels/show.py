@@ -37,8 +37,8 @@ Counted, not measured. A kernel's time is the longest of: its memory's bytes ove
 cache's over {cache:.1f} TB/s, its FLOPs over {rate:.0f} TFLOP/s, and {launch:.0f} µs.
 by: the kernels, the fastest by count. done: FLOPs done over useful ones. floor: ms of the useful FLOPs.
 of floor: floor over ms. before: ms (and floor over ms) of loops and grouped products with 64 MiB.
-host: launches of {host:.0f} µs each on the host, over ms. peak: memory beside x, the layer's output, parameters
-and gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x.
+host: launches of {host:.0f} µs each on the host, over ms. peak: memory beside x, the layer's output,
+parameters and gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x.
 attention: ms over self-attention's (and FLOPs over its)."""
 
 

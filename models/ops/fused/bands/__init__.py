@@ -1,1 +1,1 @@
-"""Kernels for shared entries: rows are multiplied once an entry, their pairs are attention inside its band."""
+"""Kernels for shared entries: rows are multiplied once an entry, pairs are attention in its band."""

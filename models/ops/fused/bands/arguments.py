@@ -21,7 +21,7 @@ class RowTables(NamedTuple):
     run_entry: Tensor
     tile_run: Tensor
     tile_first: Tensor
-    groups: tuple[Tensor, Tensor, Tensor, Tensor]
+    groups: tuple[Tensor, ...]
     again: Tensor
 
 
@@ -36,8 +36,14 @@ class Tables(NamedTuple):
 
 
 def unflatten_tables(tables: Sequence[Tensor]) -> Tables:
-    query, key = (RowTables(*rows[:5], tuple(rows[5:9]), rows[9]) for rows in (tables[:10], tables[10:20]))  # pyright: ignore[reportArgumentType]
+    query, key = (_row_tables(*tables[start : start + 10]) for start in (0, 10))
     return Tables(query, key, tuple(tables[20:25]), tuple(tables[25:30]), tuple(tables[30:34]))
+
+
+def _row_tables(
+    token: Tensor, run_start: Tensor, run_entry: Tensor, tile_run: Tensor, tile_first: Tensor, *rest: Tensor
+) -> RowTables:
+    return RowTables(token, run_start, run_entry, tile_run, tile_first, rest[:-1], rest[-1])
 
 
 def unflatten_band_tiles(tiles: Sequence[int]) -> BandTiles:

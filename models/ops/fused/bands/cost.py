@@ -1,4 +1,4 @@
-"""What the launches of the operators of bands cost: the bytes and products of the kernels as they are written.
+"""What the launches of the operators of bands cost: bytes and products of the kernels as they are written.
 
 A step of attention multiplies its whole tiles, pairs beyond the band included, and reads its rows again; rows
 that an entry multiplies are counted as device memory's, although those of few samples stay in the cache.
@@ -185,7 +185,9 @@ def backward_cost(
         costs.append(at.attention(False, 3, (2 * q + k + v) * at.size + state, 2))
         costs.append(at.attention(True, 4, (q + 2 * k + 2 * v) * at.size + state, 2))
         costs += at.sums(several, part.start > 0)
-    rounded = [bank.numel() * FLOAT + bank.nbytes for bank in banks if several and bank.element_size() != FLOAT]
+    rounded = [
+        bank.numel() * FLOAT + bank.nbytes for bank in banks if several and bank.element_size() != FLOAT
+    ]
     return costs + [KernelCost(bytes, bytes, 0) for bytes in rounded]
 
 

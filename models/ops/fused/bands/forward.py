@@ -5,6 +5,7 @@ each the tiles of BK keys that they meet. All tiles take the same kernel: tables
 """
 
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl

@@ -185,10 +185,8 @@ class Work:
     def attend(self, rows: list[Tensor | None], lse: Tensor, out: Tensor) -> None:
         self._attend("bands.forward", "attend", rows, self.tables.queries, self.tables.keys, lse, out)
 
-    def gradients(
-        self, rows: list[Tensor | None], lse: Tensor, delta: Tensor, grad: Tensor
-    ) -> list[Tensor]:
-        """∂q, ∂k and ∂v, of rows [rows, samples, D], or where no bank multiplies of tokens [N, samples, D]."""
+    def gradients(self, rows: list[Tensor | None], lse: Tensor, delta: Tensor, grad: Tensor) -> list[Tensor]:
+        """∂q, ∂k and ∂v [rows, samples, D], or of tokens [N, samples, D] where no bank multiplies."""
         grads = [torch.empty_like(own) for own in self._or_sources(rows)]
         state = [tensor.contiguous() for tensor in (lse, delta, grad)]
         queries, keys = self.tables.queries, self.tables.keys

@@ -62,7 +62,7 @@ def geometry_of(schedule: Schedule) -> Geometry:
     place = np.zeros((len(grid.shape), grid.num_tokens), dtype=np.int32)
     place[:, grid.class_token :] = np.indices(grid.shape).reshape(len(grid.shape), -1)
     band = np.array([_band(block, len(grid.shape)) for block in blocks], dtype=np.int32)
-    return Geometry(*rows, place, band.reshape(len(blocks), len(grid.shape), 2))
+    return Geometry(rows[0], rows[1], place, band.reshape(len(blocks), len(grid.shape), 2))
 
 
 @lru_cache(maxsize=64)
@@ -74,8 +74,7 @@ def visits_of(schedule: Schedule, query_size: int, key_size: int) -> tuple[Visit
     met = np.ones((len(geometry.band), len(queries), len(keys)), dtype=bool)
     for dimension, place in enumerate(geometry.place):
         query, key = (
-            _reach(place, rows, tiles)
-            for rows, tiles in zip(geometry[:2], (queries, keys), strict=True)
+            _reach(place, rows, tiles) for rows, tiles in zip(geometry[:2], (queries, keys), strict=True)
         )
         least, greatest = (geometry.band[:, dimension, end, None, None] for end in (0, 1))
         met &= query[0][:, :, None] - key[1][:, None] <= greatest
@@ -149,12 +148,15 @@ def _band(block: Block, dimensions: int) -> Sequence[Range]:
         return [(-FAR, FAR)] * dimensions
     if block.band is not None:
         return block.band
-    return [(query - key, query - key) for (query, _), (key, _) in zip(block.queries, block.keys, strict=True)]
+    return [
+        (query - key, query - key) for (query, _), (key, _) in zip(block.queries, block.keys, strict=True)
+    ]
 
 
 def _in_block(rows: np.ndarray, tiles: np.ndarray) -> np.ndarray:
     """[blocks, tiles]: whether a tile has a token of the block."""
-    return ((rows[:, tiles] >= 0) & (tiles >= 0)).any(2)
+    inside: np.ndarray = (rows[:, tiles] >= 0) & (tiles >= 0)
+    return np.asarray(inside.any(2))
 
 
 def _reach(place: np.ndarray, rows: np.ndarray, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

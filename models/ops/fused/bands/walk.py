@@ -89,7 +89,8 @@ def _plan(recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: 
     )
     workspace = workspace_bytes(recipe.workspace, device_type(source.device))
     cast = sum(bank.numel() * size for bank in banks if bank.dtype != source.dtype)
-    most = min((workspace - cast) // (2 * max(1, numbers) * size), MOST_NUMBERS // (max(1, *rows.values()) * width))
+    most = (workspace - cast) // (2 * max(1, numbers) * size)
+    most = min(most, MOST_NUMBERS // (max(1, *rows.values()) * width))
     parts = -(-B // min(B, max(1, most)))
     samples = -(-B // parts)
     tiles = choose_band_tiles(

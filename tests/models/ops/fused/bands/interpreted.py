@@ -83,7 +83,9 @@ def shard_errors(case: Case, ranks: int) -> list[float]:
             total[held] += one
     weights = torch.stack(lses).softmax(0).unsqueeze(-1)
     merged = sum(weight * o for weight, o in zip(weights, outs, strict=True))
-    return relative_errors([torch.stack(lses).logsumexp(0), merged, *totals], [lse, out, *wanted[0], *wanted[1]])
+    return relative_errors(
+        [torch.stack(lses).logsumexp(0), merged, *totals], [lse, out, *wanted[0], *wanted[1]]
+    )
 
 
 def check_operators(case: Case) -> None:

@@ -1,5 +1,5 @@
-"""The kernels of bands compile for every card that the project names, with Triton's own assembler and no card:
-nothing is spilled, and registers and shared memory are within the card's limits."""
+"""The kernels of bands compile for every card that the project names, with Triton's own assembler and no
+card: nothing is spilled, and registers and shared memory are within the card's limits."""
 
 import pytest
 import torch

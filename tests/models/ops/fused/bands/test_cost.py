@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from models.offsets import OffsetGrid
-from models.ops.fused.bands.walk import BandWalk
 from tests.models.ops.fused.bands.launches import both_passes, recorded, shared_layer
 from tests.models.ops.fused.test_cost import Counter
 
@@ -50,5 +48,3 @@ def test_a_pass_takes_no_more_than_its_workspace():
         forward, backward = counter.workspaces.values()
         assert forward < backward
         assert 0.6 * workspace < backward <= workspace + 4 * sources[0].nbytes  # and a slice's copies
-
-

@@ -1,4 +1,4 @@
-"""The kernels of bands equal the definition, values and all gradients, on odd shapes; they are interpreted."""
+"""The kernels of bands equal the definition, values and all gradients, on odd shapes; interpreted."""
 
 from dataclasses import replace
 from importlib.util import find_spec
