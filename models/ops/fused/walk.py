@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -141,12 +140,11 @@ def _tables(
     device: torch.device,
 ) -> Plan:
     """For operands of B samples of D numbers of `size` bytes; entry_bytes: an entry's casts, all banks'."""
-    casts = [len(blocks) / sum(block.pairs for block in blocks) for blocks in schedule.classes]
-    pair_bytes = 3 * batch * width * size + math.ceil(entry_bytes * max(casts, default=0))
+    ratio = max((len(blocks) / sum(b.pairs for b in blocks) for blocks in schedule.classes), default=0.0)
+    pair_bytes = 3 * batch * width * size + ratio * entry_bytes
     runs = workspace // entry_bytes if entry_bytes else None
-    room = workspace - entry_bytes * len(schedule.special_blocks)
-    chunk_pairs = min(room // pair_bytes, MOST_NUMBERS // (batch * width))
-    order = order_pairs(schedule, chunk_pairs)
+    chunk_pairs = min(int(workspace / pair_bytes), MOST_NUMBERS // (batch * width))
+    order = order_pairs(schedule, chunk_pairs, int(ratio * chunk_pairs) if entry_bytes else None)
     pairs = order.pairs
 
     def moved(*tables: np.ndarray) -> list[Tensor]:
