@@ -49,9 +49,10 @@ class EndBytes(NamedTuple):
 
 
 def layer_bytes(
-    net: LayerKinds, kind: LayerKind, mesh: Mesh, samples: int, size: Sizes, cpu: bool
+    net: LayerKinds, kind: LayerKind, mesh: Mesh, samples: int, size: Sizes, cpu: bool, counted: bool = True
 ) -> LayerBytes:
-    """Of one layer of this kind for a micro-batch of `samples` on this rank."""
+    """Of one layer of this kind for a micro-batch of `samples` on this rank; unless `counted`, temporaries of
+    mixers are their own figures alone, which takes no time."""
     config, layer, T, C = net.config, kind.layer, samples * kind.tokens, net.config.width
     residual, dropped = T * C * size.residual, T * C * bool(config.dropout)
     cast = size.product if size.product != size.residual else 0  # autocast saves its own copy
@@ -71,7 +72,7 @@ def layer_bytes(
     cost = net.cost(kind.mixer, part)
     saved, work = normed + scaled, residual
     if cost:
-        saved, work = saved + cost.saved, work + _work(net, kind, part, cost)
+        saved, work = saved + cost.saved, work + (_work(net, kind, part, cost) if counted else cost.work)
     if layer.reduce is not None and (cost := net.cost(layer.reduce, load)):
         mlp, mlp_work = mlp + cost.saved, max(mlp_work, cost.work)
     return LayerBytes(residual, saved, mlp, work, mlp_work)
