@@ -36,7 +36,8 @@ def choose_band_tiles(
     if card == "interpreter":
         return BandTiles(Tile(16, 32, 16, 4, 2), Tile(16, 16, 0, 4, 2), banks, tokens)
     if dtype == torch.float32:
-        return BandTiles(Tile(64, 64, 16, 8, 2), Tile(32, 32, 0, 8, 1), banks, tokens)
+        side = 32 if padded_width(width) <= 64 else 16
+        return BandTiles(Tile(64, 64, 16, 8, 2), Tile(side, side, 0, 8, 1), banks, tokens)
     rows = banks._replace(inner=tokens.inner, stages=tokens.stages)
     return BandTiles(rows, _attend(card, schedule, padded_width(width)), banks, tokens)
 

@@ -29,12 +29,18 @@ def recorded(card: str = "hopper") -> Iterator[list[Launch]]:
         yield launches
 
 
-def shared_layer(grid: OffsetGrid, batch: int, channels: int, head_dim: int = 64, relative: str = "qkv"):
-    """Recipe, schedule, sources and banks of Translution of width C = D on the meta device, bfloat16 and
-    float32."""
+def shared_layer(
+    grid: OffsetGrid,
+    batch: int,
+    channels: int,
+    head_dim: int = 64,
+    relative: str = "qkv",
+    dtype: torch.dtype = torch.bfloat16,
+):
+    """Recipe, schedule, sources and (float32) banks of Translution of width C = D, on the meta device."""
     shape = (grid.num_tokens, batch, channels)
     shared = [name for name in "qkv" if name not in relative]
-    sources = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for _ in ("x", *shared)]
+    sources = [torch.empty(shape, dtype=dtype, device="meta") for _ in ("x", *shared)]
     banks = [torch.empty(grid.num_entries, channels, channels, device="meta") for _ in relative]
     q, k, v = (
         Operand(0, relative.index(name)) if name in relative else Operand(1 + shared.index(name))

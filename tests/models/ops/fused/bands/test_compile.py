@@ -20,6 +20,9 @@ LAYERS = {
     "heads of 128": (TEXT, 8, 512, 128, "qkv"),
     "heads of 256": (TEXT, 8, 512, 256, "qkv"),
     "heads of 48": (TEXT, 8, 192, 48, "qkv"),
+    "float32": (TEXT, 8, 192, 64, "qkv", torch.float32),
+    "float32, heads of 128": (TEXT, 8, 256, 128, "qkv", torch.float32),
+    "float32, heads of 256": (TEXT, 8, 256, 256, "qkv", torch.float32),
 }
 
 
@@ -43,4 +46,4 @@ def test_kernels_fit_the_card_and_spill_nothing(compiler, card, name):  # noqa: 
         assert used["STACK"] == used["LOCAL"] == 0, (launch.kernel, used)
         assert used["REG"] * 32 * launch.options["num_warps"] <= 65536, (launch.kernel, used)
         assert used["shared"] <= kib * 1024, (launch.kernel, used)
-        assert used["products"], f"{launch.kernel} uses no tensor cores"
+        assert used["products"] or "float32" in name, f"{launch.kernel} uses no tensor cores"
