@@ -152,6 +152,7 @@ def _saved(mixer: Translution, here: _Widths, load: Load, T: int) -> int:
         saved += _kept(mixer, here) * load.samples * size.product // load.pair_parts
     if size.product != size.residual:  # autocast saves its own copy of x
         saved += T * mixer.dim * size.product
+        saved -= T * mixer.dim * size.residual if fused_alpha else 0  # of which all sources are products
     return saved
 
 
