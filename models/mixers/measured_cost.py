@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -228,11 +228,27 @@ class LiveBytes(TorchDispatchMode):
 
         weakref.finalize(storage, release)
 
+    @property
+    def now(self) -> int:
+        """How many changes there were so far: a moment for `peak`."""
+        return len(self._changes)
+
+    def alive(self, without: list[Tensor], at: int) -> int:
+        """What was alive at a moment, leaving out the storages of some tensors."""
+        return sum(self._sizes(without, at))
+
     def peak(self, without: list[Tensor]) -> int:
         """The most that was alive at once, leaving out the storages of some tensors."""
+        return max(accumulate(self._sizes(without)), default=0)
+
+    def peak_after(self, without: list[Tensor], at: int) -> int:
+        """The same, of what came after a moment, above what was alive then."""
+        sizes, before = list(self._sizes(without)), len(list(self._sizes(without, at)))
+        return max(accumulate(sizes[before:], initial=0))
+
+    def _sizes(self, without: list[Tensor], stop: int | None = None) -> Iterator[int]:
         left_out = {self._live.get(_identity(tensor)) for tensor in without}
-        sizes = (size for number, size in self._changes if number not in left_out)
-        return max(accumulate(sizes), default=0)
+        return (size for number, size in self._changes[:stop] if number not in left_out)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
