@@ -75,9 +75,7 @@ def _without_repeats(recorder: Recorder) -> Callable[..., Iterator[tuple[slice, 
 class _RepeatedWalk:
     """A walk whose passes are looked up before they are made."""
 
-    def __init__(
-        self, walk: type[Walk], known: dict[tuple[Any, ...], _Done | None], recorder: Recorder
-    ) -> None:
+    def __init__(self, walk: Walk, known: dict[tuple[Any, ...], _Done | None], recorder: Recorder) -> None:
         self._walk, self._known, self._recorder = walk, known, recorder
 
     def forward(self, *arguments: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import torch
@@ -49,10 +50,9 @@ def parts_of_step(
 
         return followed
 
-    def chosen(*args: Any) -> type[Walk]:
+    def chosen(*args: Any) -> Walk:
         walk = choose(*args)
-        names = ("forward", "backward")
-        return type(walk.__name__, (walk,), {n: staticmethod(follow(getattr(walk, n))) for n in names})
+        return cast(Walk, SimpleNamespace(forward=follow(walk.forward), backward=follow(walk.backward)))
 
     with mock.patch.object(streamed, "choose_walk", chosen), outside:
         yield
