@@ -12,8 +12,9 @@ from torch import Tensor
 from models.reference import to_reference_state
 from parallel.errors import UserError
 from trainer.atomic_write import atomic_write
+from trainer.run_directory.restoring import restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config, restore
+from trainer.setup import build_engine, read_run_config
 
 Format = Literal["reference", "safetensors"]
 
@@ -33,7 +34,7 @@ def export(run_dir: Path, file_format: Format, out: Path) -> None:
     if config.study:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
     engine = build_engine(config)
-    restore(engine, RunDirectory(run_dir), config.model)
+    restore(engine, RunDirectory(run_dir), config.model, resumes=False)
     if file_format == "reference":
         try:
             state = to_reference_state(engine.model)

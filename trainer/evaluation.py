@@ -13,9 +13,10 @@ from trainer.data.feed import on_device
 from trainer.data.source import Source
 from trainer.faults.watchdog import Watchdog
 from trainer.run_directory.awaited import EVALUATIONS, read_evaluations
-from trainer.run_directory.checkpoints import checkpoint_step, checkpoints, load_into
+from trainer.run_directory.checkpoints import checkpoint_step, checkpoints
+from trainer.run_directory.restoring import load_into, restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config, restore
+from trainer.setup import build_engine, read_run_config
 from trainer.signals import StopRequest
 from trainer.study import result_table
 
@@ -59,7 +60,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> None:
     results = []
     for member, source in zip(members, sources, strict=True):
         engine = build_engine(member.config)
-        restore(engine, RunDirectory(member.path(run_dir)), member.config.model)
+        restore(engine, RunDirectory(member.path(run_dir)), member.config.model, resumes=False)
         evaluation = evaluate(engine, source, member.config.train.evaluate_batch)
         results.append({"evaluation": evaluation, "parameters": engine.parameters})
     result_table(config, members, sources, results).show()
@@ -82,7 +83,7 @@ def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
         config = load_config(run.config, [])
         engine = build_engine(config)
         try:
-            load_into(engine, path, config.model)
+            load_into(engine, path, config.model, moments=False)
         except ValueError:
             if path.exists():
                 raise

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from models import ModelConfig, build_model
 from models.resharing import adapt_bank, bank_sources, refuse_other_nets
-from parallel.engine.interface import Engine
-from parallel.engine.parameters import MOMENTS
+from parallel.engine.interface import WEIGHT, Engine
 from parallel.errors import UserError
 from parallel.processes import raise_if_any_failed, run_on_first_rank
 from parallel.sharding.layout import shards
 from trainer.config.run import RunConfig, load_config
-from trainer.run_directory.checkpoints import checkpoints, is_checkpoint, weight_reader
+from trainer.run_directory.checkpoints import checkpoints, is_checkpoint
+from trainer.run_directory.restoring import weight_reader
 from trainer.run_directory.run_directory import RunDirectory
 
 
@@ -47,38 +47,45 @@ def load_weights(engine: Engine, run: RunDirectory, config: RunConfig) -> None:
     """Give `engine` the weights that `train.init_from` names, with this config's share rules; the optimizer
     stays new. Every rank calls it and keeps its own part. Raises UserError for a damaged file."""
     origin = run_on_first_rank(lambda: find_weights(config))  # a source that still trains may get newer ones
-    failure, state = None, {}
+    failure = None
     try:
-        buffers = {name: _reader(origin)(name) for name, _ in engine.model.named_buffers()}
-        parameters = _own_parameters(engine, origin, config)
-        state = {"parameters": parameters, "buffers": buffers, "steps_done": 0}
-        engine.check_state(state)
+        _fill(engine, origin, config)
     except UserError as error:
         failure = error
     except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         failure = UserError(f"train.init_from={config.train.init_from}: does not fit this net: {why}")
-    raise_if_any_failed(failure)  # loading may be collective
-    engine.load_state(state)
+    raise_if_any_failed(failure)
+    engine.restored(steps_done=0)
     print(f"weights from {origin.file}", flush=True)
     run.save_origin({"file": str(origin.file), "model": origin.net.model_dump(mode="json")})
 
 
-def _own_parameters(engine: Engine, origin: Origin, config: RunConfig) -> dict[str, dict[str, Tensor]]:
+@torch.no_grad()
+def _fill(engine: Engine, origin: Origin, config: RunConfig) -> None:
+    """Write this rank's part of the origin's weights, and its buffers, into the engine's."""
     read, banks = _reader(origin), bank_sources(origin.net, config.model)
     with torch.device("meta"):
         net = build_model(config.model)
-    parameters = {}
+    state = engine.state(moments=False)
     for name, shard in shards(net, engine.mesh).items():
+        start, stop = state.runs[name]
+        if start == stop:
+            continue
         whole = read(name)  # one parameter at a time
         if name in banks:
             whole = adapt_bank(whole, banks[name], shard.entries)
-        weight = shard.take(whole).float().clone()
-        parameters[name] = {"weight": weight, **{m: torch.zeros_like(weight) for m in MOMENTS}}
-    return parameters
+        own = shard.take(whole)
+        if own.shape != shard.shape:
+            raise ValueError(f"parameter {name} is {tuple(whole.shape)} there, {shard.full} here")
+        state.tensors[WEIGHT][name].copy_(own.reshape(-1)[start:stop])
+    for name, buffer in state.buffers.items():
+        buffer.copy_(read(name))
 
 
 def _origin(path: Path) -> Origin:
+    if is_checkpoint(path):
+        return Origin(path.absolute(), _net_of(path.absolute().parent.parent))
     if path.is_dir():
         run = RunDirectory(path)
         net, saved = _net_of(path), checkpoints(run.checkpoints)
@@ -87,8 +94,6 @@ def _origin(path: Path) -> Origin:
         return Origin(saved[-1].absolute(), net)
     if not path.is_file():
         raise UserError("no such run, checkpoint or export")
-    if is_checkpoint(path):
-        return Origin(path.absolute(), _net_of(path.absolute().parent.parent))
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {})["model"]
@@ -111,7 +116,7 @@ def _net_of(run: Path) -> ModelConfig:
 
 def _reader(origin: Origin) -> Callable[[str], Tensor]:
     if is_checkpoint(origin.file):
-        return weight_reader(origin.file, origin.net)
+        return weight_reader(origin.file)
 
     def read(name: str) -> Tensor:
         with safe_open(origin.file, "pt") as file:

@@ -9,8 +9,9 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
@@ -106,7 +107,8 @@ class Index(_Strict):
     manifests: tuple[ManifestFile, ...]
 
 
-class Contents(NamedTuple):
+@dataclass(frozen=True)
+class Contents:
     """The index and all manifests of the checkpoint in `folder`."""
 
     folder: Path

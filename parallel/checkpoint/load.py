@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from parallel.checkpoint.catalogue import Catalogue
 from parallel.checkpoint.contents import BUFFER
@@ -72,7 +72,7 @@ def _load(catalogue: Catalogue, tensors: State, items: list[Item], verify: bool,
     group = None if alone else checkpoint_group()
     try:
         # DCP wants plain dicts; the tensors are filled in place.
-        dcp.load(tensors, storage_reader=reader, planner=planner, process_group=group, no_dist=alone)
+        load(tensors, storage_reader=reader, planner=planner, process_group=group, no_dist=alone)
     except CheckpointException as error:
         raise first_failure(error) from None
     return reader.bytes_read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE
 from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from parallel.checkpoint.contents import BUFFER, Index
 from parallel.checkpoint.pieces import pieces, share_of_run
@@ -36,12 +37,14 @@ class Saver:
 
     held        the part of each parameter that this mesh place holds
     background  copy the state to host memory, in buffers that are kept, and write the copy in a thread
+    ended       when the last save ended, by time.perf_counter
     """
 
     def __init__(self, held: Mapping[str, Shard], mesh: Mesh, background: bool) -> None:
         self._held, self._mesh = held, mesh
         self._stager = _Stager() if background else None
         self._writing: Future[object] | None = None
+        self.ended = 0.0
 
     def start(self, path: Path, state: HeldState, index: Index, check: Callable[[], None]) -> None:
         """Begin to write the checkpoint `path`; on return the state may change.
@@ -54,7 +57,7 @@ class Saver:
         planner, writer = ShardSavePlanner(items), RankFilesWriter(path, index, check)
         alone = not dist.is_initialized()
         if self._stager:
-            started = dcp.async_save(
+            started = async_save(
                 tensors,
                 storage_writer=writer,
                 planner=planner,
@@ -64,10 +67,12 @@ class Saver:
             )
             assert isinstance(started, Future)
             self._writing = started
+            started.add_done_callback(self._end)
             return
         self._writing = Future()
+        self._writing.add_done_callback(self._end)
         try:
-            dcp.save(
+            save(
                 tensors,
                 storage_writer=writer,
                 planner=planner,
@@ -77,6 +82,9 @@ class Saver:
             self._writing.set_result(None)
         except CheckpointException as error:
             self._writing.set_exception(error)
+
+    def _end(self, _: object) -> None:
+        self.ended = time.perf_counter()
 
     @property
     def writing(self) -> bool:

@@ -11,6 +11,7 @@ import struct
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class RankFilesWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         assert isinstance(planner, ShardSavePlanner)
         self._folder = Path(plan.storage_data)
-        given = [(planner.item(item), lambda item=item: planner.resolve_data(item)) for item in plan.items]
+        given = [(planner.item(item), partial(planner.resolve_data, item)) for item in plan.items]
         manifest = write_rank(self._folder, self._rank, given)
         written: Future[list[WriteResult]] = Future()
         written.set_result([WriteResult(MetadataIndex(manifest.name), manifest.bytes, manifest)])
@@ -179,7 +180,7 @@ def _header(own: _Given) -> bytes:
 
 def memory_of(tensor: Tensor) -> memoryview:
     """A contiguous host tensor's bytes."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
 class RankFilesReader(StorageReader):
@@ -196,7 +197,7 @@ class RankFilesReader(StorageReader):
 
     def read_metadata(self) -> Metadata:
         found, self._places = self._catalogue.find(self._keys)
-        return Metadata(found, storage_meta=StorageMeta())
+        return Metadata({**found}, storage_meta=StorageMeta())
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool) -> None: ...
 

@@ -18,7 +18,7 @@ BatchT = TypeVar("BatchT")
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-VOTES = 4
+VOTES = 5
 """Length of the vector in which every rank may tell the others something with a step's scalars."""
 
 

@@ -1,6 +1,7 @@
 """States of nets whose every number differs, and checkpoints of them as the ranks of any mesh write them."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def write(path: Path, net: nn.Module, mesh: tuple[int, int, int], zero: int = 0,
     for rank in ranks(*mesh):
         held = held_state(net, state, rank, zero, buffers)
         tensors, items = written_by(held, shards(net, rank), rank)
-        given = [(item, lambda item=item: item.piece.view(tensors[item.tensor])) for item in items]
+        given = [(item, partial(item.piece.view, tensors[item.tensor])) for item in items]
         manifests.append(write_rank(folder, rank.rank, given))
     publish(folder, path, index(net, mesh, step).model_copy(update={"manifests": tuple(manifests)}))
     return state

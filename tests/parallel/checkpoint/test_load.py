@@ -4,18 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from models import build_model
-from parallel.checkpoint.blocks import BLOCK
 from parallel.checkpoint.catalogue import Catalogue
 from parallel.checkpoint.contents import read_contents
-from parallel.checkpoint.load import load_state, read_part
+from parallel.checkpoint.load import load_state
 from parallel.engine.interface import HeldState
-from parallel.mesh import Mesh
 from parallel.sharding.layout import shards
 from tests.parallel.checkpoint.nets import held_state, ranks, write
-from tests.parallel.sharding.test_layout import NETS, whole
+from tests.parallel.sharding.test_layout import NETS
 
 MOVES = [  # data × offset × tensor and ZeRO stage before and after
     ((1, 1, 1), 0, (1, 1, 1), 0),
