@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, a tiny config, and the `translution` command."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,17 @@ import yaml
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster."""
+    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster,
+    which take longest and start first."""
     for item in items:
         folder = item.path.parent
         group = folder.name if folder.name == "slurm" and folder.parent.name == "tests" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name != "slurm" or item.path.parent.parent.name != "tests")
 
 
 @pytest.fixture(autouse=True)

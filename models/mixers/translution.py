@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
+from models.mixers.joined import average, project
 from models.mixers.translution_cost import translution_cost
 from models.offsets import OffsetGrid
 from models.ops.recipe import Kernel, Operand, Recipe
@@ -130,13 +131,19 @@ class Translution(Mixer):
 
     def _sources(self, x_NBC: Tensor) -> list[Tensor]:
         x_heads = self.head_input(x_NBC)
-        shared = [self._shared(name, x_heads) for name in "qkv" if hasattr(self, name)]
+        names = [name for name in "qkv" if hasattr(self, name)]
+        layers = [self.get_submodule(name) for name in names]
+        downs = [self.get_submodule(f"{name}_down") for name in self._narrow] if self.rank else []
+        if isinstance(self.head_input, nn.Identity):
+            projected = project(x_heads, [*layers, *downs])
+        else:  # the narrow rows are those of all heads
+            projected = project(x_heads, layers) + project(x_NBC, downs)
+        shared = [self._rotated(name, rows) for name, rows in zip(names, projected, strict=False)]
         if self.rank is None:
             return [x_heads, *shared]
-        return shared + [self.head_input(self.get_submodule(f"{name}_down")(x_NBC)) for name in self._narrow]
+        return shared + [self.head_input(rows) for rows in projected[len(names) :]]
 
-    def _shared(self, name: str, x_NBC: Tensor) -> Tensor:
-        projected = self.get_submodule(name)(x_NBC)
+    def _rotated(self, name: str, projected: Tensor) -> Tensor:
         if self.rotation is None or name == "v":
             return projected
         return self.rotation(projected.unflatten(-1, (-1, self.head_dim))).flatten(2)
@@ -159,7 +166,7 @@ class Translution(Mixer):
         x_NBC = x_BNC.transpose(0, 1).contiguous()  # so that a rectangle's rows are long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
         outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
-        out_NBD = outs[0] if len(outs) == 1 else (outs[0] + self.v_up(outs[1])) / 2
+        out_NBD = outs[0] if len(outs) == 1 else average(outs[0], outs[1], self.v_up)
         return self.out(out_NBD).transpose(0, 1)
 
     def axes(self) -> Axes:

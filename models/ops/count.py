@@ -60,7 +60,7 @@ class LaunchCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.namespace == "translution" or _on_card(args, out):
+        if func.namespace == "translution" or _on_card(args, args if out is None else out):
             self.add(func.overloadpacket.__name__, launches(func, args, kwargs, out))
         return out
 
@@ -104,6 +104,8 @@ def _aten_cost(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> Kernel
         moved = 2 * _bytes(inputs[-1])
     elif name == "copy_":
         moved = _bytes(inputs[1]) + _bytes(inputs[0])
+    elif name == "_foreach_copy_":
+        moved = sum(map(_bytes, inputs))
     elif name in ("zero_", "fill_"):
         moved = _bytes(inputs[0])
     else:

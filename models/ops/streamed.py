@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.ops.delta.operator import delta_of
 from models.ops.kernel_choice import choose_walk
 from models.ops.recipe import AllPairs, Combine, Recipe
 from models.ops.walk.operands import Operands, operand_width, segments, steps, view_all
@@ -69,10 +70,8 @@ class _Streamed(torch.autograd.Function):
         (lse,), outs, sources, banks, kept = (list(islice(saved, count)) for count in ctx.counts)
         work = [source.to(ctx.dtype) for source in sources]
         grads = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in zip(grad_outs, outs, strict=True)]
-        products = ((g * out).sum(-1) for g, out in zip(grads, outs, strict=True))
-        delta = sum(products, start=torch.zeros_like(lse))
         grad_sources, grad_banks = ctx.walk.backward(
-            ctx.recipe, ctx.schedule, work, banks, kept, lse, delta, grads
+            ctx.recipe, ctx.schedule, work, banks, kept, lse, delta_of(grads, outs), grads
         )
         grad_sources = ctx.combine.sum_gradients(grad_sources, grad_banks)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]

@@ -47,7 +47,7 @@ def test_plain_lines_show_loss_rate_speed_and_time_left(
     config_file: Path, tmp_path: Path, translution: Callable
 ):
     out = translution("train", config_file, f"run_dir={tmp_path / 'run'}").out
-    line = r"step 4/6  loss \d\.\d+  lr \d\.\d+e-\d+  [\d,]+ images/s  \d:\d\d:\d\d left"
+    line = r"step 4/6  loss \d\.\d+  lr \d\.\d+e-\d+  [\d,]+ images/s  \d+% of the peak  \d:\d\d:\d\d left"
     assert re.search(line, out)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from parallel import traffic_counter
 from parallel.code_folder import CODE_FOLDER
 
 _PACKAGES = ("launch", "trainer", "parallel", "models")
@@ -36,7 +37,8 @@ def own_report(thread: int, rank: int, step: int, doing: str) -> Report:
     """The report of this process, whose training runs in `thread`."""
     stack = traceback.extract_stack(sys._current_frames()[thread])
     folders = tuple(f"{CODE_FOLDER / package}{os.sep}" for package in _PACKAGES)
-    ours = [frame for frame in stack if frame.filename.startswith(folders)]
+    hooks = traffic_counter.__file__  # around collectives, when they are counted or timed
+    ours = [frame for frame in stack if frame.filename.startswith(folders) and frame.filename != hooks]
     last = (ours or stack)[-1]
     where = f"{os.path.relpath(last.filename, CODE_FOLDER)}:{last.lineno} in {last.name}"
     inside = any(part in frame.filename for frame in stack for part in _COLLECTIVE_FILES)

@@ -18,7 +18,7 @@ from models.mixers.counted_pass import CountedPass, count_pass
 from models.mixers.interface import Mixer
 from models.mixers.translution import Translution
 from models.ops.cards import CARDS, HOST_LAUNCH, Card
-from models.ops.recipe import Kernel
+from models.ops.recipe import Kernel, workspace_bytes
 from models.tokens import TokenGrid
 from parallel.errors import UserError
 
@@ -100,8 +100,7 @@ def count_row(size: Size, name: str, card_name: str) -> tuple[dict[str, Any], di
         "floor_milliseconds": 1e3 * useful / card.rate,
         "fraction": useful / card.rate / counted.seconds,
         "launch_share": HOST_LAUNCH * _kernels(counted) / counted.seconds,
-        "extra_bytes": counted.extra_bytes,
-        "extra_in_x": counted.extra_bytes / (size.batch * mixer.num_tokens * size.c * 2),
+        **_peak(counted.extra_bytes, size.batch * mixer.num_tokens * size.c * 2),
         "before": _before(size, name, card_name, useful / card.rate),
     }
     if name != "full":
@@ -114,6 +113,18 @@ def _launches(counted: CountedPass) -> dict[str, int]:
         "kernels_forward": counted.forward.kernels,
         "kernels_backward": counted.backward.kernels,
         "bytes": counted.forward.memory_bytes + counted.backward.memory_bytes,
+    }
+
+
+def _peak(extra: int, x: int) -> dict[str, float]:
+    """Peak memory beside x, parameters and their gradients, and what of it is above a whole workspace, both
+    also in sizes of x."""
+    workspace = workspace_bytes(None, "cuda")
+    return {
+        "peak_extra_bytes": extra,
+        "extra_in_x": extra / x,
+        "workspace_bytes": workspace,
+        "extra_in_x_above_workspace": max(0, extra - workspace) / x,
     }
 
 

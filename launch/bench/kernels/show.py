@@ -26,14 +26,15 @@ def show(result: dict[str, Any], as_json: bool) -> None:
 def _legend(result: dict[str, Any]) -> str:
     memory, cache = result["bandwidth"] / 1e12, result["cache_bandwidth"] / 1e12
     rate, launch = result["rate"] / 1e12, 1e6 * result["launch_seconds"]
-    host = 1e6 * result["host_launch_seconds"]
+    host, workspace = 1e6 * result["host_launch_seconds"], result["rows"][0]["workspace_bytes"] / 1e9
     return f"""
 Counted, not measured. A kernel's time is the longest of: its memory's bytes over {memory:.2f} TB/s, its
 cache's over {cache:.1f} TB/s, its FLOPs over {rate:.0f} TFLOP/s, and {launch:.0f} µs.
 by: the kernels, the fastest by count. done: FLOPs done over useful ones. floor: ms of the useful FLOPs.
 of floor: floor over ms. before: ms (and floor over ms) of loops and grouped products with 64 MiB.
-host: launches of {host:.0f} µs each on the host, over ms. extra: peak memory beside x,
-parameters and their gradients, in sizes of x. attention: ms over self-attention's (and FLOPs over its)."""
+host: launches of {host:.0f} µs each on the host, over ms. peak: memory beside x, parameters and their
+gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x.
+attention: ms over self-attention's (and FLOPs over its)."""
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -48,7 +49,8 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "of floor": f"{row['fraction']:.2g}",
         "before": f"{then['milliseconds']:.3g} ({then['fraction']:.2g})" if then else "–",
         "host": f"{row['launch_share']:.0%}",
-        "extra": f"{row['extra_in_x']:.1f}",
+        "peak GB": f"{row['peak_extra_bytes'] / 1e9:.2f}",
+        "beside": f"{row['extra_in_x_above_workspace']:.1f} x",
     }
     if "times_attention" in row:
         cells["attention"] = f"{row['times_attention']:.1f} ({row['times_attention_flops']:.1f})"

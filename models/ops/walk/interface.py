@@ -15,7 +15,8 @@ class Walk(Protocol):
     """A way to visit the pairs of a schedule.
 
     Sources are [N, B, C_s] in the dtype of the products, banks [K, C_s, D_b]; statistics, outputs and the
-    gradients of the sources are float32, or float64 for float64 sources.
+    gradients of the sources are float32, or float64 for float64 sources. Outputs and those gradients may be
+    in the sources' dtype where the schedule is complete, so that nothing is to be merged or added.
     """
 
     @staticmethod

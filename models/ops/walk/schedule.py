@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -47,9 +47,14 @@ class Schedule:
         self.in_bands = any(block.band is not None for block in blocks)
         self.largest_block = max((max(block.products) for block in blocks), default=1)
 
-    @property
+    @cached_property
     def pairs(self) -> int:
         return sum(b.pairs for blocks in (*self.classes, self.special_blocks) for b in blocks)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all pairs of the grid are here."""
+        return self.pairs == self.grid.num_pairs
 
     def work(self, block: Block) -> float:
         """Of a block with a query, a key and a value projection, in pairs."""

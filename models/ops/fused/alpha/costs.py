@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.ops.fused.alpha import dense, relative  # noqa: F401 (they define the operators)
 from models.ops.fused.alpha.tiles import dense_tile, entry_tile, geometry, owner_tile, sums_at_once
-from models.ops.kernel_cost import COSTS, WORKSPACES, KernelCost
+from models.ops.kernel_cost import COSTS, KernelCost
 
 SECTOR = 32  # bytes that the cache reads or writes at a time
 
@@ -52,34 +52,19 @@ def _token_sums(
     of_queries: bool,
     pairs: int,
 ) -> list[KernelCost]:
-    """A step reads weights, rows and entries; parts of a token's pairs are summed by a second launch."""
+    """A step reads weights, rows and entries; the sum of each part of a token's pairs is written."""
     parts, (B, D) = steps[1].shape[1] - 1, rows.shape[1:]
     weights = pairs * B * heads * weight.element_size()
     out = parts * _token_numbers(weight, rows, of_queries) * 4
     entries = _step_entries(rows, steps, row_bank, out_bank)
     memory = _bytes(rows, row_bank, out_bank, *steps) + weights + out
     cache = pairs * B * D * rows.element_size() + weights + entries + _table_bytes(rows, steps) + out
-    costs = [KernelCost(memory, cache, _step_flops(rows, steps, heads, row_bank, out_bank))]
-    if parts > 1:
-        costs.append(KernelCost(out + out // parts, out + out // parts, 0))
-    return costs
+    return [KernelCost(memory, cache, _step_flops(rows, steps, heads, row_bank, out_bank))]
 
 
-def _token_workspace(
-    weight: Tensor,
-    rows: Tensor,
-    row_bank: Tensor | None,
-    out_bank: Tensor | None,
-    steps: list[Tensor],
-    heads: int,
-    scale: float,
-    first: int,
-    of_queries: bool,
-    pairs: int,
-) -> int:
-    """The sums of the parts, before they are one."""
-    parts = steps[1].shape[1] - 1
-    return parts * _token_numbers(weight, rows, of_queries) * 4 if parts > 1 else 0
+def _part_sums(parts: list[Tensor], dtype: torch.dtype) -> list[KernelCost]:
+    moved = sum(_bytes(part) + part[0].numel() * dtype.itemsize for part in parts)
+    return [KernelCost(moved, moved, 0)]
 
 
 def _token_numbers(weight: Tensor, rows: Tensor, of_queries: bool) -> int:
@@ -168,6 +153,7 @@ def _attend(
     first: int,
     queries: int,
     keep_weights: bool,
+    partial: bool,
 ) -> list[KernelCost]:
     """Two passes over the keys and the bias; values and weights belong to the second."""
     B, D = q.shape[1:]
@@ -175,7 +161,7 @@ def _attend(
     bias_bytes = pairs * heads * 4 if bias is not None else 0
     weights = pairs * heads * q.element_size() if keep_weights else 0
     rows = queries * B * D
-    written = rows * 4 + queries * B * heads * 4
+    written = rows * (4 if partial else q.element_size()) + queries * B * heads * 4
     memory = _bytes(k, v) + rows * q.element_size() + bias_bytes + weights + written
     cache = rows * q.element_size() + walks * 3 * q.element_size() + written
     cache += 2 * _sectors(bias_bytes, q, heads, 4) + _sectors(weights, q, heads, q.element_size())
@@ -220,16 +206,17 @@ def _dense_gradients(
     scale: float,
     causal: bool,
     first: int,
+    partial: bool,
 ) -> list[KernelCost]:
     N, B, D = q.shape
     queries, size, own = weights.shape[0], q.element_size(), dense_tile(q, D // heads).own
     pairs, walks = _dense_pairs(q, heads, causal, first, queries), _walks(q, heads, causal, first, queries)
-    rows, pair_bytes = queries * B * D, pairs * heads * size
+    rows, pair_bytes, result = queries * B * D, pairs * heads * size, 4 if partial else size
     sectors = _sectors(pair_bytes, q, heads, size)
     of_queries = KernelCost(
-        _bytes(k) + pair_bytes + rows * 4, walks * size + sectors + rows * 4, 2 * walks * own
+        _bytes(k) + pair_bytes + rows * result, walks * size + sectors + rows * result, 2 * walks * own
     )
-    written = 2 * N * B * D * 4
+    written = 2 * N * B * D * result
     of_keys = KernelCost(
         2 * rows * size + 2 * pair_bytes + written, walks * 2 * size + 2 * sectors + written, 4 * walks * own
     )
@@ -262,6 +249,7 @@ _operators = torch.ops.translution
 COSTS |= {
     _operators.alpha_form.default: _form,
     _operators.alpha_token_sums.default: _token_sums,
+    _operators.alpha_part_sums.default: _part_sums,
     _operators.alpha_logit_gradients.default: _logit_gradients,
     _operators.alpha_bank_sums.default: _bank_sums,
     _operators.alpha_segment_sums.default: _segment_sums,
@@ -269,4 +257,3 @@ COSTS |= {
     _operators.alpha_scores.default: _scores,
     _operators.alpha_dense_gradients.default: _dense_gradients,
 }
-WORKSPACES[_operators.alpha_token_sums.default] = _token_workspace

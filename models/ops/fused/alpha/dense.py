@@ -28,15 +28,19 @@ def alpha_attend(
     first: int,
     queries: int,
     keep_weights: bool,
+    partial: bool,
 ) -> list[Tensor]:
-    """lse [queries, B, H] and out [queries, B, H·E] in float32, then the softmax weights, if to be kept."""
-    results = _attend_results(q, heads, queries, keep_weights)
+    """lse [queries, B, H] in float32 and out [queries, B, H·E], then the softmax weights, if to be kept.
+
+    out is float32 where it is `partial`, to be merged with that of other pairs; else in the dtype of q.
+    """
+    results = _attend_results(q, heads, queries, keep_weights, partial)
     lse, out, weights = results
     N, B, D = q.shape
     tile = dense_tile(q, D // heads)
     _kernel("attend_kernel")[_grid(tile, B, heads, queries)](
         q, k, v, _or(bias, q), _or(exists, q), lse, out, weights,
-        B, N, first, queries, q.stride(0), k.stride(0), v.stride(0), scale,
+        B, N, first, queries, *strides(q, k, v), scale,
         causal, exists is not None, bias is not None, keep_weights, *_shape(tile, D // heads),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -44,8 +48,8 @@ def alpha_attend(
 
 
 @alpha_attend.register_fake
-def _(q, k, v, bias, exists, heads, scale, causal, first, queries, keep_weights):
-    return _attend_results(q, heads, queries, keep_weights)
+def _(q, k, v, bias, exists, heads, scale, causal, first, queries, keep_weights, partial):
+    return _attend_results(q, heads, queries, keep_weights, partial)
 
 
 @torch.library.custom_op("translution::alpha_scores", mutates_args=())
@@ -72,7 +76,7 @@ def alpha_scores(
     tile = dense_tile(q, D // heads)
     _kernel("scores_kernel")[_grid(tile, B, heads, queries)](
         q, k, v, grad, lse, delta, _or(narrow, q), _or(exists, q), logits, grad_weights,
-        B, N, first, queries, q.stride(0), k.stride(0), v.stride(0), grad.stride(0), scale,
+        B, N, first, queries, *strides(q, k, v, grad), scale,
         causal, exists is not None, narrow is not None, finish, *_shape(tile, D // heads),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -96,34 +100,35 @@ def alpha_dense_gradients(
     scale: float,
     causal: bool,
     first: int,
+    partial: bool,
 ) -> list[Tensor]:
-    """∂q [queries, B, H·E], ∂k and ∂v [N, B, H·E], float32, from P and dS."""
-    results = _dense_results(weights, q)
+    """∂q [queries, B, H·E], ∂k and ∂v [N, B, H·E] from P and dS; float32 where `partial`, else as q."""
+    results = _dense_results(weights, q, partial)
     grad_q, grad_k, grad_v = results
     N, B, D = q.shape
     queries, tile = weights.shape[0], dense_tile(q, D // heads)
     options = (causal, exists is not None, *_shape(tile, D // heads))
     _kernel("query_gradients_kernel")[_grid(tile, B, heads, queries)](
-        grad_logits, k, _or(exists, q), grad_q, B, N, first, queries, k.stride(0), scale,
+        grad_logits, k, _or(exists, q), grad_q, B, N, first, queries, *strides(k), scale,
         *options, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _kernel("key_gradients_kernel")[_grid(tile, B, heads, N)](
         weights, grad_logits, q, grad, _or(exists, q), grad_k, grad_v,
-        B, N, first, queries, q.stride(0), grad.stride(0), scale,
+        B, N, first, queries, *strides(q, grad), scale,
         *options, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return results
 
 
 @alpha_dense_gradients.register_fake
-def _(weights, grad_logits, q, k, grad, exists, heads, scale, causal, first):
-    return _dense_results(weights, q)
+def _(weights, grad_logits, q, k, grad, exists, heads, scale, causal, first, partial):
+    return _dense_results(weights, q, partial)
 
 
-def _attend_results(q: Tensor, heads: int, queries: int, keep_weights: bool) -> list[Tensor]:
+def _attend_results(q: Tensor, heads: int, queries: int, keep_weights: bool, partial: bool) -> list[Tensor]:
     N, B, D = q.shape
     lse = q.new_empty((queries, B, heads), dtype=torch.float32)
-    out = q.new_empty((queries, B, D), dtype=torch.float32)
+    out = q.new_empty((queries, B, D), dtype=_result_type(q, partial))
     return [lse, out, q.new_empty((queries if keep_weights else 0, N, heads, B))]
 
 
@@ -132,9 +137,14 @@ def _score_results(q: Tensor, heads: int, queries: int, finish: bool) -> list[Te
     return [q.new_empty(shape, dtype=q.dtype if finish else torch.float32), q.new_empty(shape)]
 
 
-def _dense_results(weights: Tensor, q: Tensor) -> list[Tensor]:
-    grad_q = q.new_empty((weights.shape[0], *q.shape[1:]), dtype=torch.float32)
-    return [grad_q, *(q.new_empty(q.shape, dtype=torch.float32) for _ in "kv")]
+def _dense_results(weights: Tensor, q: Tensor, partial: bool) -> list[Tensor]:
+    dtype = _result_type(q, partial)
+    grad_q = q.new_empty((weights.shape[0], *q.shape[1:]), dtype=dtype)
+    return [grad_q, *(q.new_empty(q.shape, dtype=dtype) for _ in "kv")]
+
+
+def _result_type(q: Tensor, partial: bool) -> torch.dtype:
+    return torch.float32 if partial else q.dtype
 
 
 def _grid(tile: DenseTile, batch: int, heads: int, tokens: int) -> tuple[int, int, int]:
@@ -146,6 +156,11 @@ def _shape(tile: DenseTile, head_width: int) -> tuple[int, int, int, int, int, b
     padded = max(16, 1 << (head_width - 1).bit_length())
     upcast = import_module("models.ops.fused.alpha.kernels.tokens").UPCAST
     return head_width, padded, tile.samples, tile.own, tile.others, upcast
+
+
+def strides(*rows: Tensor) -> tuple[int, ...]:
+    """From a token to the next of each of some rows [N, B, H·E], then from a sample to the next."""
+    return *(t.stride(0) for t in rows), *(t.stride(1) for t in rows)
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.ops.fused.alpha.dense import strides
 from models.ops.fused.alpha.tiles import entry_tile, geometry, owner_tile, sums_at_once
 
 
@@ -37,7 +38,7 @@ def alpha_form(
     grid = (len(owners) * parts, -(-B // samples))
     _kernel("tokens", "form_kernel")[grid](
         left, right, *_banks(left, left_bank, right_bank), owners, bounds, entries, partners, out,
-        B, N, first, left.stride(0), right.stride(0), scale,
+        B, N, first, *strides(left, right), scale,
         left_bank is not None, right_bank is not None, parts, tuple(shape),
         owners.shape[1] * samples, samples, _upcast(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -64,8 +65,8 @@ def alpha_token_sums(
 ) -> Tensor:
     """scale · Σ over a token's pairs of (weight ⊗ (rows · W^row_δ)) · W^out_δᵀ, in float32.
 
-    Gives [queries or N, B, H·R]: with `of_queries` a query sums over the rows of its keys, else a key over
-    those of its queries.
+    Gives [parts, queries or N, B, H·R], to be summed over the parts of each token's pairs (`bounds`): with
+    `of_queries` a query sums over the rows of its keys, else a key over those of its queries.
     """
     N, B, D = rows.shape
     tokens = weight.shape[0] if of_queries else N
@@ -76,17 +77,36 @@ def alpha_token_sums(
     grid = (len(owners) * parts, -(-B // samples))
     _kernel("tokens", "token_sums_kernel")[grid](
         weight, rows, *_banks(rows, row_bank, out_bank), owners, bounds, entries, partners, out,
-        B, weight.shape[1], first, first if of_queries else 0, rows.stride(0), out.stride(0), scale,
+        B, weight.shape[1], first, first if of_queries else 0, *strides(rows), out.stride(0), scale,
         of_queries, row_bank is not None, out_bank is not None, parts, tuple(shape),
         owners.shape[1] * samples, samples, _upcast(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return out[0] if parts == 1 else out.sum(0)
+    return out
 
 
 @alpha_token_sums.register_fake
 def _(weight, rows, row_bank, out_bank, steps, heads, scale, first, of_queries, pairs):
-    tokens = weight.shape[0] if of_queries else rows.shape[0]
-    return rows.new_empty((tokens, *rows.shape[1:]), dtype=torch.float32)
+    tokens, parts = weight.shape[0] if of_queries else rows.shape[0], steps[1].shape[1] - 1
+    return rows.new_empty((parts, tokens, *rows.shape[1:]), dtype=torch.float32)
+
+
+@torch.library.custom_op("translution::alpha_part_sums", mutates_args=())
+def alpha_part_sums(parts: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Σ over the first dimension of each of up to three tensors."""
+    results = [part.new_empty(part.shape[1:], dtype=dtype) for part in parts]
+    absent, block = 3 - len(parts), 1024
+    sizes = [out.numel() for out in results] + [0] * absent
+    counts = [part.shape[0] for part in parts] + [0] * absent
+    _kernel("tokens", "part_sums_kernel")[(-(-max(sizes) // block), len(parts))](
+        *parts, *parts[:1] * absent, *results, *results[:1] * absent, *sizes, *counts, block, _upcast(),
+        num_warps=4,
+    )  # fmt: skip
+    return results
+
+
+@alpha_part_sums.register_fake
+def _(parts, dtype):
+    return [part.new_empty(part.shape[1:], dtype=dtype) for part in parts]
 
 
 @torch.library.custom_op("translution::alpha_logit_gradients", mutates_args=())
@@ -118,7 +138,7 @@ def alpha_logit_gradients(
         _kernel("entries", "logit_gradients_kernel")[(segments.shape[1],)](
             query, key, *_banks(query, query_bank, key_bank), logits, grad_weights, queries, keys, segments,
             weights, grad_logits, grad_query_bank, grad_key_bank,
-            B, N, first, segments.shape[1], query.stride(0), key.stride(0), scale,
+            B, N, first, segments.shape[1], *strides(query, key), scale,
             *used, *sums, tuple(shape), shape.whole, tile.rows, samples,
             _upcast(), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
@@ -141,7 +161,7 @@ def alpha_bank_sums(
     out = query.new_empty((segments.shape[1], D, D), dtype=torch.float32)
     _kernel("entries", "bank_sums_kernel")[(segments.shape[1],)](
         weight, query, key, queries, keys, segments, out,
-        B, N, first, segments.shape[1], query.stride(0), key.stride(0),
+        B, N, first, segments.shape[1], *strides(query, key),
         tuple(shape), shape.whole, tile.rows, tile.samples(B),
         _upcast(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

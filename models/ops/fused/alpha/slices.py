@@ -82,7 +82,7 @@ class Sums:
         self._sums: list[Tensor | None] = [None] * len(like)
 
     def add(self, index: int, part: Tensor, *place: slice) -> None:
-        """Puts a float32 part at its place in tensor `index`; one that covers all becomes the tensor."""
+        """Puts a part at its place in tensor `index`; one that covers all becomes the tensor."""
         total, shape = self._sums[index], self._like[index].shape
         if total is None and part.shape == shape:
             self._sums[index] = part

@@ -45,7 +45,7 @@ class AlphaWalk:
         H, causal = recipe.heads, schedule.grid.causal
         parts = _parts(recipe, sources, banks)
         like = [parts.q[..., :H], parts.q, *([] if parts.value is None else [parts.value.rows])]
-        sums = Sums(like, overlap=False)
+        sums, partial = Sums(like, overlap=False), not schedule.complete
         for cut in slices(recipe, schedule, parts.q):
             here = parts.of(cut.samples)
             bias = None
@@ -57,11 +57,12 @@ class AlphaWalk:
                 )  # fmt: skip
             lse, out, weights = dense.alpha_attend(
                 here.q, here.k, here.v, bias, cut.tables.exists(here.q.device), H, recipe.scale, causal,
-                cut.first, cut.queries, here.value is not None,
+                cut.first, cut.queries, here.value is not None, partial,
             )  # fmt: skip
             outs = [lse, out]
             if here.value is not None:
-                outs.append(_query_sums(cut, weights, here.value, None, H, 1.0))
+                narrow = [_query_sums(cut, weights, here.value, None, H, 1.0)]
+                outs += relative.alpha_part_sums(narrow, out.dtype)
             for index, out in enumerate(outs):
                 sums.add(index, out, cut.rows, cut.samples)
         lse, *outs = sums.finish()
@@ -80,11 +81,13 @@ class AlphaWalk:
     ) -> tuple[list[Tensor], list[Tensor]]:
         parts = _parts(recipe, sources, banks, [grad.flatten(2) for grad in grads])
         cuts = list(slices(recipe, schedule, parts.q))
-        sums = Sums(sources, overlap=cuts[0].queries < schedule.grid.num_tokens)
+        overlap = cuts[0].queries < schedule.grid.num_tokens
+        sums = Sums(sources, overlap)
         bank_sums = Sums(banks, overlap=True)
         for cut in cuts:
             statistics = [t[:, cut.samples].contiguous() for t in (lse, delta)]
-            _backward(recipe, cut, parts.of(cut.samples), statistics, schedule.grid.causal, sums, bank_sums)
+            here, partial = parts.of(cut.samples), overlap or not schedule.complete
+            _backward(recipe, cut, here, statistics, schedule.grid.causal, partial, sums, bank_sums)
         grad_banks = [grad.to(bank.dtype) for grad, bank in zip(bank_sums.finish(), banks, strict=True)]
         return sums.finish(), grad_banks
 
@@ -120,9 +123,9 @@ class _Parts(NamedTuple):
 def _parts(
     recipe: Recipe, sources: Sequence[Tensor], banks: Sequence[Tensor], grads: Sequence[Tensor] = ()
 ) -> _Parts:
-    """The operands of a pass, contiguous and in one dtype."""
-    rows = [source.contiguous() for source in sources]
-    matrices = [bank.to(rows[0].dtype).contiguous() for bank in banks]
+    """The operands of a pass in one dtype; rows need not follow each other, their numbers do."""
+    rows = [source if source.stride(2) == 1 else source.contiguous() for source in sources]
+    matrices = _cast(banks, rows[0].dtype)
 
     def narrow(operand: Operand) -> Narrow:
         bank = None if operand.bank is None else matrices[operand.bank]
@@ -138,16 +141,28 @@ def _parts(
     )
 
 
+def _cast(banks: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Contiguous banks in this dtype; those in another are cast in one launch."""
+    others = [bank for bank in banks if bank.dtype != dtype]
+    cast = [bank.new_empty(bank.shape, dtype=dtype) for bank in others]
+    if others:
+        torch._foreach_copy_(cast, others)  # pyright: ignore[reportPrivateImportUsage]
+    done = iter(cast)
+    return [bank.contiguous() if bank.dtype == dtype else next(done) for bank in banks]
+
+
 def _backward(
     recipe: Recipe,
     cut: Slice,
     here: _Parts,
     statistics: list[Tensor],
     causal: bool,
+    partial: bool,
     sums: Sums,
     bank_sums: Sums,
 ) -> None:
-    """Adds the gradients of one slice, given its lse and delta [N, B, H]."""
+    """Adds the gradients of one slice, given its lse and delta [N, B, H]; in float32 if `partial`."""
+    narrow_sums: list[tuple[Operand, slice, Tensor]] = []
     H, scale, device = recipe.heads, recipe.scale, here.q.device
     exists = cut.tables.exists(device)
     value, narrow = here.value, None
@@ -179,17 +194,22 @@ def _backward(
             if narrow_.operand.bank is not None:
                 bank_sums.add(narrow_.operand.bank, _entry_sums(cut, grad), slice(None))
         grad = _query_sums(cut, grad_logits, key, query.bank, H, scale)
-        sums.add(query.operand.source, grad, cut.rows, cut.samples)
+        narrow_sums.append((query.operand, cut.rows, grad))
         grad = _key_sums(cut, grad_logits, query.rows, query.bank, key, H, scale)
-        sums.add(key.operand.source, grad, slice(None), cut.samples)
+        narrow_sums.append((key.operand, slice(None), grad))
     if value is not None and value.operand.bank is not None:
         grad = relative.alpha_bank_sums(weights, here.grads[1], value.rows, cut.runs(device), H, cut.first)
         bank_sums.add(value.operand.bank, _entry_sums(cut, grad), slice(None))
         grad = _key_sums(cut, weights, here.grads[1], None, value, H, 1.0)
-        sums.add(value.operand.source, grad, slice(None), cut.samples)
+        narrow_sums.append((value.operand, slice(None), grad))
+    parts = [grad for *_, grad in narrow_sums]
+    summed = relative.alpha_part_sums(parts, torch.float32 if partial else here.q.dtype)
+    for (operand, place, _), grad in zip(narrow_sums, summed, strict=True):
+        sums.add(operand.source, grad, place, cut.samples)
+    del narrow_sums, parts
     places = (cut.rows, slice(None), slice(None))
     grads = dense.alpha_dense_gradients(
-        weights, grad_logits, here.q, here.k, here.grads[0], exists, H, scale, causal, cut.first
+        weights, grad_logits, here.q, here.k, here.grads[0], exists, H, scale, causal, cut.first, partial
     )
     operands = (*recipe.logits[0], recipe.values[0])
     for operand, grad, place in zip(operands, grads, places, strict=True):
@@ -254,6 +274,6 @@ def _why_not(
         return f"float32 sources and {width} narrow columns do not fit the chip; 64 do"
     if q.shape[2] // H > 128:
         return f"heads of {q.shape[2] // H} are wider than 128"
-    if max(tensor.numel() for tensor in (*sources, *banks)) > MOST_NUMBERS:
+    if max(tensor.shape[0] * tensor.stride(0) for tensor in (*sources, *banks)) > MOST_NUMBERS:
         return f"a source or a bank has more than {MOST_NUMBERS} numbers"
     return None

@@ -10,7 +10,7 @@ from launch.bench.kernels.rows import SIZES, Size, count_row
 from models.ops.cards import CARDS
 
 FIELDS = {"shape", "mixer", "c", "batch", "kernels_forward", "kernels_backward", "bytes", "milliseconds"}
-FIELDS |= {"floor_milliseconds", "fraction", "before", "launch_share", "extra_in_x"}
+FIELDS |= {"floor_milliseconds", "fraction", "before", "launch_share", "extra_in_x", "peak_extra_bytes"}
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_a_row_is_consistent():
     assert row["launch_share"] == pytest.approx(launches * 5e-3 / row["milliseconds"])
     assert row["milliseconds"] >= max(launches * 2e-3, row["flops_done"] / 800e9, row["bytes"] / 3e9)
     assert row["before"]["milliseconds"] > row["milliseconds"]
+
+
+@pytest.mark.parametrize("mixer", bench.MIXERS)
+@pytest.mark.parametrize("size", [Size("14x14+cls", 768, 128), Size("7x7", 192, 256)], ids=str)
+def test_peak_memory_is_some_copies_of_x_and_a_workspace(size, mixer):
+    """∂banks are not counted; the workspace is at most 2 GiB."""
+    row, _ = count_row(size, mixer, "h100")
+    assert row["extra_in_x_above_workspace"] <= 6
+    assert row["workspace_bytes"] <= 2 << 30
 
 
 def test_a_faster_card_takes_less_time():

@@ -11,7 +11,7 @@ from tests.launch.slurm.recorded import RecordedSlurm, event, make_run, write_lo
 # Recorded on Slurm 22.05: a rank of two was killed and the job requeued; then another rank failed.
 RANK_0 = """\
 submitit INFO (2026-11-25 07:59:24,843) - Starting with JobEnvironment(job_id=7, global_rank=0(2))
-submitit INFO (2026-11-25 07:59:24,843) - Loading pickle: /work/runs/two/slurm/7_submitted.pkl
+submitit INFO (2026-11-25 07:59:24,843) - Loading pickle: /data/runs/two/slurm/7_submitted.pkl
 job 7, start 1 on node[1-2], 2026-11-25 07:59:25
 two  step 20/2000  loss 2.2410  lr 1.33e-03  81 images/s  0:05:24 left
 srun: error: node2: task 1: Killed

@@ -15,11 +15,13 @@ from models.ops.fused.alpha.kernels.tokens import product, rounded
 
 
 @triton.jit
-def load_tokens(x, first, b, head, stride, TOKENS, B, E: tl.constexpr, EP: tl.constexpr, COUNT: tl.constexpr):
-    """Rows of one head of COUNT tokens: [BB, COUNT, EP]."""
+def load_tokens(
+    x, first, b, head, stride, batch, TOKENS, B, E: tl.constexpr, EP: tl.constexpr, COUNT: tl.constexpr
+):
+    """Rows of one head of COUNT tokens: [BB, COUNT, EP]; tokens are `stride` apart, samples `batch`."""
     i = first + tl.arange(0, COUNT)
     e = tl.arange(0, EP)
-    at = i[None, :, None] * stride + b[:, None, None] * (tl.num_programs(1) * E) + head * E + e[None, None, :]
+    at = i[None, :, None] * stride + b[:, None, None] * batch + head * E + e[None, None, :]
     mask = (b < B)[:, None, None] & (i < TOKENS)[None, :, None]
     if EP != E:
         mask = mask & (e < E)[None, None, :]
@@ -27,14 +29,17 @@ def load_tokens(x, first, b, head, stride, TOKENS, B, E: tl.constexpr, EP: tl.co
 
 
 @triton.jit
-def store_tokens(x, rows, first, b, head, TOKENS, B, E: tl.constexpr, EP: tl.constexpr, COUNT: tl.constexpr):
+def store_tokens(
+    x, rows, first, b, head, TOKENS, B,
+    E: tl.constexpr, EP: tl.constexpr, COUNT: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     i = first + tl.arange(0, COUNT)
     e = tl.arange(0, EP)
     at = (i[None, :, None] * B + b[:, None, None]) * (tl.num_programs(1) * E) + head * E + e[None, None, :]
     mask = (b < B)[:, None, None] & (i < TOKENS)[None, :, None]
     if EP != E:
         mask = mask & (e < E)[None, None, :]
-    tl.store(x + at, rows, mask=mask)
+    tl.store(x + at, rounded(rows, x.dtype.element_ty, UPCAST), mask=mask)
 
 
 @triton.jit
@@ -60,7 +65,8 @@ def pair_places(
 
 @triton.jit
 def attend_kernel(
-    q, k, v, bias, exists, lse, out, weights, B, N, first, rows, q_stride, k_stride, v_stride, scale,
+    q, k, v, bias, exists, lse, out, weights, B, N, first, rows,
+    q_stride, k_stride, v_stride, q_batch, k_batch, v_batch, scale,
     CAUSAL: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WEIGHTS: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr,
     BB: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, UPCAST: tl.constexpr,
@@ -72,7 +78,7 @@ def attend_kernel(
     b = tl.program_id(0) * BB + tl.arange(0, BB)
     head = tl.program_id(1)
     i0 = tl.program_id(2) * BI
-    queries = load_tokens(q, first + i0, b, head, q_stride, first + rows, B, E, EP, BI)
+    queries = load_tokens(q, first + i0, b, head, q_stride, q_batch, first + rows, B, E, EP, BI)
     stop = N
     if CAUSAL:
         stop = tl.minimum(N, first + i0 + BI)
@@ -81,7 +87,7 @@ def attend_kernel(
     sums = tl.zeros([BB, BI, EP], tl.float32)
     for turn in tl.static_range(2):
         for j0 in range(0, stop, BJ):
-            keys = load_tokens(k, j0, b, head, k_stride, N, B, E, EP, BJ)
+            keys = load_tokens(k, j0, b, head, k_stride, k_batch, N, B, E, EP, BJ)
             zero = tl.zeros([BB, BI, BJ], tl.float32)
             a = product(queries, tl.permute(keys, (0, 2, 1)), zero, UPCAST) * scale
             place, there = pair_places(exists, i0, j0, b, head, first, rows, N, B, CAUSAL, MASK, BI, BJ)
@@ -97,7 +103,7 @@ def attend_kernel(
                 p = rounded(tl.exp(a - log_sum[:, :, None]), k.dtype.element_ty, UPCAST)
                 if WEIGHTS:
                     tl.store(weights + place, p, mask=there)
-                values = load_tokens(v, j0, b, head, v_stride, N, B, E, EP, BJ)
+                values = load_tokens(v, j0, b, head, v_stride, v_batch, N, B, E, EP, BJ)
                 sums = product(p, values, sums, UPCAST)
         if turn == 0:
             i = i0 + tl.arange(0, BI)
@@ -105,13 +111,13 @@ def attend_kernel(
             log_sum += tl.log(tl.where(total > 0.0, total, 1.0))  # −inf for a query without pairs here
             tl.store(lse + at, log_sum, mask=(b < B)[:, None] & (i < rows)[None, :])
             log_sum = tl.where(log_sum == -float("inf"), 0.0, log_sum)
-    store_tokens(out, sums, i0, b, head, rows, B, E, EP, BI)
+    store_tokens(out, sums, i0, b, head, rows, B, E, EP, BI, UPCAST)
 
 
 @triton.jit
 def scores_kernel(
     q, k, v, grad, lse, delta, dp, exists, logits, grad_weights, B, N, first, rows,
-    q_stride, k_stride, v_stride, grad_stride, scale,
+    q_stride, k_stride, v_stride, grad_stride, q_batch, k_batch, v_batch, grad_batch, scale,
     CAUSAL: tl.constexpr, MASK: tl.constexpr, NARROW: tl.constexpr, FINISH: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr,
     BB: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, UPCAST: tl.constexpr,
@@ -123,8 +129,8 @@ def scores_kernel(
     b = tl.program_id(0) * BB + tl.arange(0, BB)
     head = tl.program_id(1)
     i0 = tl.program_id(2) * BI
-    queries = load_tokens(q, first + i0, b, head, q_stride, first + rows, B, E, EP, BI)
-    grads = load_tokens(grad, first + i0, b, head, grad_stride, first + rows, B, E, EP, BI)
+    queries = load_tokens(q, first + i0, b, head, q_stride, q_batch, first + rows, B, E, EP, BI)
+    grads = load_tokens(grad, first + i0, b, head, grad_stride, grad_batch, first + rows, B, E, EP, BI)
     i = i0 + tl.arange(0, BI)
     at = ((first + i)[None, :] * B + b[:, None]) * tl.num_programs(1) + head
     own = (b < B)[:, None] & (i < rows)[None, :]
@@ -135,8 +141,8 @@ def scores_kernel(
     if CAUSAL:
         stop = tl.minimum(N, first + i0 + BI)
     for j0 in range(0, stop, BJ):
-        keys = load_tokens(k, j0, b, head, k_stride, N, B, E, EP, BJ)
-        values = load_tokens(v, j0, b, head, v_stride, N, B, E, EP, BJ)
+        keys = load_tokens(k, j0, b, head, k_stride, k_batch, N, B, E, EP, BJ)
+        values = load_tokens(v, j0, b, head, v_stride, v_batch, N, B, E, EP, BJ)
         place, there = pair_places(exists, i0, j0, b, head, first, rows, N, B, CAUSAL, MASK, BI, BJ)
         zero = tl.zeros([BB, BI, BJ], tl.float32)
         a = product(queries, tl.permute(keys, (0, 2, 1)), zero, UPCAST) * scale - log_sum[:, :, None]
@@ -152,7 +158,7 @@ def scores_kernel(
 
 @triton.jit
 def query_gradients_kernel(
-    grad_logits, k, exists, grad_q, B, N, first, rows, k_stride, scale,
+    grad_logits, k, exists, grad_q, B, N, first, rows, k_stride, k_batch, scale,
     CAUSAL: tl.constexpr, MASK: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BB: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -165,15 +171,16 @@ def query_gradients_kernel(
         stop = tl.minimum(N, first + i0 + BI)
     sums = tl.zeros([BB, BI, EP], tl.float32)
     for j0 in range(0, stop, BJ):
-        keys = load_tokens(k, j0, b, head, k_stride, N, B, E, EP, BJ)
+        keys = load_tokens(k, j0, b, head, k_stride, k_batch, N, B, E, EP, BJ)
         place, there = pair_places(exists, i0, j0, b, head, first, rows, N, B, CAUSAL, MASK, BI, BJ)
         sums = product(tl.load(grad_logits + place, mask=there, other=0.0), keys, sums, UPCAST)
-    store_tokens(grad_q, sums * scale, i0, b, head, rows, B, E, EP, BI)
+    store_tokens(grad_q, sums * scale, i0, b, head, rows, B, E, EP, BI, UPCAST)
 
 
 @triton.jit
 def key_gradients_kernel(
-    weights, grad_logits, q, grad, exists, grad_k, grad_v, B, N, first, rows, q_stride, grad_stride, scale,
+    weights, grad_logits, q, grad, exists, grad_k, grad_v, B, N, first, rows,
+    q_stride, grad_stride, q_batch, grad_batch, scale,
     CAUSAL: tl.constexpr, MASK: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BB: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -188,11 +195,11 @@ def key_gradients_kernel(
     value_sums = tl.zeros([BB, BI, EP], tl.float32)
     for i0 in range(start, rows, BJ):
         place, there = pair_places(exists, i0, j0, b, head, first, rows, N, B, CAUSAL, MASK, BJ, BI)
-        queries = load_tokens(q, first + i0, b, head, q_stride, first + rows, B, E, EP, BJ)
+        queries = load_tokens(q, first + i0, b, head, q_stride, q_batch, first + rows, B, E, EP, BJ)
         ds = tl.load(grad_logits + place, mask=there, other=0.0)
         key_sums = product(tl.permute(ds, (0, 2, 1)), queries, key_sums, UPCAST)
-        grads = load_tokens(grad, first + i0, b, head, grad_stride, first + rows, B, E, EP, BJ)
+        grads = load_tokens(grad, first + i0, b, head, grad_stride, grad_batch, first + rows, B, E, EP, BJ)
         p = tl.load(weights + place, mask=there, other=0.0)
         value_sums = product(tl.permute(p, (0, 2, 1)), grads, value_sums, UPCAST)
-    store_tokens(grad_k, key_sums * scale, j0, b, head, N, B, E, EP, BI)
-    store_tokens(grad_v, value_sums, j0, b, head, N, B, E, EP, BI)
+    store_tokens(grad_k, key_sums * scale, j0, b, head, N, B, E, EP, BI, UPCAST)
+    store_tokens(grad_v, value_sums, j0, b, head, N, B, E, EP, BI, UPCAST)

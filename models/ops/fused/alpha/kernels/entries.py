@@ -105,7 +105,7 @@ def store_entry(out, slot, sums, geometry: tl.constexpr, KP: tl.constexpr):
 def logit_gradients_kernel(
     query_rows, key_rows, query_bank, key_bank, logits, grad_weights, queries, keys, segments,
     weights, grad_logits, grad_query_bank, grad_key_bank,
-    B, N, first, L, query_stride, key_stride, scale,
+    B, N, first, L, query_stride, key_stride, query_batch, key_batch, scale,
     QUERY_BANK: tl.constexpr, KEY_BANK: tl.constexpr, QUERY_SUMS: tl.constexpr, KEY_SUMS: tl.constexpr,
     GEOMETRY: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +114,6 @@ def logit_gradients_kernel(
     logits [queries, N, H, B] is log P without the form scale · ⟨query, key⟩; grad_weights is dP − delta. The
     sums are those of QUERY_SUMS and KEY_SUMS.
     """
-    D: tl.constexpr = GEOMETRY[0] * GEOMETRY[1]
     CHUNKS: tl.constexpr = GEOMETRY[4]
     segment = tl.program_id(0)
     entry = tl.load(segments + segment)
@@ -134,8 +133,8 @@ def logit_gradients_kernel(
         ok = (place < stop) & (b < B)
         query = tl.load(queries + place, mask=ok, other=0)
         key = tl.load(keys + place, mask=ok, other=0)
-        query_row = query * query_stride + b * D
-        key_row = key * key_stride + b * D
+        query_row = query * query_stride + b * query_batch
+        key_row = key * key_stride + b * key_batch
         pair = (query - first) * N + key
         wide_query = wide_rows(query_rows, query_row, ok, QUERY_BANK, GEOMETRY, KP)
         wide_key = wide_rows(key_rows, key_row, ok, KEY_BANK, GEOMETRY, KP)
@@ -165,11 +164,10 @@ def logit_gradients_kernel(
 @triton.jit
 def bank_sums_kernel(
     weight, query_rows, key_rows, queries, keys, segments, grad_bank,
-    B, N, first, L, query_stride, key_stride,
+    B, N, first, L, query_stride, key_stride, query_batch, key_batch,
     GEOMETRY: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Σ key_jᵀ · (weight_ij ⊗ query_i) over one segment of an entry's pairs → grad_bank[slot]."""
-    D: tl.constexpr = GEOMETRY[0] * GEOMETRY[1]
     WB: tl.constexpr = GEOMETRY[2] * GEOMETRY[3]
     CHUNKS: tl.constexpr = GEOMETRY[4]
     segment = tl.program_id(0)
@@ -187,12 +185,12 @@ def bank_sums_kernel(
         query = tl.load(queries + place, mask=ok, other=0)
         key = tl.load(keys + place, mask=ok, other=0)
         pair = (query - first) * N + key
-        wide_key = wide_rows(key_rows, key * key_stride + b * D, ok, True, GEOMETRY, KP)
+        wide_key = wide_rows(key_rows, key * key_stride + b * key_batch, ok, True, GEOMETRY, KP)
         for n in tl.static_range(CHUNKS):
             at, there = head_places(pair, b, ok, n, B, GEOMETRY)
             w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
             g = load_rows(
-                query_rows, query * query_stride + b * D, ok, n * GEOMETRY[3],
+                query_rows, query * query_stride + b * query_batch, ok, n * GEOMETRY[3],
                 GEOMETRY[0], GEOMETRY[1], GEOMETRY[2], WB,
             ).to(tl.float32)  # fmt: skip
             sums = add_outer(sums, n, wide_key, times_heads(g, w, GEOMETRY, BM), GEOMETRY, UPCAST)

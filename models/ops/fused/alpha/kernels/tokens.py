@@ -130,7 +130,7 @@ def head_places(pair, b, ok, n, B, geometry: tl.constexpr):
 @triton.jit
 def form_kernel(
     left, right, left_bank, right_bank, owners, bounds, entries, partners, out,
-    B, N, first, left_stride, right_stride, scale,
+    B, N, first, left_stride, right_stride, left_batch, right_batch, scale,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PARTS: tl.constexpr, GEOMETRY: tl.constexpr,
     BM: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -143,14 +143,14 @@ def form_kernel(
     b = tl.program_id(1) * BB + m % BB
     query = tl.load(owners + group * P + m // BB)
     own = (query >= 0) & (b < B)
-    lefts = load_chunks(left, query * left_stride + b * (GEOMETRY[0] * GEOMETRY[1]), own, GEOMETRY)
+    lefts = load_chunks(left, query * left_stride + b * left_batch, own, GEOMETRY)
     start = tl.load(bounds + group * (PARTS + 1) + part)
     stop = tl.load(bounds + group * (PARTS + 1) + part + 1)
     for step in range(start, stop):
         entry = tl.load(entries + step)
         key = tl.load(partners + step * P + m // BB)
         ok = own & (key >= 0)
-        rights = load_chunks(right, key * right_stride + b * (GEOMETRY[0] * GEOMETRY[1]), ok, GEOMETRY)
+        rights = load_chunks(right, key * right_stride + b * right_batch, ok, GEOMETRY)
         pair = (query - first) * N + key
         for n in tl.static_range(CHUNKS):
             if LEFT:
@@ -168,7 +168,7 @@ def form_kernel(
 @triton.jit
 def token_sums_kernel(
     weight, rows, row_bank, out_bank, owners, bounds, entries, partners, out,
-    B, N, first, out_first, row_stride, out_part, scale,
+    B, N, first, out_first, row_stride, row_batch, out_part, scale,
     QUERIES: tl.constexpr, ROW_BANK: tl.constexpr, OUT_BANK: tl.constexpr, PARTS: tl.constexpr,
     GEOMETRY: tl.constexpr, BM: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -195,7 +195,7 @@ def token_sums_kernel(
         entry = tl.load(entries + step)
         other = tl.load(partners + step * P + m // BB)
         ok = own & (other >= 0)
-        row = other * row_stride + b * D
+        row = other * row_stride + b * row_batch
         if ROW_BANK:
             chunks = load_chunks(rows, row, ok, GEOMETRY)
         if QUERIES:
@@ -229,3 +229,28 @@ def token_sums_kernel(
         column, there = columns(n * GEOMETRY[3], GEOMETRY[0], GEOMETRY[1], GEOMETRY[2], WB)
         at = row[:, None] + column[None, :]
         tl.store(out + at, sums[n] * scale, mask=own[:, None] & there[None, :])
+
+
+@triton.jit
+def add_parts(parts, out, SIZE, PARTS: tl.constexpr, BLOCK: tl.constexpr, UPCAST: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + part * SIZE + at, mask=at < SIZE, other=0.0)
+    tl.store(out + at, rounded(total, out.dtype.element_ty, UPCAST), mask=at < SIZE)
+
+
+@triton.jit
+def part_sums_kernel(
+    parts0, parts1, parts2, out0, out1, out2, size0, size1, size2,
+    PARTS0: tl.constexpr, PARTS1: tl.constexpr, PARTS2: tl.constexpr,
+    BLOCK: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Σ over the parts of up to three parts[PARTS, size] → out[size] each; a program owns a block of one."""
+    which = tl.program_id(1)
+    if which == 0:
+        add_parts(parts0, out0, size0, PARTS0, BLOCK, UPCAST)
+    if which == 1:
+        add_parts(parts1, out1, size1, PARTS1, BLOCK, UPCAST)
+    if which == 2:
+        add_parts(parts2, out2, size2, PARTS2, BLOCK, UPCAST)

@@ -22,6 +22,8 @@ from triton.compiler import ASTSource
 
 from models.mixers.translution import Translution
 from models.offsets import OffsetGrid
+from models.ops.delta import kernel
+from models.ops.delta.operator import row_dots
 from models.ops.fused.alpha import dense, relative, tiles
 from models.ops.fused.alpha.walk import AlphaWalk
 
@@ -97,6 +99,8 @@ def compile_pass(capability: int, heads: int, relative_: str, dtype: torch.dtype
     lse, outs, kept = AlphaWalk.forward(mixer.recipe, mixer.schedule, sources, banks)
     grads = [out.to(dtype) for out in outs]
     AlphaWalk.backward(mixer.recipe, mixer.schedule, sources, banks, kept, lse, lse, grads)
+    kernel.row_dots_kernel = Recorder(kernel.row_dots_kernel, capability)
+    row_dots(grads, outs)
 
 
 if __name__ == "__main__":

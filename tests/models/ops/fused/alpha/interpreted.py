@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.offsets import OffsetGrid
 from models.ops import naive
+from models.ops.delta.operator import row_dots
 from models.ops.fused.alpha import dense, relative, tables
 from models.ops.fused.alpha.walk import AlphaWalk
 from models.ops.recipe import Operand, Recipe
@@ -82,7 +83,7 @@ def run(
     ]
     generator = torch.Generator().manual_seed(seed)
     grads = [torch.randn(out.shape, generator=generator).to(sources[0].dtype) for out in outs]
-    delta = sum((grad * out).sum(-1) for grad, out in zip(grads, outs, strict=True))
+    delta = row_dots(grads, list(outs))
     grad_sources, grad_banks = None, [torch.zeros_like(bank) for bank in banks]
     for schedule, entries, part in zip(schedules, held, forward, strict=True):
         some = [bank[entries] for bank in banks]
@@ -129,7 +130,8 @@ def errors(case: dict[str, Any]) -> dict[str, Any]:
     dtype, recipe, B = getattr(torch, case.get("dtype", "float32")), recipe_of(case), case["batch"]
     wide, narrow = case["heads"] * case["width"], case["heads"] * case["rank"]
     widths = [wide] * 3 + [narrow] * len(narrow_names(case["relative"]))
-    sources = [torch.randn(grid.num_tokens, B, width).to(dtype) for width in widths]
+    joined = torch.randn(grid.num_tokens, B, sum(widths)).to(dtype)  # views of it, as the mixer gives them
+    sources = list(joined.split(widths, -1))
     banks = [torch.randn(grid.num_entries, narrow, narrow) * narrow**-0.5 for _ in case["relative"]]
     schedules = schedules_of(grid, case.get("shards", 1))
     tables.MULTIPROCESSORS = case.get("processors", 132)
@@ -138,6 +140,8 @@ def errors(case: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"kernels": list(map(_error, got, expected))}
     if dtype == torch.bfloat16:
         pairs = run(PairWalk, recipe, schedules, sources, banks, case["seed"])
+        activations = len(pairs) - len(banks)  # rounded, as `streamed` gives them; banks' gradients are not
+        pairs = [t.to(dtype) if i < activations else t for i, t in enumerate(pairs)]
         result["reference"] = list(map(_error, pairs, expected))
     if case.get("again"):
         again = run(AlphaWalk, recipe, schedules, sources, banks, case["seed"])

@@ -42,7 +42,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[st
 
 @pytest.mark.parametrize("capability", PASSES)
 def test_kernels_compile_without_spills(capability: int, compiled: dict[int, list[dict[str, int]]]) -> None:
-    assert len(compiled[capability]) >= 11
+    assert len(compiled[capability]) >= 13
     for kernel in compiled[capability]:
         assert kernel["spilled"] == 0, kernel
         assert kernel["registers"] <= 255, kernel

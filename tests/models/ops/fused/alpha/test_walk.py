@@ -76,7 +76,7 @@ def test_a_second_run_gives_the_same_bits(errors: dict[str, dict[str, Any]]) -> 
 
 
 def test_fake_operators_tell_the_shapes_of_real_ones(errors: dict[str, dict[str, Any]]) -> None:
-    assert len(errors["again"]["checked"]) == 8
+    assert len(errors["again"]["checked"]) == 9
 
 
 def _recipe() -> Recipe:

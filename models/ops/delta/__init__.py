@@ -1,0 +1,1 @@
+"""Inner products of outputs and their gradients, which backward begins with."""
