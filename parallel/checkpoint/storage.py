@@ -52,7 +52,7 @@ class RankFilesWriter(StorageWriter):
     """
 
     def __init__(self, path: Path, index: Index, check: Callable[[], None]) -> None:
-        self._path, self._index, self._check = path, index, check
+        self.path, self._index, self._check = path, index, check
         self._rank = 0
 
     def reset(self, checkpoint_id: Any = None) -> None: ...
@@ -66,7 +66,7 @@ class RankFilesWriter(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        folder = unfinished(self._path)
+        folder = unfinished(self.path)
         folder.mkdir(parents=True)
         return [replace(plan, storage_data=str(folder)) for plan in plans]
 
@@ -81,9 +81,7 @@ class RankFilesWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         manifests = tuple(result.storage_data for ranks in results for result in ranks)
-        publish(
-            self._folder, self._path, self._index.model_copy(update={"manifests": manifests}), self._check
-        )
+        publish(self._folder, self.path, self._index.model_copy(update={"manifests": manifests}), self._check)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

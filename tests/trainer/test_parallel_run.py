@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from tests.ranks import losses, train_on
-from tests.saved import remove_checkpoints
+from tests.saved import flip_byte, newest, remove_checkpoints
 from tests.tiny import TINY
 from trainer.__main__ import main
+from trainer.faults.fault_log import read_faults
+from trainer.run_directory.checkpoints import checkpoints
 
 # With two data ranks and 8 at a time one rank has 31 samples, the other 30.
 UNEVEN = TINY | {
@@ -161,14 +163,22 @@ def test_a_mesh_under_zero_3_resumes_from_a_checkpoint_of_one_process(four):
     assert losses(four / "four") == pytest.approx(losses(four / "single"), rel=1e-4)
 
 
-def test_a_damaged_part_of_a_checkpoint_is_named_and_stops_all_ranks(four):
-    run = four / "damaged"
-    cut_back(four / "four", run)
-    (part,) = (run / "checkpoints").glob("*.part1")
-    part.write_bytes(part.read_bytes()[:-200])
+def test_four_ranks_go_on_from_the_checkpoint_before_a_damaged_one(four):
+    """And where that is damaged too, one line of one rank says so."""
+    run, end = four / "damaged", "rank-0001.weight.safetensors"
+    shutil.copytree(four / "four", run)
+    flip_byte(newest(run) / end, -3)
+    (ended,) = train_on(4, [["--resume", str(run), *MESH]], seconds=100)
+    assert ended.codes == [0] * 4, ended.errors
+    assert losses(run) == losses(four / "four")
+    assert [fault["fault"] for fault in read_faults(run)] == ["damaged checkpoint"]
+
+    for path in checkpoints(run / "checkpoints"):
+        flip_byte(path / end, -3)
     (ended,) = train_on(4, [["--resume", str(run), *MESH]], seconds=100)
     assert ended.codes == [2] * 4
-    assert f"{part}: damaged checkpoint" in ended.errors[0]
+    assert f"step-00000003: damaged checkpoint ({end}: " in ended.errors[0]
+    assert "".join(ended.errors).count("\n") == 1
 
 
 @pytest.mark.soak
