@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.add_typer(prepare.app, name="prepare")
 slurm.register(app)
 runs.register(app)
+checkpoints.register(app)
 ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)

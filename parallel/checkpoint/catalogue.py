@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 from parallel.checkpoint.blocks import BlockReader, Damaged
 from parallel.checkpoint.contents import TORCH_DTYPES, Boxes, Contents
 
+_ONCE = 1 << 22  # bytes
 _ENTRY = re.compile(r"(.*)\[(\d+)\]")
 
 
@@ -82,3 +83,18 @@ class Catalogue:
     def _box_numbers(self, key: str) -> tuple[str, int | None]:
         match = _ENTRY.fullmatch(key)
         return (match[1], int(match[2])) if match else (key, None)
+
+
+def damages(contents: Contents, thorough: bool) -> Iterator[str]:
+    """What is wrong with the data files, a line for each; `thorough` reads every byte."""
+    for manifest in contents.manifests:
+        for name, file in manifest.files.items():
+            try:
+                reader = BlockReader(contents.folder / name, file.bytes, file.crc32, verify=thorough)
+                try:
+                    for at in range(0, file.bytes if thorough else 0, _ONCE):
+                        reader.read_into(at, memoryview(bytearray(min(_ONCE, file.bytes - at))))
+                finally:
+                    reader.close()
+            except Damaged as damage:
+                yield str(damage)
