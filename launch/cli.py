@@ -81,16 +81,26 @@ def train_command(
 def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's or a study's directory.")],
     overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the net as the config's parallel section says.")
+    ] = 1,
     debug: Debug = False,
 ) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR and print the table."""
+    """Evaluate the newest checkpoint of RUN_DIR and print the table; reads weights only."""
+    code = 0
 
     def action() -> None:
+        from launch.local import run_processes
         from trainer.evaluation import evaluate_run
 
+        nonlocal code
+        if processes > 1:
+            given = [*(overrides or []), "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
+            code = run_processes(given, processes)
+            return
         evaluate_run(run_dir, overrides or [])
 
-    raise typer.Exit(exit_code(action, debug))
+    raise typer.Exit(exit_code(action, debug) or code)
 
 
 @app.command("export")

@@ -14,7 +14,7 @@ from parallel.errors import UserError
 from trainer.atomic_write import atomic_write
 from trainer.run_directory.restoring import restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config
+from trainer.setup import build_evaluator, read_run_config
 
 Format = Literal["reference", "safetensors"]
 
@@ -33,7 +33,7 @@ def export(run_dir: Path, file_format: Format, out: Path) -> None:
         raise UserError(f"--out {out}: is a directory; name a file")
     if config.study:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
-    engine = build_engine(config)
+    engine = build_evaluator(config)
     restore(engine, RunDirectory(run_dir), config.model, resumes=False)
     if file_format == "reference":
         try:

@@ -125,6 +125,25 @@ def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:
     )
 
 
+def build_evaluator(config: RunConfig, mesh: Mesh | None = None) -> Engine:
+    """This process's part of the config's net, to be evaluated only; without a mesh, the whole net.
+
+    Always the torch engine, whose optimizer holds nothing before its first step.
+    """
+    own = config.parallel.model_dump(include={"offset", "tensor", "data", "timeout"}) if mesh else {}
+    mesh = mesh or Mesh()
+    return build.build_engine(
+        config.model,
+        config.train,
+        ParallelConfig(**own),
+        mesh,
+        pick_device(config),
+        precision=config.precision,
+        seed=config.seed,
+        batch=mesh.data,
+    )
+
+
 def open_run(setup: Setup, run: RunDirectory, resume: bool, requeued: bool) -> bool:
     """Create the run directory, or check that it can be resumed; returns whether to resume.
 

@@ -163,6 +163,21 @@ def test_a_mesh_under_zero_3_resumes_from_a_checkpoint_of_one_process(four):
     assert losses(four / "four") == pytest.approx(losses(four / "single"), rel=1e-4)
 
 
+def test_two_processes_evaluate_as_one_without_reading_moments(four, translution):
+    run = four / "weights-only"
+    shutil.copytree(four / "four", run)
+    for file in (run / "checkpoints").glob("step-*/rank-*.exp_avg*"):
+        file.unlink()
+    alone = translution("evaluate", run)
+    assert alone.code == 0, alone.err
+    words = ["--processes", "2", "parallel.offset=1", "parallel.tensor=2"]
+    command = [sys.executable, "-c", "from launch.cli import main; main()", "evaluate", str(run), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.out
+    assert "test accuracy" in done.stdout
+
+
 def test_four_ranks_go_on_from_the_checkpoint_before_a_damaged_one(four):
     """And where that is damaged too, one line of one rank says so."""
     run, end = four / "damaged", "rank-0001.weight.safetensors"

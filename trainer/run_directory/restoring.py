@@ -38,8 +38,8 @@ def restore(
             samples = load_into(engine, path, net, moments=resumes)
         except Damaged as damage:
             damages.append(str(damage))
-            print(f"{damage}; the one before it is used", flush=True)
             if rank() == 0:
+                print(f"{damage}; the one before it is used", flush=True)
                 note_fault(run.path, "damaged checkpoint", step=checkpoint_step(path), what=str(damage))
             continue
         if steps is not None and engine.steps_done > steps:
