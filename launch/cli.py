@@ -106,7 +106,7 @@ def evaluate_command(
 @app.command("export")
 def export_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The file to write, or a new folder.")],
     file_format: Annotated[
         Literal["reference", "safetensors"],
         typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),

@@ -10,12 +10,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from parallel.checkpoint.load import read_part
 from tests.ranks import losses, train_on
 from tests.saved import flip_byte, newest, remove_checkpoints
 from tests.tiny import TINY
 from trainer.config.run import load_config
 from trainer.init_from import load_weights
-from trainer.run_directory.restoring import restore, weight_reader
+from trainer.run_directory.restoring import open_weights, restore
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.setup import build_engine
 
@@ -76,7 +77,7 @@ def test_the_unfolded_net_trains_on_and_resumes_from_its_own_checkpoint(
     assert f"weights from {origin}" in done.out
     assert json.loads((whole / "result.json").read_text())["init_from"] == str(origin)
     assert json.loads((whole / "init_from.json").read_text())["model"]["mixer"]["share"] == "log"
-    bank = weight_reader(whole / "checkpoints" / "step-00000006")("layers.0.mixer.q_bank")
+    bank = read_part(open_weights(whole / "checkpoints" / "step-00000006"), "layers.0.mixer.q_bank")
     grid = load_config(shared, []).model.token_grid.offsets("log")
     apart = bank[[6 * 13 + 6 + 2, 6 * 13 + 6 + 3]]  # offsets (0, 2) and (0, 3) shared an entry
     assert grid.entry((0, 2)) == grid.entry((0, 3))
@@ -146,10 +147,16 @@ def test_each_net_of_a_study_begins_with_the_same_weights(
         (["model.mixer.heads=1"], "model.mixer.heads is 2 there and 1 here"),
         (["model.patch_size=28"], "model.patch_size is 12 there and 28 here"),
         (["model.depth=2"], "model.depth is 1 there and 2 here"),
-        (["train.init_from={folder}"], "has no config.yaml"),
+        (["train.init_from={folder}"], "is no run, no checkpoint of one, and is no file"),
         (["train.init_from={folder}/none"], "no such run, checkpoint or export"),
-        (["train.init_from={folder}/tiny.yaml"], "is no run, no checkpoint of one, and no file of"),
-        (["train.init_from={folder}/bare.safetensors"], "is no run, no checkpoint of one, and no file of"),
+        (
+            ["train.init_from={folder}/tiny.yaml"],
+            "is no run, no checkpoint of one, and is no file",
+        ),
+        (
+            ["train.init_from={folder}/bare.safetensors"],
+            "is no run, no checkpoint of one, and is no file",
+        ),
         (["train.init_from={folder}/step-00000001"], "has no config.yaml"),
     ],
 )

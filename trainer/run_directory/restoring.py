@@ -1,16 +1,14 @@
-"""From a checkpoint to an engine, or to one weight; a damaged checkpoint is named and an older one used."""
+"""From a checkpoint to an engine; a damaged checkpoint is named and an older one used."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from models import ModelConfig, build_model
 from parallel.checkpoint.blocks import Damaged
 from parallel.checkpoint.catalogue import Catalogue
 from parallel.checkpoint.contents import read_contents
-from parallel.checkpoint.load import load_state, read_part
+from parallel.checkpoint.load import load_state
 from parallel.engine.interface import Engine
 from parallel.errors import UserError
 from parallel.processes import gather_on_host, raise_if_any_failed, rank, run_on_first_rank
@@ -87,20 +85,9 @@ def load_into(engine: Engine, path: Path, net: ModelConfig, moments: bool = True
     return catalogue.contents.index.samples
 
 
-def weight_reader(path: Path) -> Callable[[str], Tensor]:
-    """Gives whole weights, and buffers, by name, from a checkpoint that was saved on any mesh.
-
-    It, and what it returns, raise Damaged; the latter KeyError for an unknown name.
-    """
+def open_weights(path: Path) -> Catalogue:
+    """A checkpoint to read single weights from; raises Damaged, with its path."""
     try:
-        catalogue = Catalogue(read_contents(path))
+        return Catalogue(read_contents(path))
     except Damaged as damage:
         raise Damaged(f"{path}: damaged checkpoint ({damage})") from None
-
-    def read(name: str) -> Tensor:
-        try:
-            return read_part(catalogue, name)
-        except Damaged as damage:
-            raise Damaged(f"{path}: damaged checkpoint ({damage})") from None
-
-    return read
