@@ -13,7 +13,7 @@ from trainer.faults.fault_log import read_faults
 DEEPSPEED = ["parallel.engine=deepspeed", "parallel.zero=3"]
 
 
-@pytest.mark.parametrize(("victim", "engine"), [(0, []), (1, DEEPSPEED)])
+@pytest.mark.parametrize(("victim", "engine"), [pytest.param(0, [], marks=pytest.mark.soak), (1, DEEPSPEED)])
 def test_a_killed_rank_ends_the_others_with_one_line(tmp_path, victim, engine):
     """Rank 0 also holds the rendezvous store."""
     run = tmp_path / "run"

@@ -57,7 +57,10 @@ def check(processes: int, cases: dict[str, RunConfig]) -> None:
             assert report.work.flops == real.flops, where
 
 
-@pytest.mark.parametrize("processes", CASES)
+LONG = [pytest.param(n, marks=pytest.mark.soak) if n != 2 else n for n in CASES]
+
+
+@pytest.mark.parametrize("processes", LONG)
 def test_a_rehearsed_step_is_the_real_one(processes: int):
     check(processes, CASES[processes])
 

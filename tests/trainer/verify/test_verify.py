@@ -60,7 +60,9 @@ def test_two_processes(kind, mixer):
     assert halved < 0.6 * whole
 
 
-@pytest.mark.parametrize(("kind", "mixer"), [("gpt", "full"), ("vit", "alpha")])
+@pytest.mark.parametrize(
+    ("kind", "mixer"), [pytest.param("gpt", "full", marks=pytest.mark.soak), ("vit", "alpha")]
+)
 def test_four_processes(kind, mixer):
     parallels = [
         layout(offset=2, zero=3),
