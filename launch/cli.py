@@ -28,6 +28,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override the config, as in train.steps=600"),
 ]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Load checkpoints without comparing their checksums.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 
 
@@ -43,6 +46,7 @@ def train_command(
     bind: Annotated[
         bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
     ] = False,
+    no_verify: NoVerify = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="A few steps, anomaly detection, no data workers, full tracebacks."),
@@ -57,7 +61,7 @@ def train_command(
         from trainer.config.arguments import debug_overrides, split_arguments
 
         nonlocal code
-        path, changes = split_arguments(config, overrides or [])
+        path, changes = split_arguments(config, [*(overrides or []), *_unverified(no_verify)])
         if resume:
             refuse_alive(resume)
         if debug:
@@ -84,6 +88,7 @@ def evaluate_command(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the net as the config's parallel section says.")
     ] = 1,
+    no_verify: NoVerify = False,
     debug: Debug = False,
 ) -> None:
     """Evaluate the newest checkpoint of RUN_DIR and print the table; reads weights only."""
@@ -94,11 +99,12 @@ def evaluate_command(
         from trainer.evaluation import evaluate_run
 
         nonlocal code
+        changes = [*(overrides or []), *_unverified(no_verify)]
         if processes > 1:
-            given = [*(overrides or []), "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
+            given = [*changes, "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
             code = run_processes(given, processes)
             return
-        evaluate_run(run_dir, overrides or [])
+        evaluate_run(run_dir, changes)
 
     raise typer.Exit(exit_code(action, debug) or code)
 
@@ -111,6 +117,7 @@ def export_command(
         Literal["reference", "safetensors"],
         typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),
     ] = "safetensors",
+    no_verify: NoVerify = False,
     debug: Debug = False,
 ) -> None:
     """Write the weights of the newest checkpoint of RUN_DIR to one file."""
@@ -118,9 +125,13 @@ def export_command(
     def action() -> None:
         from launch.export import export
 
-        export(run_dir, file_format, out)
+        export(run_dir, file_format, out, not no_verify)
 
     raise typer.Exit(exit_code(action, debug))
+
+
+def _unverified(no_verify: bool) -> list[str]:
+    return ["train.verify_checkpoints=false"] if no_verify else []
 
 
 def main() -> None:
