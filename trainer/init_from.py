@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import ModelConfig, build_model
 from models.pretrained.weights import PretrainedWeights
-from models.resharing import Sources, adapt_bank, bank_sources, refuse_other_nets
+from models.resharing import BankOrigin, adapt_bank, bank_origins
 from parallel.checkpoint.blocks import Damaged
 from parallel.checkpoint.load import read_part
 from parallel.engine.interface import WEIGHT, Engine
@@ -42,7 +42,7 @@ def find_weights(config: RunConfig) -> Origin:
     assert path is not None
     try:
         origin = _origin(path)
-        refuse_other_nets(origin.net, config.model)
+        bank_origins(origin.net, config.model)
     except (UserError, ValueError) as error:
         raise UserError(f"train.init_from={path}: {error}") from None
     return origin
@@ -70,7 +70,7 @@ def load_weights(engine: Engine, run: RunDirectory, config: RunConfig) -> None:
 def _fill(engine: Engine, origin: Origin, config: RunConfig) -> None:
     """Write this rank's part of the origin's weights, and its buffers, into the engine's; reads no other
     part, of one parameter at a time."""
-    source, banks = _source(origin, config.train.verify_checkpoints), bank_sources(origin.net, config.model)
+    source, banks = _source(origin, config.train.verify_checkpoints), bank_origins(origin.net, config.model)
     with torch.device("meta"):
         net = build_model(config.model)
     state = engine.state(moments=False)
@@ -84,14 +84,18 @@ def _fill(engine: Engine, origin: Origin, config: RunConfig) -> None:
         buffer.copy_(source.read(name, Shard(tuple(buffer.shape))))
 
 
-def _adapted(source: "_Source", name: str, shard: Shard, sources: Sources) -> Tensor:
+def _adapted(source: "_Source", name: str, shard: Shard, origin: BankOrigin) -> Tensor:
     """The entries that a mesh place holds of a bank, from the old entries that they come from."""
     entries = range(shard.full[0]) if shard.entries is None else shard.entries
-    needed = sorted({old for entry in entries for old in sources[entry]})
+    if origin.matrix:
+        rows = None if shard.dim is None else 0  # [D, C] there, [K, C, D] here
+        part = Shard((shard.full[2], shard.full[1]), None, rows, shard.start, shard.stop, shard.axis)
+        return adapt_bank(source.read(origin.name, part).float().T[None], origin.sources, entries)
+    needed = sorted({old for entry in entries for old in origin.sources[entry]})
     place = {old: number for number, old in enumerate(needed)}
-    old = replace(shard, full=(source.shape(name)[0], *shard.full[1:]), entries=tuple(needed))
-    moved = tuple(Counter({place[o]: n for o, n in sources[entry].items()}) for entry in entries)
-    return adapt_bank(source.read(name, old).float(), moved)
+    old = replace(shard, full=(source.shape(origin.name)[0], *shard.full[1:]), entries=tuple(needed))
+    moved = tuple(Counter({place[o]: n for o, n in origin.sources[entry].items()}) for entry in entries)
+    return adapt_bank(source.read(origin.name, old).float(), moved)
 
 
 class _Source(NamedTuple):

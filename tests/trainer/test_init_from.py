@@ -10,12 +10,16 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from models import ViTConfig, build_model
+from models.resharing import adapt_state, bank_origins
 from parallel.checkpoint.load import read_part
+from parallel.mesh import Mesh
+from parallel.sharding.layout import shards
 from tests.ranks import losses, train_on
 from tests.saved import flip_byte, newest, remove_checkpoints
 from tests.tiny import TINY
 from trainer.config.run import load_config
-from trainer.init_from import load_weights
+from trainer.init_from import Origin, _adapted, _source, load_weights
 from trainer.run_directory.restoring import open_weights, restore
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.setup import build_engine
@@ -96,6 +100,51 @@ def test_the_unfolded_net_trains_on_and_resumes_from_its_own_checkpoint(
     assert f"train.init_from={source}: no such run" in again.err
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixer": {"kind": "attention", "heads": 2, "head_dim": 4}},  # becomes Translution
+        {"image_size": 56},  # grows from 2 × 2 tokens to 3 × 3
+        {"image_size": 112},  # is cropped from 4 × 4
+    ],
+    ids=["self-attention", "smaller grid", "larger grid"],
+)
+def test_every_place_of_a_mesh_reads_its_part_of_what_one_process_adapts(changes: dict, tmp_path: Path):
+    values = TINY["model"] | {"position": {"kind": "none"}}
+    new, old = ViTConfig.model_validate(values), ViTConfig.model_validate(values | changes)
+    with torch.device("meta"):
+        nets = build_model(old), build_model(new)
+    state = {name: torch.randn(parameter.shape) for name, parameter in nets[0].named_parameters()}
+    save_file(state, tmp_path / "old.safetensors", {"model": old.model_dump_json()})
+    source = _source(Origin(tmp_path / "old.safetensors", old), verify=True)
+    expected, origins = adapt_state(old, new, state), bank_origins(old, new)
+    for rank in range(4):
+        for name, shard in shards(nets[1], Mesh(1, 2, 2, rank)).items():
+            if name in origins:
+                whole = expected[name] if shard.entries is None else expected[name][list(shard.entries)]
+                assert torch.equal(_adapted(source, name, shard, origins[name]), shard.take(whole))
+
+
+def _file(folder: Path, changes: dict) -> Path:
+    file = folder / "net.yaml"
+    file.write_text(yaml.safe_dump(TINY | {"model": TINY["model"] | changes}))
+    return file
+
+
+def test_a_run_from_self_attention_begins_with_its_loss(tmp_path: Path, translution: Callable):
+    plain = {"position": {"kind": "learned"}, "mixer": {"kind": "attention", "heads": 2, "head_dim": 4}}
+    words = ("train", _file(tmp_path, plain), "train.steps=3")
+    before = translution(*words, f"run_dir={tmp_path / 'plain'}")
+    assert before.code == 0, before.err
+    first = {}
+    for name, mixer in (("same", plain), ("full", {"position": {"kind": "learned"}})):
+        words = ("train", _file(tmp_path, mixer), "train.steps=1", f"train.init_from={tmp_path / 'plain'}")
+        done = translution(*words, f"run_dir={tmp_path / name}")
+        assert done.code == 0, done.err
+        (first[name],) = losses(tmp_path / name)
+    assert first["full"] == pytest.approx(first["same"], rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def on_meshes(shared: Path) -> Path:
     """Runs from the shared one's weights: of one process, and of two over the offset axis and ZeRO-3; then
@@ -143,7 +192,7 @@ def test_each_net_of_a_study_begins_with_the_same_weights(
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model.width=16"], "model.width is 8 there and 16 here; only mixer.share may differ"),
+        (["model.width=16"], "model.width is 8 there and 16 here; only the grid and mixer.share may differ"),
         (["model.mixer.heads=1"], "model.mixer.heads is 2 there and 1 here"),
         (["model.patch_size=28"], "model.patch_size is 12 there and 28 here"),
         (["model.depth=2"], "model.depth is 1 there and 2 here"),
