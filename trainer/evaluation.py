@@ -8,13 +8,14 @@ import torch.distributed as dist
 
 from parallel.engine.interface import Engine
 from parallel.errors import UserError
-from parallel.mesh import join_mesh
+from parallel.mesh import Mesh, join_mesh
 from parallel.processes import (
     abandon_processes,
     join_processes,
     leave_processes,
     raise_if_any_failed,
     rank,
+    run_on_first_rank,
     world_size,
 )
 from parallel.rank_failure import explain_rank_failures
@@ -106,31 +107,37 @@ def _evaluate_nets(config: RunConfig, run_dir: Path) -> Table:
     return result_table(config, members, sources, results)
 
 
-def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
-    """Evaluate the checkpoints of a run that another process trains, where `every` divides the step.
+def evaluate_new_checkpoints(run_dir: Path, every: int, mesh: Mesh | None = None) -> list[int]:
+    """Evaluate the checkpoints of a run that another job trains, where `every` divides the step.
 
     Adds a line per checkpoint to evaluations.jsonl in the run directory and skips those that have one;
-    returns the steps. A checkpoint that the run deletes meanwhile is skipped.
+    returns the steps. A checkpoint that the run deletes meanwhile is skipped. The ranks of a `mesh` call it
+    together and share the weights.
     """
     run = RunDirectory(run_dir)
-    records = run_dir / EVALUATIONS
-    done = [record["step"] for record in read_evaluations(run_dir)]
     new = []
-    for path in checkpoints(run.checkpoints):
-        step = checkpoint_step(path)
-        if step % every or step in done or not run.config.exists():
-            continue
+    for path in run_on_first_rank(lambda: _not_evaluated(run, every)):
         config = load_config(run.config, [])
-        engine = build_evaluator(config)
+        engine = build_evaluator(config, mesh)
         try:
             load_into(engine, path, config.model, False, config.train.verify_checkpoints)
         except ValueError:
-            if path.exists():
+            if run_on_first_rank(path.exists):
                 raise
             continue
         evaluation = evaluate(engine, config.build_source(), config.train.evaluate_batch)
-        with records.open("a") as file:
-            file.write(json.dumps({"step": step, "evaluation": evaluation}) + "\n")
-        print(f"step {step}: {evaluation}", flush=True)
+        step = checkpoint_step(path)
+        if rank() == 0:
+            with (run_dir / EVALUATIONS).open("a") as file:
+                file.write(json.dumps({"step": step, "evaluation": evaluation}) + "\n")
+            print(f"step {step}: {evaluation}", flush=True)
         new.append(step)
     return new
+
+
+def _not_evaluated(run: RunDirectory, every: int) -> list[Path]:
+    done = {record["step"] for record in read_evaluations(run.path)}
+    saved = checkpoints(run.checkpoints) if run.config.exists() else []
+    return [
+        path for path in saved if checkpoint_step(path) % every == 0 and checkpoint_step(path) not in done
+    ]

@@ -130,12 +130,11 @@ def build_evaluator(config: RunConfig, mesh: Mesh | None = None) -> Engine:
 
     Always the torch engine, whose optimizer holds nothing before its first step.
     """
-    own = config.parallel.model_dump(include={"offset", "tensor", "data", "timeout"}) if mesh else {}
     mesh = mesh or Mesh()
     return build.build_engine(
         config.model,
         config.train,
-        ParallelConfig(**own),
+        ParallelConfig(offset=mesh.offset, tensor=mesh.tensor),
         mesh,
         pick_device(config),
         precision=config.precision,
