@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
 
 from parallel.checkpoint.blocks import BlockReader, Damaged
 from parallel.checkpoint.contents import TORCH_DTYPES, Boxes, Contents
+from parallel.checkpoint.planners import BoxKey
 
 _ONCE = 1 << 22  # bytes
 _ENTRY = re.compile(r"(.*)\[(\d+)\]")
@@ -53,12 +53,10 @@ class Catalogue:
         """The type of the numbers of `KIND/NAME`; raises KeyError."""
         return TORCH_DTYPES[self._boxes[tensor][0][0].dtype]
 
-    def find(
-        self, keys: Iterable[str]
-    ) -> tuple[dict[str, TensorStorageMetadata], dict[MetadataIndex, Place]]:
+    def find(self, keys: Iterable[str]) -> tuple[dict[str, TensorStorageMetadata], dict[BoxKey, Place]]:
         """For DCP: the saved boxes of each key, and the place of each box."""
         found: dict[str, TensorStorageMetadata] = {}
-        places: dict[MetadataIndex, Place] = {}
+        places: dict[BoxKey, Place] = {}
         for key in keys:
             tensor, number = self._box_numbers(key)
             for boxes, numbers in self._boxes.get(tensor, ()):
@@ -75,7 +73,7 @@ class Catalogue:
                 end = at + torch.Size(sizes).numel() * dtype.itemsize
                 if boxes.file not in self._files or end > self._files[boxes.file].bytes:
                     raise Damaged(f"{boxes.file}: has no bytes for {key}")
-                places[MetadataIndex(key, offset)] = Place(boxes.file, at, sizes, boxes.dtype)
+                places[key, boxes.offsets] = Place(boxes.file, at, sizes, boxes.dtype)
         return found, places
 
     def open(self, file: str) -> BlockReader:

@@ -80,6 +80,15 @@ class ShardSavePlanner(SavePlanner):
         return item.piece.view(self._state[item.tensor])
 
 
+BoxKey = tuple[str, tuple[int, ...]]
+"""A box by `KIND/PARAM` or `KIND/PARAM[ENTRY]` and its offsets; DCP's MetadataIndex is slow to compare."""
+
+
+def box_key(index: MetadataIndex) -> BoxKey:
+    """The same box as a key of dicts."""
+    return index.fqn, tuple(index.offset or ())
+
+
 class _Target(NamedTuple):
     item: Item
     box: int
@@ -89,16 +98,15 @@ class ShardLoadPlanner(LoadPlanner):
     """Plans to read all boxes of `items` from whatever boxes the checkpoint has."""
 
     def __init__(self, items: Sequence[Item]) -> None:
-        self._targets: dict[MetadataIndex, _Target] = {}
+        self._targets: dict[BoxKey, _Target] = {}
         for item in items:
-            offset = torch.Size(item.piece.offsets)
             for box, key in enumerate(item.piece.keys()):
-                self._targets[MetadataIndex(f"{item.kind}/{key}", offset)] = _Target(item, box)
+                self._targets[f"{item.kind}/{key}", item.piece.offsets] = _Target(item, box)
 
     @property
     def keys(self) -> set[str]:
         """The tensors, parameters or bank entries, of which something is read."""
-        return {index.fqn for index in self._targets}
+        return {key for key, _ in self._targets}
 
     def set_up_planner(
         self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
@@ -118,7 +126,7 @@ class ShardLoadPlanner(LoadPlanner):
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
         """Where the item's values belong."""
-        item, box = self._targets[read_item.dest_index]
+        item, box = self._targets[box_key(read_item.dest_index)]
         target = item.piece.view(self._state[item.tensor])[box]
         for dim, (start, size) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             target = target.narrow(dim, start, size)
@@ -133,13 +141,12 @@ class ShardLoadPlanner(LoadPlanner):
         raise AssertionError("checkpoints hold tensors only")
 
 
-def _read_items(targets: Mapping[MetadataIndex, _Target], metadata: Metadata) -> list[ReadItem]:
+def _read_items(targets: Mapping[BoxKey, _Target], metadata: Metadata) -> list[ReadItem]:
     """Raises Damaged where the checkpoint lacks a part: DCP itself would leave the old values there."""
     chunks: dict[str, list[ChunkStorageMetadata]] = {}
-    for index, (item, _) in targets.items():
-        assert index.offset is not None
-        chunk = ChunkStorageMetadata(index.offset, torch.Size(item.piece.sizes))
-        chunks.setdefault(index.fqn, []).append(chunk)
+    for (key, offsets), (item, _) in targets.items():
+        chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(item.piece.sizes))
+        chunks.setdefault(key, []).append(chunk)
     found = []
     for key, wanted in chunks.items():
         saved = metadata.state_dict_metadata.get(key)

@@ -38,7 +38,7 @@ from parallel.checkpoint.contents import (
     write_manifest,
 )
 from parallel.checkpoint.pieces import Piece
-from parallel.checkpoint.planners import Item, ShardSavePlanner
+from parallel.checkpoint.planners import Item, ShardSavePlanner, box_key
 from parallel.traffic_counter import leave_out_thread
 
 _COPY = 1 << 26  # bytes that are copied to the host at once
@@ -208,7 +208,7 @@ class RankFilesReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        placed = [(self._places[item.storage_index], item) for item in plan.items]
+        placed = [(self._places[box_key(item.storage_index)], item) for item in plan.items]
         placed.sort(key=lambda each: (each[0].file, each[0].at))
         reader, name = None, ""
         try:
