@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.add_typer(prepare.app, name="prepare")
 slurm.register(app)
 runs.register(app)
+checkpoints.register(app)
 ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
@@ -26,6 +27,9 @@ verify.register(app)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override the config, as in train.steps=600"),
+]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Load checkpoints without comparing their checksums.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 
@@ -42,6 +46,7 @@ def train_command(
     bind: Annotated[
         bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
     ] = False,
+    no_verify: NoVerify = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="A few steps, anomaly detection, no data workers, full tracebacks."),
@@ -56,7 +61,7 @@ def train_command(
         from trainer.config.arguments import debug_overrides, split_arguments
 
         nonlocal code
-        path, changes = split_arguments(config, overrides or [])
+        path, changes = split_arguments(config, [*(overrides or []), *_unverified(no_verify)])
         if resume:
             refuse_alive(resume)
         if debug:
@@ -80,26 +85,39 @@ def train_command(
 def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's or a study's directory.")],
     overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the net as the config's parallel section says.")
+    ] = 1,
+    no_verify: NoVerify = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR and print the table."""
+    """Evaluate the newest checkpoint of RUN_DIR and print the table; reads weights only."""
+    code = 0
 
     def action() -> None:
+        from launch.local import run_processes
         from trainer.evaluation import evaluate_run
 
-        evaluate_run(run_dir, overrides or [])
+        nonlocal code
+        changes = [*(overrides or []), *_unverified(no_verify)]
+        if processes > 1:
+            given = [*changes, "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
+            code = run_processes(given, processes)
+            return
+        evaluate_run(run_dir, changes)
 
-    raise typer.Exit(exit_code(action, debug))
+    raise typer.Exit(exit_code(action, debug) or code)
 
 
 @app.command("export")
 def export_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The file to write, or a new folder.")],
     file_format: Annotated[
         Literal["reference", "safetensors"],
         typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),
     ] = "safetensors",
+    no_verify: NoVerify = False,
     debug: Debug = False,
 ) -> None:
     """Write the weights of the newest checkpoint of RUN_DIR to one file."""
@@ -107,9 +125,13 @@ def export_command(
     def action() -> None:
         from launch.export import export
 
-        export(run_dir, file_format, out)
+        export(run_dir, file_format, out, not no_verify)
 
     raise typer.Exit(exit_code(action, debug))
+
+
+def _unverified(no_verify: bool) -> list[str]:
+    return ["train.verify_checkpoints=false"] if no_verify else []
 
 
 def main() -> None:

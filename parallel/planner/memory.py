@@ -105,6 +105,19 @@ def step_memory(
     )
 
 
+def evaluation_bytes(
+    net: LayerKinds, mesh: Mesh, samples: int, precision: Precision, cpu: bool = False
+) -> int:
+    """A bound of what one rank needs to evaluate `samples` at a time: float32 weights, no gradients or
+    moments, and of one layer at a time what training would save and use."""
+    size = number_sizes(precision, ParallelConfig())
+    ends = end_bytes(net, mesh, samples, size)
+    layers = [layer_bytes(net, kind, mesh, samples, size, cpu) for kind in net.kinds]
+    working = [each.entry + max(each.mlp + each.mlp_work, each.mixer + each.mixer_work) for each in layers]
+    active = max([ends.embedding, ends.head + ends.loss_work, *working])
+    return 4 * sum(net.held(mesh).values()) + ends.inputs + active + (0 if cpu else _runtime(mesh))
+
+
 def _runtime(mesh: Mesh) -> int:
     """Of a process on CUDA: one communicator for each group of the mesh with ranks of its own."""
     axes = {"data": mesh.data > 1, "model": mesh.model > 1}

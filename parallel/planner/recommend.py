@@ -11,7 +11,7 @@ from parallel.engine.torch_engine import Precision
 from parallel.errors import UserError
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.layers import LayerKinds
-from parallel.planner.memory import fullest_rank, step_memory
+from parallel.planner.memory import evaluation_bytes, fullest_rank, step_memory
 from parallel.planner.plan import Plan, layer_kinds, plan
 from parallel.planner.seconds import compute_seconds
 from parallel.planner.units import size_text
@@ -135,6 +135,24 @@ def meshes(net: LayerKinds, world: int) -> Iterator[Mesh]:
             except UserError:
                 continue
             yield mesh
+
+
+def evaluation_mesh(net: LayerKinds, most: int, memory: float, samples: int, precision: Precision) -> Mesh:
+    """The fewest devices, up to `most` of `memory` bytes each, that evaluate `samples` at a time, and how
+    they share the weights; the most that the net divides over if even these are too small."""
+    best = Mesh()
+    for world in range(1, most + 1):
+        mesh = model_parallel_mesh(net, world)
+        if mesh is not None:
+            best = mesh
+            if evaluation_bytes(net, fullest_rank(net, mesh), samples, precision) <= memory:
+                break
+    return best
+
+
+def model_parallel_mesh(net: LayerKinds, world: int) -> Mesh | None:
+    """The mesh, by offset if possible, on which so many ranks share the weights; None: they cannot."""
+    return next((mesh for mesh in meshes(net, world) if mesh.data == 1), None)
 
 
 def _settings(mesh: Mesh, precision: Precision) -> Iterator[ParallelConfig]:

@@ -18,9 +18,12 @@ GPT: dict[str, Any] = {"vocabulary": 11, "tokens": 13, "width": 8, "tie_embeddin
 SMALL: dict[str, Any] = {"depth": 2, "mlp": 16}
 
 
-def vit(share: str, pool: str = "cls", **changes: Any) -> ViTConfig:
+def vit(
+    share: str, pool: str = "cls", image_size: Any = None, position: Any = None, **changes: Any
+) -> ViTConfig:
     mixer = {"kind": "translution", "heads": 2, "head_dim": 4, "share": share, **changes}
-    return ViTConfig.model_validate(VIT | SMALL | {"pool": pool, "mixer": mixer})
+    own = {"image_size": image_size or VIT["image_size"], "position": position}
+    return ViTConfig.model_validate(VIT | SMALL | own | {"pool": pool, "mixer": mixer})
 
 
 def gpt(share: str, **changes: Any) -> GPTConfig:
@@ -113,7 +116,7 @@ def test_a_net_of_stages_can_leave_its_rule_in_some_layers():
         (vit("log", "mean"), "model.pool is cls there and mean here"),
         (vit("log").model_copy(update={"width": 16}), "model.width is 8 there and 16 here"),
         (vit("log").model_copy(update={"depth": 3}), "model.depth is 2 there and 3 here"),
-        (vit("log").model_copy(update={"image_size": (40, 40)}), "model.image_size is [40, 24] there"),
+        (vit("log").model_copy(update={"patch_size": 4}), "model.patch_size is 8 there and 4 here"),
         (gpt("log"), "model.kind is vit there and gpt here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -127,4 +130,44 @@ def test_another_net_is_refused_with_the_key_and_both_values(other, line):
 
 def test_grids_of_other_tokens_are_refused():
     with pytest.raises(ValueError, match="differ in more than"):
-        entry_sources(OffsetGrid((3, 4)), OffsetGrid((4, 3), share="log"))
+        entry_sources(OffsetGrid((3, 4)), OffsetGrid((12,), share="log"))
+
+
+@pytest.mark.parametrize("share", ["none", "log"])
+@pytest.mark.parametrize("sides", [((5, 3), (8, 7)), ((8, 7), (5, 3)), ((5, 7), (8, 3))])
+def test_a_grid_grows_by_the_nearest_offset_and_is_cropped(sides, share: str):
+    old, new = (vit(share, image_size=[8 * rows, 8 * columns]) for rows, columns in sides)
+    before, after = (net.token_grid.offsets(share) for net in (old, new))
+    adapted = adapt_state(old, new, drawn(old))
+    name = "layers.0.mixer.v_bank"
+    for delta in ((0, 0), (-1, 2), (2, -2), (7, 6), (-7, -6)):
+        if any(abs(d) >= n for d, n in zip(delta, after.shape, strict=True)):
+            continue
+        near = tuple(max(1 - n, min(d, n - 1)) for d, n in zip(delta, before.shape, strict=True))
+        if share == "none" or near == delta:
+            assert torch.equal(adapted[name][after.entry(delta)], drawn(old)[name][before.entry(near)])
+    build_model(new).load_state_dict(adapted)
+
+
+@pytest.mark.parametrize("relative", ["qkv", "q", "v"])
+@pytest.mark.parametrize("share", ["none", "log"])
+@pytest.mark.parametrize("kind", [vit, gpt])
+def test_self_attention_becomes_translution_with_the_same_logits(kind, share: str, relative: str):
+    plain = {"kind": "attention", "heads": 2, "head_dim": 4}
+    values = kind(share, relative=relative).model_dump(mode="json") | {"position": {"kind": "learned"}}
+    new, old = (type(kind(share)).model_validate(values | changes) for changes in ({}, {"mixer": plain}))
+    state = drawn(old)
+    adapted = adapt_state(old, new, state)
+    assert torch.allclose(logits(new, adapted), logits(old, state), atol=1e-6)
+
+
+def test_what_depends_on_the_number_of_tokens_is_refused_by_name():
+    old, new = (vit("none", image_size=size, position="learned") for size in ([40, 24], [48, 24]))
+    with pytest.raises(ValueError, match=r"position.* there and .* here, which cannot be adapted"):
+        adapt_state(old, new, drawn(old))
+    alpha = vit("none", position="learned", rank=2)
+    plain = type(alpha).model_validate(
+        alpha.model_dump(mode="json") | {"mixer": {"kind": "attention", "heads": 2, "head_dim": 4}}
+    )
+    with pytest.raises(ValueError, match=r"mixer\.kind is attention there and translution here"):
+        refuse_other_nets(plain, alpha)

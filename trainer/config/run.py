@@ -36,7 +36,10 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     evaluate_every: int | None = Field(None, ge=1, description="null: only at the end")
     evaluate_batch: int = Field(250, ge=1)
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest few")
+    keep_every: int | None = Field(None, ge=1, description="also those of every so many steps, for good")
+    verify_checkpoints: bool = Field(True, description="compare what is loaded with its checksums")
+    save_in_background: bool = Field(True, description="write a copy, made in host memory, while training")
     profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
