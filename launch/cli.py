@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands.desk import net
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app.add_typer(bench.app, name="bench")
 plan.register(app)
 rehearse.register(app)
 verify.register(app)
+net.register(app)
 
 Overrides = Annotated[
     list[str] | None,

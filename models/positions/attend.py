@@ -32,6 +32,10 @@ class Attend(nn.Module):
     def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
         return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, is_causal=self.causal)
 
+    def placed(self, rows_BHnE: Tensor, first: int) -> Tensor:
+        """Queries or keys of the tokens from `first` on as they are compared; only where `plain`."""
+        return rows_BHnE
+
     def axes(self) -> HeadAxes:
         """See `Mixer.axes`; parameters that all heads share are not declared."""
         return {}
