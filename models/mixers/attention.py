@@ -102,7 +102,10 @@ class Attention(Mixer):
 
 
 class AttentionConfig(MixerConfig):
-    """The `mixer` section for self-attention; `bias`: of the query, key and value projections."""
+    """The `mixer` section for self-attention.
+
+    bias  of the query, key and value projections
+    """
 
     title: ClassVar[str] = "Self-attention"
     causal: ClassVar[bool] = True

@@ -221,7 +221,17 @@ class _Cache:
 
 
 class TranslutionConfig(MixerConfig):
-    """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means."""
+    """The `mixer` section for Translution.
+
+    relative    which of the query, key and value projections depend on the offset
+    rank        null: full Translution; R: α-Translution with R dimensions a head
+    share       which offsets use one matrix: none, log, log(FACTOR), clip(RADIUS); see models/sharing.py
+    init        linear: as nn.Linear draws each matrix; reference: as the public code draws banks
+    memory      recompute: save nothing per pair for backward; keep: q, k and v of all pairs
+    workspace   limit in bytes of temporaries; null: 64 MiB on the CPU, 1 GiB on a card
+    compiled    fuse the element-wise stage with torch.compile
+    kernel      auto, loop, grouped or fused; the last two are for CUDA
+    """
 
     title: ClassVar[str] = "Translution"
     causal: ClassVar[bool] = True

@@ -87,7 +87,10 @@ class RotatedAttend(Attend):
 
 
 class RopePosition(PositionConfig):
-    """Mixers rotate queries and keys; nothing is added to the tokens."""
+    """Mixers rotate queries and keys; nothing is added to the tokens.
+
+    base  of the wavelengths: the longest is about 2π·base tokens
+    """
 
     kind: Literal["rope"] = "rope"
     base: float = Field(default=10_000.0, gt=1)

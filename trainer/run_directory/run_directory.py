@@ -2,17 +2,15 @@
 
 import json
 import platform
-import subprocess
 import time
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from parallel.code_folder import CODE_FOLDER
+from parallel.code_folder import code_version
 from parallel.errors import UserError
 from parallel.processes import rank
 from trainer.atomic_write import atomic_write
@@ -44,11 +42,8 @@ class RunDirectory:
 
         With `again`, a run that `path` holds starts over.
         """
-        if self.config.exists() and not again:
-            raise UserError(
-                f"run_dir={self.path} already holds a run; "
-                f"resume it with --resume {self.path}, or name another run_dir"
-            )
+        if not again:
+            self.refuse_second()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,6 +53,14 @@ class RunDirectory:
             self._replace(self.metrics, "")
         self.origin.unlink(missing_ok=True)
         self.save_config(config)
+
+    def refuse_second(self) -> None:
+        """Raises UserError when `path` holds a run."""
+        if self.config.exists():
+            raise UserError(
+                f"run_dir={self.path} already holds a run; "
+                f"resume it with --resume {self.path}, or name another run_dir"
+            )
 
     def clear_leftovers(self) -> None:
         """Delete the temporary files of processes that were killed while they wrote."""
@@ -149,19 +152,3 @@ def new_run_path(name: str) -> Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
-
-
-def code_version() -> str:
-    """The commit of a checkout (marked when files differ from it), else the package's version.
-
-    The copy of the code that a submitted run uses has its version in a file.
-    """
-    if (CODE_FOLDER / "version.txt").exists():
-        return (CODE_FOLDER / "version.txt").read_text().strip()
-    if (CODE_FOLDER / ".git").exists():
-        command = ["git", "-C", str(CODE_FOLDER), "describe", "--always", "--dirty", "--tags"]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            pass
-    return metadata.version("translution")

@@ -50,7 +50,10 @@ class ShawAttend(Attend):
 
 
 class ShawPosition(PositionConfig):
-    """Vectors for key − query in every layer; those beyond ±max_distance share the last one."""
+    """Vectors for key − query in every layer; those beyond ±max_distance share the last one.
+
+    max_distance  in tokens
+    """
 
     kind: Literal["shaw"] = "shaw"
     max_distance: int = Field(default=16, ge=1)

@@ -26,6 +26,8 @@ class MovingMnistConfig(BaseModel):
 
     path     folder of the four IDX files; null: the bundled subset
     canvas   side in pixels, or [height, width]
+    train         static: training digits in the middle; dynamic: anywhere
+    test_samples  how many test digits; null: all
     """
 
     model_config = ConfigDict(extra="forbid")
