@@ -12,7 +12,6 @@ from trainer.config.meanings import key_meanings
 from trainer.config.run import RunConfig
 from trainer.config.schema import sections_of
 
-
 _TYPES = {
     "integer": "whole number",
     "string": "text",
