@@ -29,14 +29,14 @@ def config_command(
         if sum((schema, keys, bool(given))) != 1 or (cluster and not schema):
             raise UserError("config: needs one of a file, diff A B, --schema [--cluster] and --keys")
         if keys:
-            from trainer.config.key_table import key_page
+            from trainer.config.keys.table import key_page
 
             print(key_page(), end="")
         elif schema:
             import json
 
             from launch.slurm.allocation import Allocation
-            from trainer.config.schema import file_schema, run_schema
+            from trainer.config.keys.schema import file_schema, run_schema
 
             print(json.dumps(file_schema(Allocation) if cluster else run_schema(), indent=1))
         elif given[0] == "diff":

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from trainer.config.meanings import key_meanings
+from trainer.config.keys.meanings import key_meanings
+from trainer.config.keys.schema import sections_of
 from trainer.config.run import RunConfig
-from trainer.config.schema import sections_of
 
 _TYPES = {
     "integer": "whole number",

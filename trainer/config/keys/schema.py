@@ -11,7 +11,7 @@ from models.parts.stems import Stem
 from models.positions.interface import PositionConfig
 from models.reducers.interface import ReducerConfig
 from trainer.config.errors import models_in
-from trainer.config.meanings import key_meanings
+from trainer.config.keys.meanings import key_meanings
 from trainer.config.run import RunConfig
 
 _CLASS_PATH = r"^[\w.]+:\w+$"

@@ -11,9 +11,9 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from parallel.code_folder import CODE_FOLDER
-from trainer.config.meanings import key_meanings
+from trainer.config.keys.meanings import key_meanings
+from trainer.config.keys.schema import sections_of
 from trainer.config.run import RunConfig
-from trainer.config.schema import sections_of
 
 CONFIGS = CODE_FOLDER / "configs"
 SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
