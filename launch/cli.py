@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
-from launch.commands.desk import config, net
+from launch.commands.desk import config, local_runs, net
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ rehearse.register(app)
 verify.register(app)
 net.register(app)
 config.register(app)
+local_runs.register(app)
 
 Overrides = Annotated[
     list[str] | None,

@@ -69,6 +69,7 @@ class Recorder:
         self._progress = Progress(train.steps, done, label=self._config.name, unit="step", line_seconds=0)
         self._events = Events(self._run.events, done + 1)
         self.watchdog.at("starting", done)
+        self._run.append_start(self._engine.mesh.world, self._engine.parameters)
         with ExitStack() as stack:
             stack.enter_context(self._progress)
             stack.enter_context(self._events)

@@ -18,6 +18,7 @@ from trainer.config.numerics import numerics_record
 from trainer.config.run import RunConfig
 from trainer.errors import machine_error
 from trainer.run_directory.ownership import Ownership
+from trainer.run_directory.starts import STARTS, this_start
 
 _LEFTOVER_SECONDS = 600.0  # no file but a checkpoint takes longer to write
 
@@ -89,6 +90,10 @@ class RunDirectory:
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add one line of JSON per record to metrics.jsonl."""
         self._append(self.metrics, records)
+
+    def append_start(self, processes: int, parameters: int) -> None:
+        """Add to starts.jsonl that this process begins to train, with so many others."""
+        self._append(self.path / STARTS, [this_start(processes, parameters)])
 
     def append_save(self, step: int, seconds: float, size: int) -> None:
         """Add to saves.jsonl how long a checkpoint took to write, and its size in bytes."""
