@@ -17,6 +17,7 @@ from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
 from trainer.data.source import Source
 from trainer.init_from import find_weights
+from trainer.reporting.loggers.config import check_installed
 from trainer.run_directory.checkpoints import checkpoints, load_into
 from trainer.run_directory.run_directory import RunDirectory
 
@@ -64,6 +65,8 @@ def set_up(
                 f"study: {member.config.name} would train on {mesh}, {members[0].config.name} on "
                 f"{meshes[0]}; the nets of a study share one mesh"
             )
+    for member in members:
+        check_installed(member.config.train.loggers)
     sources = [member.config.build_source() for member in members]
     for member, source in zip(members, sources, strict=True):
         train = member.config.train

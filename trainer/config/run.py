@@ -18,6 +18,7 @@ from trainer.data.source import Source
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
 from trainer.faults.config import FaultsConfig
+from trainer.reporting.loggers.config import LoggerName
 from trainer.reporting.profiler import ProfileConfig
 
 DataConfig = Annotated[
@@ -36,6 +37,9 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     evaluate_batch: int = Field(250, ge=1, description="samples of each data rank at once")
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1, description="the newest few")
+    loggers: list[LoggerName] = Field(
+        ["tensorboard"], description="where scalars go besides metrics.jsonl: tensorboard, wandb, mlflow"
+    )
     profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
