@@ -98,7 +98,7 @@ def read_run(path: Path, unit: Path | None = None) -> Run:
     return Run(
         path=path,
         unit=unit or path,
-        state=FINISHED if finished else _state(starts, changed),
+        state=FINISHED if finished else _state(starts, bool(records), changed),
         step=result.get("step", last) if finished else last,
         steps=train.get("steps"),
         loss=steps[-1]["loss"] if steps else None,
@@ -129,10 +129,10 @@ def _runs_of(unit: Path) -> list[Run]:
     return [read_run(member, unit) for member in members] or [read_run(unit)]
 
 
-def _state(starts: list[Start], changed: float) -> str:
-    if not starts:
+def _state(starts: list[Start], logged: bool, changed: float) -> str:
+    if not starts and not logged:
         return NEW
-    alive = starts[-1].alive
+    alive = starts[-1].alive if starts else None
     if alive is None:
         alive = time.time() - changed < _SILENT_SECONDS
     return RUNNING if alive else STOPPED

@@ -33,7 +33,9 @@ def choose(runs: list[Run], others: list[Run], older_than: str | None, keep_best
         units.setdefault(run.unit, []).append(run)
     youngest = time.time() - (_seconds(older_than) if older_than else 0)
     alive = _alive(list(units))
-    best = {run.unit: why for run, why in _best_runs(runs)} if keep_best else {}
+    best = dict[Path, str]()
+    for run, why in _best_runs(runs) if keep_best else ():
+        best.setdefault(run.unit, why)
     left_out = {run.unit for run in others if run.path not in {each.path for each in runs}}
     remove, kept = [], dict[Path, str]()
     for unit, members in units.items():
