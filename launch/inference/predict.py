@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from launch.inference.load import load_net
@@ -62,8 +62,10 @@ def _input(path: Path, content: bytes, model: ViTConfig) -> Tensor:
             pixels = decode_evaluation(content, model.image_shape).copy()
             return normalise(to_float(torch.from_numpy(pixels)[None]))[0]
         return _on_black(content, model.image_shape)
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: is not an image of a known format") from None
     except UNREADABLE as error:
-        raise UserError(f"{path}: is not an image ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: is not a whole image ({str(error).splitlines()[0]})") from None
 
 
 def _on_black(content: bytes, shape: tuple[int, int]) -> Tensor:

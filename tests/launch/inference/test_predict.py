@@ -60,9 +60,11 @@ def test_what_is_no_image_is_one_line(
     image_run: Path, text_run: Path, digit: Path, tmp_path: Path, translution: Callable
 ):
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "cut.jpg").write_bytes(JPEG.read_bytes()[:2000])
     (tmp_path / "names").write_text("one\n")
     for arguments, says in [
-        ((image_run, digit, tmp_path / "text.png"), f"{tmp_path / 'text.png'}: is not an image"),
+        ((image_run, digit, tmp_path / "text.png"), f"{tmp_path / 'text.png'}: is not an image of a known format"),
+        ((image_run, tmp_path / "cut.jpg"), f"{tmp_path / 'cut.jpg'}: is not a whole image"),
         ((image_run, tmp_path / "none.png"), f"{tmp_path / 'none.png'}: no such file"),
         ((image_run, tmp_path), f"{tmp_path}: is a folder"),
         ((image_run, digit, "--classes", tmp_path / "names"), "names 1 classes, the net has 10"),
