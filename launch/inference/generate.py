@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.inference.load import load_net
+from launch.inference.load import find_net
 from launch.inference.words import words_of
-from models import GPT
+from models import GPT, GPTConfig
 from models.decoding.generation import Choice, generate, recomputed_mixers
 from parallel.errors import UserError
 
@@ -27,13 +27,15 @@ def generate_text(
 
     Raises UserError for a net that is none of language, and for a prompt longer than its context.
     """
-    net, data = load_net(path, device)
-    if not isinstance(net, GPT):
+    saved = find_net(path, device)
+    if not isinstance(saved.model, GPTConfig):
         raise UserError(f"{path}: holds a net for images; try translution predict")
-    words = words_of(net.config, data, bpe)
-    ids, context = words.encode(prompt) or [words.separator], net.config.tokens
+    words = words_of(saved.model, saved.data, bpe)
+    ids, context = words.encode(prompt) or [words.separator], saved.model.tokens
     if len(ids) > context:
         raise UserError(f"--prompt: has {len(ids)} tokens, the net's context model.tokens={context}")
+    net = saved.load()
+    assert isinstance(net, GPT)
     if cached and (slow := recomputed_mixers(net)):
         print(f"{', '.join(slow)} has no cache: it mixes all tokens again for each one", file=sys.stderr)
     drawn = generate(net, ids, Choice(temperature, top_k, words.count), seed, tokens, cached)

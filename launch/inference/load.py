@@ -1,7 +1,8 @@
 """The net of a run's newest checkpoint, or of an export, to be tried on one device."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -9,47 +10,69 @@ from safetensors import SafetensorError, safe_open
 
 from models import GPT, ModelConfig, ViT, build_model
 from parallel.errors import UserError
-from trainer.config.run import DataConfig
+from trainer.config.run import DataConfig, RunConfig
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.setup import build_engine, read_run_config, restore
 
 
-class LoadedNet(NamedTuple):
-    """A net in evaluation mode, and the data that its run trained on; an export does not say which."""
+@dataclass(frozen=True)
+class SavedNet:
+    """A run's newest checkpoint, or an export, of which the config has been read and no weight.
 
-    net: ViT | GPT
-    data: DataConfig | None
-
-
-def load_net(path: Path, device: str) -> LoadedNet:
-    """From a run's directory or a file of `translution export`; `device` is auto, cpu or cuda.
-
-    Raises UserError for what is neither, and for a run without a checkpoint.
+    data   what the run trained on; an export does not say
+    load   the net with its weights, in evaluation mode on the device
     """
-    if path.is_dir():
-        config = read_run_config(path, [f"device={device}"])
-        if config.study:
-            raise UserError(f"{path}: is a study; name one of the runs inside it")
-        engine = build_engine(config)
-        restore(engine, RunDirectory(path), config.model)
-        assert isinstance(engine.model, ViT | GPT)
-        return LoadedNet(engine.model.eval(), config.data)
+
+    model: ModelConfig
+    data: DataConfig | None
+    load: Callable[[], ViT | GPT]
+
+
+def find_net(path: Path, device: str) -> SavedNet:
+    """A run's directory or a file of `translution export`; `device` is auto, cpu or cuda.
+
+    Raises UserError for what is neither; `load` does for a run without a checkpoint.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such run or export")
-    return LoadedNet(_read_export(path).eval().to(_device(device)), None)
+    if not path.is_dir():
+        model, where = _read_config(path), _device(device)
+        return SavedNet(model, None, lambda: _read_export(path, model).eval().to(where))
+    config = read_run_config(path, [f"device={device}"])
+    if config.study:
+        raise UserError(f"{path}: is a study; name one of the runs inside it")
+    return SavedNet(config.model, config.data, lambda: _newest(path, config))
 
 
-def _read_export(path: Path) -> ViT | GPT:
+def load_net(path: Path, device: str) -> ViT | GPT:
+    """The net of `find_net`, with its weights."""
+    return find_net(path, device).load()
+
+
+def _newest(path: Path, config: RunConfig) -> ViT | GPT:
+    engine = build_engine(config)
+    restore(engine, RunDirectory(path), config.model)
+    assert isinstance(engine.model, ViT | GPT)
+    return engine.model.eval()
+
+
+def _read_config(path: Path) -> ModelConfig:
     try:
         with safe_open(path, "pt") as file:
-            config = TypeAdapter(ModelConfig).validate_json((file.metadata() or {})["model"])
-            net = build_model(config)
-            net.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=False)  # noqa: SIM118
-        return net
+            return TypeAdapter(ModelConfig).validate_json((file.metadata() or {})["model"])
     except (OSError, SafetensorError, KeyError, ValidationError):
         raise UserError(
             f"{path}: is no run, and no file of `translution export --format safetensors`"
         ) from None
+
+
+@torch.no_grad()
+def _read_export(path: Path, model: ModelConfig) -> ViT | GPT:
+    net = build_model(model)
+    with safe_open(path, "pt") as file:
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+            tensor.copy_(file.get_tensor(name))
+    return net
 
 
 def _device(device: str) -> torch.device:

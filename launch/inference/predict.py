@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from launch.inference.load import load_net
-from models import ViT, ViTConfig
+from launch.inference.load import find_net
+from models import ViTConfig
 from parallel.errors import UserError
 from trainer.config.run import DataConfig
 from trainer.data.digits.moving_mnist import DEVIATION
@@ -27,11 +27,13 @@ def predict(path: Path, images: list[Path], top: int, classes: Path | None, devi
     Raises UserError for a net that is none of images and for what is no image, before the net computes.
     """
     contents = [_content(image) for image in images]
-    net, data = load_net(path, device)
-    if not isinstance(net, ViT):
+    saved = find_net(path, device)
+    model = saved.model
+    if not isinstance(model, ViTConfig):
         raise UserError(f"{path}: holds a language net; try translution generate")
-    names = _names(net.config, data, classes)
-    inputs = [_input(image, content, net.config) for image, content in zip(images, contents, strict=True)]
+    names = _names(model, saved.data, classes)
+    inputs = [_input(image, content, model) for image, content in zip(images, contents, strict=True)]
+    net = saved.load()
     batch = torch.stack(inputs)
     with torch.no_grad():
         shares = net(batch.to(next(net.parameters()).device)).float().softmax(1).cpu()

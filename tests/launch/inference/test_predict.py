@@ -29,7 +29,7 @@ def evaluated(run: Path) -> str:
     """The most probable class of the first test image and its probability, by the data of the run."""
     source = load_config(run / "config.yaml", []).build_source()
     batch = source.on_device(next(source.evaluation_batches("static", 1)))
-    shares = load_net(run, "cpu").net(batch.inputs).softmax(1)[0]
+    shares = load_net(run, "cpu")(batch.inputs).softmax(1)[0]
     return f"{int(shares.argmax())} {100 * float(shares.max()):.1f}"
 
 
@@ -63,7 +63,10 @@ def test_what_is_no_image_is_one_line(
     (tmp_path / "cut.jpg").write_bytes(JPEG.read_bytes()[:2000])
     (tmp_path / "names").write_text("one\n")
     for arguments, says in [
-        ((image_run, digit, tmp_path / "text.png"), f"{tmp_path / 'text.png'}: is not an image of a known format"),
+        (
+            (image_run, digit, tmp_path / "text.png"),
+            f"{tmp_path / 'text.png'}: is not an image of a known format",
+        ),
         ((image_run, tmp_path / "cut.jpg"), f"{tmp_path / 'cut.jpg'}: is not a whole image"),
         ((image_run, tmp_path / "none.png"), f"{tmp_path / 'none.png'}: no such file"),
         ((image_run, tmp_path), f"{tmp_path}: is a folder"),
