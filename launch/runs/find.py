@@ -45,7 +45,7 @@ class Run(NamedTuple):
     device_hours  of the logged steps: their time × devices
     started       seconds since the epoch; None for a run that never did
     changed       when it last wrote something
-    config        every value as text, by dotted key
+    config        every value as text, as YAML has it, by dotted key
     """
 
     path: Path
@@ -167,7 +167,8 @@ def _flat(values: dict[Any, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
+            plain = value is None or isinstance(value, bool)
+            flat[f"{prefix}{key}"] = json.dumps(value) if plain else str(value)
     return flat
 
 

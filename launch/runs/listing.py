@@ -116,7 +116,15 @@ def _passes(run: Run, chosen: tuple[str, str]) -> bool:
     own = {"state": [run.state], "name": [run.path.name], "tag": list(run.tags)}.get(
         key, [run.config[key]] if key in run.config else []
     )
-    return any(fnmatch.fnmatchcase(value, pattern) for value in own)
+    return any(fnmatch.fnmatchcase(value, pattern) or _equal(value, pattern) for value in own)
+
+
+def _equal(value: str, other: str) -> bool:
+    """As numbers: 0.0015 is 1.5e-3."""
+    try:
+        return float(value) == float(other)
+    except ValueError:
+        return False
 
 
 def _sort_key(sort: str, runs: list[Run]) -> Callable[[Run], Any]:

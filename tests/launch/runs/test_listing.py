@@ -18,7 +18,7 @@ ATTENTION = {"model": {"kind": "vit", "mixer": {"kind": "attention", "heads": 2}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_run(root / "good", (50.0, 90.0, 80.0), tags=["first", "paper"], note="by hand")
-    write_run(root / "deep" / "plain", (60.0,), rate=4.0, **ATTENTION)
+    write_run(root / "deep" / "plain", (60.0,), rate=4.0, deterministic=True, **ATTENTION)
     write_run(root / "cut", steps_done=3, finished=False)
     write_run(root / "alive", steps_done=4, finished=False, start=this_start(2, 1234))
     write_study(root / "study", {"seed=0": {"accuracies": (70.0,)}, "seed=1": {"accuracies": (75.0,)}})
@@ -88,6 +88,7 @@ def test_the_best_come_first(folder: Path, sort: str, first: list[str]):
         (["model.mixer.kind=*lution", "state=finished"], ["good", "seed=0", "seed=1"]),
         (["tag=paper"], ["good"]),
         (["name=seed*"], ["seed=0", "seed=1"]),
+        (["train.lr=1e-2", "deterministic=true"], ["plain"]),
     ],
 )
 def test_filters_choose_by_config_state_name_and_tag(folder: Path, filters: list[str], kept: list[str]):
