@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.decoding.cache import Rows
@@ -20,7 +18,7 @@ class KeysAndValues:
 
     project   x[B, n, C] → q, k, v[B, H, n, E]
     join      the heads' outputs [B, H, n, E] → [B, n, C]
-    attend    the layer's attention, which may turn queries and keys by their positions
+    attend    the layer's attention; positions may act in it
     """
 
     recomputes = False
@@ -38,6 +36,4 @@ class KeysAndValues:
         self._k.add(k.permute(2, 0, 1, 3))
         self._v.add(v.permute(2, 0, 1, 3))
         k_BHME, v_BHME = (rows.all.permute(1, 2, 0, 3) for rows in (self._k, self._v))
-        n, M = q.shape[2], k_BHME.shape[2]
-        seen_nM = torch.ones(n, M, dtype=torch.bool, device=q.device).tril(first) if n > 1 else None
-        return self._join(F.scaled_dot_product_attention(q, k_BHME, v_BHME, attn_mask=seen_nM))
+        return self._join(self._attend.extend(q, k_BHME, v_BHME))

@@ -51,7 +51,7 @@ class Attention(Mixer):
         return self._joined(self.attend(q, k, v, self.head_input))
 
     def cache(self) -> Cache:
-        if not (self.causal and self.attend.plain):
+        if not self.attend.extends:
             return super().cache()
         return KeysAndValues(self._projected, self._joined, self.attend, self.num_tokens)
 

@@ -30,8 +30,6 @@ WITHOUT_CACHE = {
     "combiner-axial": ["Combiner"],
     "combiner-mixture": ["Combiner"],
     "structure-text": ["Structure"],
-    "shaw": ["Attention"],  # what these two add to the logits is computed for whole sequences
-    "swin-text": ["Attention"],
 }
 
 
