@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
 from launch.commands.desk import config, local_runs, net
 from trainer.errors import exit_code
 
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.add_typer(prepare.app, name="prepare")
 slurm.register(app)
 runs.register(app)
+checkpoints.register(app)
 ssh.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
@@ -123,22 +124,32 @@ def train_command(
 def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's or a study's directory.")],
     overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the net as the config's parallel section says.")
+    ] = 1,
     debug: Debug = False,
 ) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR and print the table."""
+    """Evaluate the newest checkpoint of RUN_DIR and print the table; reads weights only."""
+    code = 0
 
     def action() -> None:
+        from launch.local import run_processes
         from trainer.evaluation import evaluate_run
 
+        nonlocal code
+        if processes > 1:
+            given = [*(overrides or []), "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
+            code = run_processes(given, processes)
+            return
         evaluate_run(run_dir, overrides or [])
 
-    raise typer.Exit(exit_code(action, debug))
+    raise typer.Exit(exit_code(action, debug) or code)
 
 
 @app.command("export")
 def export_command(
     run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The file to write, or a new folder.")],
     file_format: Annotated[
         Literal["reference", "safetensors"],
         typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),

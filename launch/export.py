@@ -1,19 +1,23 @@
 """`translution export`: writes the weights of a run to one file for other programs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
+from launch.checkpoint.streamed_export import export_checkpoint
 from models.reference import to_reference_state
+from models.transformer import ModelConfig
+from parallel.checkpoint.blocks import Damaged
+from parallel.checkpoint.catalogue import Catalogue
+from parallel.checkpoint.contents import read_contents
 from parallel.errors import UserError
 from trainer.atomic_write import atomic_write
+from trainer.config.run import RunConfig
+from trainer.run_directory.checkpoints import checkpoints
+from trainer.run_directory.restoring import restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config, restore
+from trainer.setup import build_evaluator, read_run_config
 
 Format = Literal["reference", "safetensors"]
 
@@ -22,34 +26,45 @@ def export(run_dir: Path, file_format: Format, out: Path) -> None:
     """Write the weights of the newest checkpoint of `run_dir` to `out`.
 
     file_format  "reference": a state dict of the public code, written by torch.save. "safetensors": our
-            own parameters, the net's config as JSON in the file's metadata under "model"
+            own parameters, a part at a time, the net's config as JSON in the files' metadata under "model";
+            an `out` without a suffix becomes a folder of files as the Hugging Face Hub has them
 
-    The file appears under its name once it is complete. Raises UserError without a checkpoint, for a net
-    that the public code does not have, and for a file that cannot be written.
+    It appears under its name once it is complete. Raises UserError without a checkpoint, for a net that the
+    public code does not have, and for what cannot be written.
     """
     config = read_run_config(run_dir, ["device=cpu"])
     if out.is_dir():
-        raise UserError(f"--out {out}: is a directory; name a file")
+        raise UserError(f"--out {out}: is a directory; name a file, or a folder that does not exist")
     if config.study:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
-    engine = build_engine(config)
-    restore(engine, RunDirectory(run_dir), config.model)
-    if file_format == "reference":
-        try:
-            state = to_reference_state(engine.model)
-        except ValueError as error:
-            raise UserError(f"{run_dir}: {error}; --format safetensors can write it") from None
-        _write(out, lambda path: torch.save(state, path))
-        return
-    own: dict[str, Tensor] = {name: p.detach() for name, p in engine.model.named_parameters()}
-    own |= {name: buffer.detach() for name, buffer in engine.model.named_buffers()}
-    metadata = {"model": config.model.model_dump_json()}
-    _write(out, lambda path: save_file(own, path, metadata))
-
-
-def _write(out: Path, save: Callable[[Path], None]) -> None:
-    try:
-        atomic_write(out, save, durable=True)
-    except (RuntimeError, SafetensorError) as error:  # how the two libraries report a full disk
-        raise UserError(f"{out}: cannot be written: {str(error).splitlines()[0]}") from None
+    if file_format == "safetensors":
+        _export_newest(RunDirectory(run_dir), config.model, out)
+    else:
+        _export_reference(run_dir, config, out)
     print(f"wrote {out}")
+
+
+def _export_newest(run: RunDirectory, net: ModelConfig, out: Path) -> None:
+    """The newest checkpoint that is not damaged."""
+    saved, damages = checkpoints(run.checkpoints), []
+    for path in reversed(saved):
+        try:
+            export_checkpoint(Catalogue(read_contents(path)), net, out)
+            return
+        except Damaged as damage:
+            damages.append(f"{path}: damaged checkpoint ({damage})")
+            print(f"{damages[-1]}; the one before it is used", flush=True)
+    raise UserError("; ".join(damages) or f"{run.path}: holds no checkpoint")
+
+
+def _export_reference(run_dir: Path, config: RunConfig, out: Path) -> None:
+    engine = build_evaluator(config)
+    restore(engine, RunDirectory(run_dir), config.model, resumes=False)
+    try:
+        state = to_reference_state(engine.model)
+    except ValueError as error:
+        raise UserError(f"{run_dir}: {error}; --format safetensors can write it") from None
+    try:
+        atomic_write(out, lambda path: torch.save(state, path), durable=True)
+    except RuntimeError as error:  # how torch reports a full disk
+        raise UserError(f"{out}: cannot be written: {str(error).splitlines()[0]}") from None

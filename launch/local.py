@@ -26,16 +26,20 @@ def device_count() -> int:
 def train_processes(
     config: str | None, overrides: list[str], resume: Path | None, debug: bool, count: int, bind: bool = False
 ) -> int:
-    """Train with `count` processes of `python -m trainer` on this machine; returns the exit code of the
+    """Train with `count` processes on this machine; returns as `run_processes` does."""
+    arguments = [*([config] if config else []), *overrides]
+    arguments += ["--resume", str(resume)] if resume else []
+    arguments += ["--bind"] if bind else []
+    return run_processes([*arguments, *(["--debug"] if debug else [])], count)
+
+
+def run_processes(arguments: list[str], count: int) -> int:
+    """Run `count` processes of `python -m trainer ARGUMENTS` on this machine; returns the exit code of the
     first that fails, or 0.
 
     They get Ctrl-C from the terminal, and SIGTERM from here; they save and stop at the same step. When
     one fails, the others, which would wait for it, are killed.
     """
-    arguments = [*([config] if config else []), *overrides]
-    arguments += ["--resume", str(resume)] if resume else []
-    arguments += ["--bind"] if bind else []
-    arguments += ["--debug"] if debug else []
     shared = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
         **os.environ,

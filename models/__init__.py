@@ -4,6 +4,7 @@ from models.mixers.attention import Attention
 from models.mixers.interface import Mixer, MixerConfig
 from models.mixers.translution import Translution
 from models.offsets import OffsetGrid
+from models.pretrained.weights import load_pretrained
 from models.tokens import TokenGrid
 from models.transformer import GPT, GPTConfig, ModelConfig, ViT, ViTConfig, build_model
 
@@ -20,4 +21,5 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "build_model",
+    "load_pretrained",
 ]

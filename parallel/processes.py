@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 _WRITE_TIMEOUT = timedelta(hours=6)  # for a rank that writes files; a lost one closes its connections at once
 _LEAVE_SECONDS = 30  # that a process may take to end after a failure
 _write_group: dist.ProcessGroup | None = None
+_checkpoint_group: dist.ProcessGroup | None = None
 
 
 def own_device() -> torch.device:
@@ -63,18 +64,17 @@ def join_processes(device: torch.device, group_of_one: bool = False, timeout: fl
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).split("\n")[0]
         raise UserError(f"cannot connect to the {world} processes at {where}: {reason}") from None
-    global _write_group
-    group = dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT)
-    assert isinstance(group, dist.ProcessGroup)
-    _write_group = group
+    global _write_group, _checkpoint_group
+    groups = [dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT) for _ in range(2)]
+    _write_group, _checkpoint_group = groups  # pyright: ignore[reportAssignmentType]
 
 
 def leave_processes() -> None:
     """Shut down torch.distributed."""
-    global _write_group
+    global _write_group, _checkpoint_group
     if dist.is_initialized():
         dist.destroy_process_group()
-    _write_group = None
+    _write_group = _checkpoint_group = None
 
 
 def abandon_processes() -> None:
@@ -121,6 +121,11 @@ def run_on_first_rank(action: Callable[[], Result]) -> Result:
     if error is not None:
         raise error if rank() == 0 else SystemExit(2)
     return result
+
+
+def checkpoint_group() -> dist.ProcessGroup | None:
+    """All ranks over gloo, for nothing but checkpoints, which a thread beside the training may write."""
+    return _checkpoint_group
 
 
 def gather_on_host(value: Result) -> list[Result]:

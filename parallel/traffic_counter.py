@@ -10,6 +10,7 @@ all-reduce of activations comparable with ZeRO-3's gathers and with a bandwidth.
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -46,6 +47,15 @@ _METHODS: dict[str, tuple[str, int | None]] = {
     "alltoall_base": ("all_to_all", 1),
     "all_to_all_single": ("all_to_all", 1),
 }
+
+
+_left_out = threading.local()
+
+
+def leave_out_thread() -> None:
+    """Collectives of this thread are not the training's: a checkpoint that is written in the background. The
+    main thread's always are."""
+    _left_out.thread = threading.current_thread() is not threading.main_thread()
 
 
 @dataclass
@@ -114,7 +124,7 @@ def around_collectives(
 
         @functools.wraps(method)
         def collective(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
-            if group.size() == 1:
+            if group.size() == 1 or getattr(_left_out, "thread", False):
                 return method(group, *arguments, **options)
             tensors = [] if argument is None else _flat(arguments[argument])
             return around(
@@ -135,6 +145,8 @@ def inside_collectives(around: Callable[[], AbstractContextManager[Any]]) -> Ite
     def entering(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def entered(*arguments: Any, **options: Any) -> Any:
+            if getattr(_left_out, "thread", False):
+                return method(*arguments, **options)
             with around():
                 return method(*arguments, **options)
 

@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", help="YAML file; may be left out with --resume")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume this run")
+    parser.add_argument("--evaluate", type=Path, metavar="RUN_DIR", help="only evaluate this run")
     parser.add_argument(
         "--requeued", action="store_true", help="resume run_dir if it has a checkpoint, otherwise start over"
     )
@@ -32,6 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
             import torch
 
             torch.autograd.set_detect_anomaly(True)
+        if given.evaluate:
+            from trainer.evaluation import evaluate_run
+
+            evaluate_run(given.evaluate, [*([given.config] if given.config else []), *given.overrides])
+            return
         train(*split_arguments(given.config, given.overrides), given.resume, given.requeued, given.bind)
 
     return exit_code(action, given.debug)

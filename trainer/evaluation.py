@@ -7,15 +7,28 @@ import torch
 import torch.distributed as dist
 
 from parallel.engine.interface import Engine
-from trainer.config.run import load_config
+from parallel.errors import UserError
+from parallel.mesh import join_mesh
+from parallel.processes import (
+    abandon_processes,
+    join_processes,
+    leave_processes,
+    raise_if_any_failed,
+    rank,
+    world_size,
+)
+from parallel.rank_failure import explain_rank_failures
+from trainer.config.run import RunConfig, load_config
 from trainer.config.study import run_members
 from trainer.data.feed import on_device
 from trainer.data.source import Source
 from trainer.faults.watchdog import Watchdog
+from trainer.reporting.table import Table
 from trainer.run_directory.awaited import EVALUATIONS, read_evaluations
-from trainer.run_directory.checkpoints import checkpoint_step, checkpoints, load_into
+from trainer.run_directory.checkpoints import checkpoint_step, checkpoints
+from trainer.run_directory.restoring import load_into, restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config, restore
+from trainer.setup import build_evaluator, pick_device, read_run_config
 from trainer.signals import StopRequest
 from trainer.study import result_table
 
@@ -52,17 +65,45 @@ def evaluate(
 
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> None:
-    """Evaluate the newest checkpoint of a run, or of every net of a study, and print the table."""
-    config = read_run_config(run_dir, overrides)
+    """Evaluate the newest checkpoint of a run, or of every net of a study, and print the table.
+
+    Several processes share the net over offset and tensor as the config's `parallel` section says; each
+    reads its own part of the weights, and no moments. A single process holds the whole net. Raises UserError.
+    """
+    config, failure = None, None
+    try:
+        config = read_run_config(run_dir, overrides)
+        device = pick_device(config)
+    except UserError as error:
+        failure, device = error, torch.device("cpu")
+    join_processes(device, timeout=config.parallel.timeout if config else 600)
+    try:
+        with explain_rank_failures():
+            raise_if_any_failed(failure)
+            assert config is not None
+            table = _evaluate_nets(config, run_dir)
+    except (UserError, SystemExit):  # on all ranks alike
+        leave_processes()
+        raise
+    except BaseException:
+        abandon_processes()
+        raise
+    leave_processes()
+    if rank() == 0:
+        table.show()
+
+
+def _evaluate_nets(config: RunConfig, run_dir: Path) -> Table:
     members = run_members(config)
+    mesh = join_mesh(config.parallel) if world_size() > 1 else None
     sources = [member.config.build_source() for member in members]
     results = []
     for member, source in zip(members, sources, strict=True):
-        engine = build_engine(member.config)
-        restore(engine, RunDirectory(member.path(run_dir)), member.config.model)
+        engine = build_evaluator(member.config, mesh)
+        restore(engine, RunDirectory(member.path(run_dir)), member.config.model, resumes=False)
         evaluation = evaluate(engine, source, member.config.train.evaluate_batch)
         results.append({"evaluation": evaluation, "parameters": engine.parameters})
-    result_table(config, members, sources, results).show()
+    return result_table(config, members, sources, results)
 
 
 def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
@@ -80,9 +121,9 @@ def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
         if step % every or step in done or not run.config.exists():
             continue
         config = load_config(run.config, [])
-        engine = build_engine(config)
+        engine = build_evaluator(config)
         try:
-            load_into(engine, path, config.model)
+            load_into(engine, path, config.model, moments=False)
         except ValueError:
             if path.exists():
                 raise

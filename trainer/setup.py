@@ -1,11 +1,10 @@
-"""Before training: read and check the config, pick the device, build the engine, restore a checkpoint."""
+"""Before training: read and check the config, pick the device, build the engine, open the run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from models import ModelConfig
 from parallel.engine import build
 from parallel.engine.interface import Engine
 from parallel.errors import UserError
@@ -18,7 +17,7 @@ from trainer.config.study import Member, run_members
 from trainer.data.source import Source
 from trainer.init_from import find_weights
 from trainer.reporting.loggers.config import check_installed
-from trainer.run_directory.checkpoints import checkpoints, load_into
+from trainer.run_directory.checkpoints import checkpoints
 from trainer.run_directory.run_directory import RunDirectory
 
 
@@ -132,22 +131,23 @@ def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:
     )
 
 
-def restore(engine: Engine, run: RunDirectory, net: ModelConfig, steps: int | None = None) -> int:
-    """Load the newest checkpoint of `run`; returns the number of samples consumed so far.
+def build_evaluator(config: RunConfig, mesh: Mesh | None = None) -> Engine:
+    """This process's part of the config's net, to be evaluated only; without a mesh, the whole net.
 
-    Raises UserError when there is no checkpoint, or when it is of another net or beyond the last of the
-    `steps` to train.
+    Always the torch engine, whose optimizer holds nothing before its first step.
     """
-    saved = checkpoints(run.checkpoints)
-    if not saved:
-        raise UserError(f"{run.path}: holds no checkpoint")
-    samples = load_into(engine, saved[-1], net)
-    if steps is not None and engine.steps_done > steps:
-        raise UserError(
-            f"train.steps={steps}: {saved[-1]} is of step {engine.steps_done} already; "
-            f"give train.steps={engine.steps_done} or more"
-        )
-    return samples
+    own = config.parallel.model_dump(include={"offset", "tensor", "data", "timeout"}) if mesh else {}
+    mesh = mesh or Mesh()
+    return build.build_engine(
+        config.model,
+        config.train,
+        ParallelConfig(**own),
+        mesh,
+        pick_device(config),
+        precision=config.precision,
+        seed=config.seed,
+        batch=mesh.data,
+    )
 
 
 def open_run(setup: Setup, run: RunDirectory, resume: bool, requeued: bool) -> bool:

@@ -16,7 +16,7 @@ from parallel.processes import rank, world_size
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a stop. Schedulers send one of the last two before a job's time limit."""
 
-assert len(SIGNALS) == VOTES
+assert len(SIGNALS) == VOTES - 1  # the last vote is about a save
 
 
 class StopRequest:
@@ -25,10 +25,14 @@ class StopRequest:
     `number` is the signal that all ranks know of. A single process knows at once. Several vote in every
     step (`votes`), because each rank gets the signal at another moment, and one that stopped early would
     leave the others hanging in a collective; the engine sums the votes, and `count` reads the sums.
+
+    In the same way all ranks learn, at the same step, that a save in the background has failed: this rank
+    says so by `save_failed`, and then `any_save_failed` is true on all.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.save_failed = self.any_save_failed = False
         self._seen: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -44,17 +48,20 @@ class StopRequest:
             signal.signal(*self._previous.popitem())
 
     def votes(self, device: torch.device) -> Tensor:
-        """This rank's votes, float32 [VOTES]: 1 for the signal that it has seen."""
+        """This rank's votes, float32 [VOTES]: 1 for the signal that it has seen, and for a failed save."""
         votes = torch.zeros(VOTES, device=device)
         if self._seen:
             votes[SIGNALS.index(self._seen)] = 1
+        if self.save_failed:
+            votes[-1] = 1
         return votes
 
     def count(self, votes: Sequence[float]) -> None:
         """Learn from the sum of all ranks' votes, of the same step on every rank, whether to stop."""
-        for number, count in zip(SIGNALS, votes, strict=True):
+        for number, count in zip(SIGNALS, votes[:-1], strict=True):
             if count and self.number is None:
                 self.number = number
+        self.any_save_failed = self.any_save_failed or votes[-1] > 0
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._seen = self._seen or number

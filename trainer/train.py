@@ -36,8 +36,9 @@ from trainer.faults.watchdog import Watchdog
 from trainer.init_from import load_weights
 from trainer.reporting.clock import StepClock
 from trainer.reporting.recorder import Recorder
+from trainer.run_directory.restoring import restore
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
-from trainer.setup import Setup, build_engine, open_run, restore, set_up
+from trainer.setup import Setup, build_engine, open_run, set_up
 from trainer.signals import StopRequest
 from trainer.study import result_table, train_study
 
@@ -120,7 +121,7 @@ def train_net(
     run.ownership.claim()
     engine, samples = build_engine(config, mesh), 0
     if resume:
-        samples = restore(engine, run, config.model, config.train.steps)
+        samples = restore(engine, run, config.model, steps=config.train.steps)
         print(f"going on from step {engine.steps_done}", flush=True)
         run.forget_after(engine.steps_done)
         run.save_config(config)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 
-from models import GPT, ModelConfig, ViT, build_model
+from models import GPT, ModelConfig, ViT, load_pretrained
+from models.pretrained.weights import PretrainedWeights
 from parallel.errors import UserError
 from trainer.config.run import DataConfig, RunConfig
+from trainer.run_directory.restoring import restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config, restore
+from trainer.setup import build_evaluator, read_run_config
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,18 @@ class SavedNet:
 
 
 def find_net(path: Path, device: str) -> SavedNet:
-    """A run's directory or a file of `translution export`; `device` is auto, cpu or cuda.
+    """A run's directory, or a file or folder of `translution export`; `device` is auto, cpu or cuda.
 
     Raises UserError for what is neither; `load` does for a run without a checkpoint.
     """
     if not path.exists():
         raise UserError(f"{path}: no such run or export")
-    if not path.is_dir():
-        model, where = _read_config(path), _device(device)
-        return SavedNet(model, None, lambda: _read_export(path, model).eval().to(where))
+    if not RunDirectory(path).config.is_file():
+        try:
+            model, where = PretrainedWeights(path).config, _device(device)
+        except ValueError as error:
+            raise UserError(f"{path}: is no run, and {error}") from None
+        return SavedNet(model, None, lambda: _read_export(path).eval().to(where))
     config = read_run_config(path, [f"device={device}"])
     if config.study:
         raise UserError(f"{path}: is a study; name one of the runs inside it")
@@ -50,28 +53,15 @@ def load_net(path: Path, device: str) -> ViT | GPT:
 
 
 def _newest(path: Path, config: RunConfig) -> ViT | GPT:
-    engine = build_engine(config)
-    restore(engine, RunDirectory(path), config.model)
+    engine = build_evaluator(config)
+    restore(engine, RunDirectory(path), config.model, resumes=False)
     assert isinstance(engine.model, ViT | GPT)
     return engine.model.eval()
 
 
-def _read_config(path: Path) -> ModelConfig:
-    try:
-        with safe_open(path, "pt") as file:
-            return TypeAdapter(ModelConfig).validate_json((file.metadata() or {})["model"])
-    except (OSError, SafetensorError, KeyError, ValidationError):
-        raise UserError(
-            f"{path}: is no run, and no file of `translution export --format safetensors`"
-        ) from None
-
-
-@torch.no_grad()
-def _read_export(path: Path, model: ModelConfig) -> ViT | GPT:
-    net = build_model(model)
-    with safe_open(path, "pt") as file:
-        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-            tensor.copy_(file.get_tensor(name))
+def _read_export(path: Path) -> ViT | GPT:
+    net = load_pretrained(path)
+    assert isinstance(net, ViT | GPT)
     return net
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from models.parts.block import Block
 from parallel.engine.deepspeed_settings import deepspeed_settings, load_deepspeed, zero_sizes
 from parallel.engine.gradients import gradient_norm, mean_over_data, mean_over_world, part_norms
-from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
+from parallel.engine.interface import VOTES, BatchT, HeldState, Precision, StepResult
 from parallel.engine.optimizer import (
     OptimizerConfig,
     build_optimizer,
@@ -27,15 +26,7 @@ from parallel.engine.optimizer import (
     learning_rate,
     set_aside_if_not_finite,
 )
-from parallel.engine.parameters import (
-    buffer_state,
-    check_buffers,
-    check_shapes,
-    count_parameters,
-    load_buffers,
-    load_parameter_states,
-    parameter_state,
-)
+from parallel.engine.parameters import count_parameters, held_by_optimizer
 from parallel.mesh import Mesh, ParallelConfig
 
 
@@ -116,38 +107,20 @@ class DeepSpeedEngine:
         self.net.eval()
         return sums(self.net, batch)
 
-    def state(self) -> dict[str, Any]:
-        named = dict(self.model.named_parameters())
+    def state(self, moments: bool = True) -> HeldState:
+        if self._zero == 0:
+            return held_by_optimizer(self.model, self.optimizer, moments)
+        from parallel.engine import deepspeed_state  # which imports DeepSpeed
+
+        return deepspeed_state.held(self.optimizer, self._zero, self.model, moments)
+
+    def restored(self, steps_done: int) -> None:
+        self.steps_done = steps_done
+        count_steps(self._adamw, steps_done)
         if self._zero:
             from parallel.engine import deepspeed_state  # which imports DeepSpeed
 
-            # One parameter at a time: ZeRO exists so that no rank holds the whole state at once.
-            parameters = {}
-            for name, parameter in named.items():
-                read = deepspeed_state.read(self.optimizer, self._zero, parameter)
-                if self.mesh.data_rank == 0:
-                    parameters[name] = {key: tensor.cpu() for key, tensor in read.items()}
-        else:
-            parameters = {n: parameter_state(p, self.optimizer) for n, p in named.items()}
-        buffers = buffer_state(self.model)
-        return {"parameters": parameters, "buffers": buffers, "steps_done": self.steps_done}
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        named = self.model.named_parameters()
-        check_shapes(state["parameters"], {n: getattr(p, "ds_shape", p.shape) for n, p in named})
-        check_buffers(self.model, state.get("buffers", {}))
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        named = dict(self.model.named_parameters())
-        self.steps_done = state["steps_done"]
-        load_buffers(self.model, state.get("buffers", {}))
-        saved = {p: state["parameters"][n] for n, p in named.items()}
-        if self._zero:
-            from parallel.engine import deepspeed_state  # which imports DeepSpeed
-
-            deepspeed_state.write(self.optimizer, self._zero, saved, self.steps_done)
-        else:
-            load_parameter_states(saved, self.optimizer, self.steps_done)
+            deepspeed_state.update_weights(self.optimizer, self._zero)
 
 
 def import_deepspeed() -> types.ModuleType:

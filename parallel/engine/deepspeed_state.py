@@ -1,52 +1,42 @@
-"""Reads and writes the weights and moments of a ZeRO optimizer by parameter.
-
-DeepSpeed has helpers for reading. They cannot write into a fresh optimizer, whose moments do not exist
-yet, nor into padded partitions.
-"""
+"""The float32 weights and moments that a ZeRO optimizer of DeepSpeed holds on this rank, by parameter."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
-from parallel.engine.parameters import MOMENTS
+from parallel.engine.interface import MOMENTS, WEIGHT, HeldState
+from parallel.engine.parameters import held_buffers
+
+_Part = tuple[tuple[int, int], Tensor, int]
+"""Of a parameter: the run of its elements, the flat tensor that they lie in, and where they begin there."""
 
 
-def read(zero: Any, stage: int, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The parameter's whole float32 weight and moments; collective over the data axis."""
-    if not _optimizer_states(zero, stage)[0]:
-        _create_moments(zero, stage, steps=0)
-    if stage < 3:
-        _link_moments(zero)
-    weight = safe_get_full_fp32_param(parameter)
-    moments = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
-    assert weight is not None
-    return {"weight": weight, **moments}  # pyright: ignore[reportReturnType]
+def held(zero: Any, stage: int, model: nn.Module, moments: bool) -> HeldState:
+    """This rank's partition; moments that the optimizer lacks begin as zeros."""
+    if moments:
+        _begin_moments(zero, stage)
+    runs, tensors = {}, {kind: {} for kind in (WEIGHT, *MOMENTS) if moments or kind == WEIGHT}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise NotImplementedError(f"{name}: a parameter that is not trained has no place in ZeRO's state")
+        part = _partition(zero, parameter) if stage == 3 else _fragment(zero, parameter)
+        if part is None:
+            runs[name] = (0, 0)
+            continue
+        (start, stop), flat, at = part
+        runs[name] = start, stop
+        for kind, own in tensors.items():
+            source = flat if kind == WEIGHT else zero.optimizer.state[flat][kind]
+            own[name] = source.detach()[at : at + stop - start]
+    return HeldState(runs, tensors, held_buffers(model), replicated=False)
 
 
 @torch.no_grad()
-def write(zero: Any, stage: int, saved: dict[nn.Parameter, dict[str, Tensor]], steps: int) -> None:
-    """Writes weights and moments into this rank's partitions; `steps` becomes the step count."""
-    _create_moments(zero, stage, steps)
-    if stage < 3:
-        _link_moments(zero)
-    for parameter, tensors in saved.items():
-        for key, name in ((None, "weight"), *((m, m) for m in MOMENTS)):
-            if stage < 3:
-                parameter.set_full_hp_param(tensors[name], key)  # pyright: ignore
-            else:
-                part, _ = zero._get_fp32_opt_state_partition(
-                    parameter, release_swap_buffers=False, optim_state_key=key
-                )
-                first = part.numel() * zero._get_param_partition_rank(parameter)
-                flat = F.pad(
-                    tensors[name].flatten(), (0, max(0, first + part.numel() - tensors[name].numel()))
-                )
-                part.copy_(flat[first : first + part.numel()])
+def update_weights(zero: Any, stage: int) -> None:
+    """The weights that the net computes with, from the float32 ones; collective over the data axis."""
     if stage < 3:
         zero.update_lp_params()
         return
@@ -54,23 +44,32 @@ def write(zero: Any, stage: int, saved: dict[nn.Parameter, dict[str, Tensor]], s
         zero._reassign_or_swap_out_partitioned_parameters(group)
 
 
+def _fragment(zero: Any, parameter: Any) -> _Part | None:
+    """ZeRO 1 and 2: a partition is a run of the flattened net."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+    flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+    return (there.start, there.start + there.numel), flat, here.start
+
+
+def _partition(zero: Any, parameter: Any) -> _Part | None:
+    """ZeRO 3: each parameter is cut into runs of equal length; the last may be shorter, or empty."""
+    group, at, length = zero.grad_position[zero.get_param_id(parameter)]
+    first = length * zero._get_param_partition_rank(parameter)
+    run = min(first, parameter.ds_numel), min(first + length, parameter.ds_numel)
+    return (run, zero.fp32_partitioned_groups_flat[group], at) if run[0] < run[1] else None
+
+
 def _flat_weights(zero: Any, stage: int) -> list[Tensor]:
     return zero.single_partition_of_fp32_groups if stage < 3 else zero.fp32_partitioned_groups_flat
 
 
-def _optimizer_states(zero: Any, stage: int) -> list[dict[str, Tensor]]:
-    return [zero.optimizer.state.get(flat, {}) for flat in _flat_weights(zero, stage)]
-
-
-def _create_moments(zero: Any, stage: int, steps: int) -> None:
+def _begin_moments(zero: Any, stage: int) -> None:
     for flat in _flat_weights(zero, stage):
-        zero.optimizer.state[flat] = {
-            "step": torch.tensor(float(steps), device=flat.device),
-            **{m: torch.zeros_like(flat) for m in MOMENTS},
-        }
-
-
-def _link_moments(zero: Any) -> None:
-    """Links parameters to their moments again: DeepSpeed links only the first of several groups."""
-    zero._hp_optimizer_states_linked = False
-    zero._lazy_init_hp_params_optimizer_state()
+        if not zero.optimizer.state.get(flat):
+            zero.optimizer.state[flat] = {
+                "step": torch.zeros((), device=flat.device),
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+            }

@@ -16,7 +16,9 @@ Precision = Literal["fp32", "bf16"]
 BatchT = TypeVar("BatchT")
 
 
-VOTES = 4
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+VOTES = 5
 """Length of the vector in which every rank may tell the others something with a step's scalars."""
 
 
@@ -48,13 +50,28 @@ class StepResult(NamedTuple):
     part_norms: Tensor | None = None
 
 
+class HeldState(NamedTuple):
+    """What this rank holds of a net in training: views of the engine's own memory.
+
+    runs        by parameter: where in this mesh place's part of it, flattened, the rank's elements lie
+    tensors     by kind (WEIGHT, MOMENTS) and parameter: these elements, flat; float32 masters of bfloat16
+    buffers     the net's, the same on every rank
+    replicated  whether the ranks of the data axis hold the same
+    """
+
+    runs: dict[str, tuple[int, int]]
+    tensors: dict[str, dict[str, Tensor]]
+    buffers: dict[str, Tensor]
+    replicated: bool
+
+
 class Engine(Protocol):
     """Trains this process's part of a net.
 
     A step is `accumulate` times forward (`net(inputs, targets)` under `autocast()`, which gives the mean
     loss) and `backward(loss)`, then one `update()`; the micro-batches are of equal size. `mesh.data_rank` of
     `mesh.data` says which share of each global batch this process gets. Calling the net, and every method
-    but check_state, is collective: all ranks do the same in the same order.
+    but state, is collective: all ranks do the same in the same order.
 
     net     runs forward: the model, or DeepSpeed's wrapper of it
     model   holds the parameters
@@ -95,16 +112,13 @@ class Engine(Protocol):
         """`sums(net, batch)` without gradients and in evaluation mode."""
         ...
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs of this model rank: steps_done, the buffers, and for each parameter it
-        holds the weight and moments in float32, by name. Both engines give the same; under ZeRO only the
-        first replica has parameters."""
+    def state(self, moments: bool = True) -> HeldState:
+        """What a resumed run needs of this rank; without `moments` what evaluation needs. Not collective.
+
+        Whoever writes into its tensors calls `restored` afterwards.
+        """
         ...
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError unless names and shapes in `state` are those of this engine's."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Loads a checked state; its tensors may be on another device."""
+    def restored(self, steps_done: int) -> None:
+        """The tensors of `state()` have got the values that they had after `steps_done` steps."""
         ...

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from parallel.engine.gradients import GradientSum, gradient_norm, mean_over_data, part_norms
-from parallel.engine.interface import VOTES, BatchT, Precision, StepResult
+from parallel.engine.interface import VOTES, BatchT, HeldState, Precision, StepResult
 from parallel.engine.optimizer import (
     OptimizerConfig,
     build_optimizer,
@@ -17,15 +16,7 @@ from parallel.engine.optimizer import (
     learning_rate,
     set_aside_if_not_finite,
 )
-from parallel.engine.parameters import (
-    buffer_state,
-    check_buffers,
-    check_shapes,
-    count_parameters,
-    load_buffers,
-    load_parameter_states,
-    parameter_state,
-)
+from parallel.engine.parameters import count_parameters, held_by_optimizer
 from parallel.mesh import Mesh
 
 
@@ -95,19 +86,9 @@ class TorchEngine:
         with self.autocast():
             return sums(self.net, batch)
 
-    def state(self) -> dict[str, Any]:
-        named = self.model.named_parameters()
-        parameters = {name: parameter_state(p, self.optimizer) for name, p in named}
-        buffers = buffer_state(self.model)
-        return {"parameters": parameters, "buffers": buffers, "steps_done": self.steps_done}
+    def state(self, moments: bool = True) -> HeldState:
+        return held_by_optimizer(self.model, self.optimizer, moments)
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        check_shapes(state["parameters"], {name: p.shape for name, p in self.model.named_parameters()})
-        check_buffers(self.model, state.get("buffers", {}))
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        named = dict(self.model.named_parameters())
-        self.steps_done = state["steps_done"]
-        load_buffers(self.model, state.get("buffers", {}))
-        saved = {p: state["parameters"][name] for name, p in named.items()}
-        load_parameter_states(saved, self.optimizer, self.steps_done)
+    def restored(self, steps_done: int) -> None:
+        self.steps_done = steps_done
+        count_steps(self.optimizer, steps_done)

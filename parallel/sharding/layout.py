@@ -1,7 +1,7 @@
 """Which part of each parameter of a net a rank holds.
 
 A pure function of the net and the mesh: parallelize.py applies it, the planner counts with it, and
-reshard.py moves checkpoints by it.
+checkpoints are cut by it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Shard:
     entries   of a bank sharded by offset: the entries held (dimension 0)
     dim, start, stop   the slice held of one dimension; it may reach past the end (a padded vocabulary)
     axis      the axis over which the slices are spread: "tensor" or "model"
+    bank      whether dimension 0 runs over bank entries
+    head_width   of a bank whose entries have heads: the entry's dimension of heads, and the width of one
     """
 
     full: tuple[int, ...]
@@ -34,6 +36,8 @@ class Shard:
     start: int = 0
     stop: int = 0
     axis: str = "tensor"
+    bank: bool = False
+    head_width: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,15 +123,17 @@ def _mixer_shards(mixer: Mixer, mesh: Mesh) -> dict[str, Shard]:
     found = {}
     for name, dims in axes.items():
         full = tuple(mixer.get_parameter(name).shape)
-        own = entries if "entry" in dims.values() else None
+        bank = "entry" in dims.values()
+        own = entries if bank else None
         heads = [dim for dim, axis in dims.items() if axis == "head"]
+        head_width = (heads[0] - 1, full[heads[0]] // mixer.heads) if bank and heads else None
         if heads and mesh.tensor > 1:
             dim = max(heads)  # a linear layer from heads to heads is cut along its inputs
             width = full[dim] // mesh.tensor
             start = mesh.tensor_rank * width
-            found[name] = Shard(full, own, dim, start, start + width)
+            found[name] = Shard(full, own, dim, start, start + width, bank=bank, head_width=head_width)
         else:
-            found[name] = Shard(full, own)
+            found[name] = Shard(full, own, bank=bank, head_width=head_width)
     return found
 
 

@@ -30,7 +30,7 @@ def test_it_trains_draws_the_bank_and_moves_a_digit(monkeypatch: pytest.MonkeyPa
 
 
 def test_without_a_run_it_stops_with_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with pytest.raises(CellExecutionError, match=f"error: {tmp_path}: not a run directory"):
+    with pytest.raises(CellExecutionError, match=f"error: {tmp_path}: is no run"):
         run(monkeypatch, NOTEBOOK_RUN=str(tmp_path))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.saved import remove_checkpoints
 from trainer.__main__ import main as python_m_trainer
 from trainer.data.digits.idx import to_idx
 from trainer.run_directory.checkpoints import checkpoints
@@ -147,8 +148,7 @@ def test_a_damaged_idx_file_stops_before_training(
 def test_resuming_without_a_checkpoint_is_refused(config_file: Path, tmp_path: Path, translution: Callable):
     run = tmp_path / "run"
     assert translution("train", config_file, f"run_dir={run}").code == 0
-    for path in checkpoints(run / "checkpoints"):
-        path.unlink()
+    remove_checkpoints(run)
     for command in (["train", "--resume", run], ["evaluate", run]):
         outcome = translution(*command)
         assert outcome.code == 2

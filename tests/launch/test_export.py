@@ -11,8 +11,8 @@ from safetensors import safe_open
 from models import build_model
 from models.reference.convert import load_reference_network, to_reference_state
 from models.transformer import ViTConfig
-from trainer.run_directory.checkpoints import checkpoints, load_checkpoint
-from trainer.run_directory.run_directory import RunDirectory
+from tests.saved import newest, saved_state
+from trainer.config.run import load_config
 
 
 @pytest.fixture
@@ -23,9 +23,7 @@ def run(config_file: Path, tmp_path: Path, translution: Callable) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    newest = checkpoints(RunDirectory(run).checkpoints)[-1]
-    saved = load_checkpoint(newest)["engine"]["parameters"]
-    return {name: tensors["weight"] for name, tensors in saved.items()}
+    return saved_state(newest(run), load_config(run / "config.yaml", []).model)["weight"]
 
 
 def test_safetensors_hold_our_weights_and_the_nets_config(run: Path, tmp_path: Path, translution: Callable):

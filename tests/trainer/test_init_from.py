@@ -10,13 +10,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from parallel.checkpoint.load import read_part
 from tests.ranks import losses, train_on
+from tests.saved import flip_byte, newest, remove_checkpoints
 from tests.tiny import TINY
 from trainer.config.run import load_config
 from trainer.init_from import load_weights
-from trainer.run_directory.checkpoints import checkpoints, load_checkpoint
+from trainer.run_directory.restoring import open_weights, restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, restore
+from trainer.setup import build_engine
 
 MIXER = TINY["model"]["mixer"] | {"heads": 2}
 NET = TINY["model"] | {"patch_size": 12, "mixer": MIXER | {"share": "log"}}  # 7 × 7 tokens
@@ -51,7 +53,7 @@ def images() -> torch.Tensor:
     return torch.randn(4, 1, 84, 84, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("source", ["log", "log/checkpoints/step-00000006.pt", "log.safetensors"])
+@pytest.mark.parametrize("source", ["log", "log/checkpoints/step-00000006", "log.safetensors"])
 def test_leaving_a_rule_keeps_the_logits(shared: Path, source: str, tmp_path: Path):
     trained = build_engine(load_config(shared, []))
     restore(trained, RunDirectory(shared.parent / "log"), load_config(shared, []).model)
@@ -71,24 +73,23 @@ def test_the_unfolded_net_trains_on_and_resumes_from_its_own_checkpoint(
     words = ("train", shared, "model.mixer.share=none", f"train.init_from={source}")
     done = translution(*words, f"run_dir={whole}")
     assert done.code == 0, done.err
-    newest = checkpoints(RunDirectory(source).checkpoints)[-1]
-    assert f"weights from {newest}" in done.out
-    assert json.loads((whole / "result.json").read_text())["init_from"] == str(newest)
+    origin = newest(source)
+    assert f"weights from {origin}" in done.out
+    assert json.loads((whole / "result.json").read_text())["init_from"] == str(origin)
     assert json.loads((whole / "init_from.json").read_text())["model"]["mixer"]["share"] == "log"
-    bank = load_checkpoint(whole / "checkpoints" / "step-00000006.pt")["engine"]["parameters"]
-    bank = bank["layers.0.mixer.q_bank"]["weight"]
+    bank = read_part(open_weights(whole / "checkpoints" / "step-00000006"), "layers.0.mixer.q_bank")
     grid = load_config(shared, []).model.token_grid.offsets("log")
     apart = bank[[6 * 13 + 6 + 2, 6 * 13 + 6 + 3]]  # offsets (0, 2) and (0, 3) shared an entry
     assert grid.entry((0, 2)) == grid.entry((0, 3))
     assert not torch.equal(*apart)
 
     shutil.copytree(whole, cut)
-    (cut / "checkpoints" / "step-00000006.pt").unlink()
+    remove_checkpoints(cut, after=3)
     shutil.rmtree(source)  # a resumed run does not need it
     resumed = translution("train", "--resume", cut)
     assert resumed.code == 0, resumed.err
     assert losses(cut) == losses(whole)
-    assert json.loads((cut / "result.json").read_text())["init_from"] == str(newest)
+    assert json.loads((cut / "result.json").read_text())["init_from"] == str(origin)
 
     again = translution(*words, f"run_dir={tmp_path / 'new'}")
     assert (again.code, again.err.count("\n")) == (2, 1)
@@ -146,11 +147,17 @@ def test_each_net_of_a_study_begins_with_the_same_weights(
         (["model.mixer.heads=1"], "model.mixer.heads is 2 there and 1 here"),
         (["model.patch_size=28"], "model.patch_size is 12 there and 28 here"),
         (["model.depth=2"], "model.depth is 1 there and 2 here"),
-        (["train.init_from={folder}"], "has no config.yaml"),
+        (["train.init_from={folder}"], "is no run, no checkpoint of one, and is no file"),
         (["train.init_from={folder}/none"], "no such run, checkpoint or export"),
-        (["train.init_from={folder}/tiny.yaml"], "is no run, no checkpoint of one, and no file of"),
-        (["train.init_from={folder}/bare.safetensors"], "is no run, no checkpoint of one, and no file of"),
-        (["train.init_from={folder}/step-00000001.pt"], "has no config.yaml"),
+        (
+            ["train.init_from={folder}/tiny.yaml"],
+            "is no run, no checkpoint of one, and is no file",
+        ),
+        (
+            ["train.init_from={folder}/bare.safetensors"],
+            "is no run, no checkpoint of one, and is no file",
+        ),
+        (["train.init_from={folder}/step-00000001"], "has no config.yaml"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_before_a_run_directory_exists(
@@ -158,7 +165,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_directory_exists(
 ):
     folder = shared.parent
     save_file({"a": torch.zeros(1)}, folder / "bare.safetensors")
-    (folder / "step-00000001.pt").touch()
+    shutil.copytree(newest(folder / "log"), folder / "step-00000001", dirs_exist_ok=True)
     words = [f"train.init_from={folder / 'log'}", f"run_dir={tmp_path / 'run'}"]
     words += [override.replace("{folder}", str(folder)) for override in overrides]
     refused = translution("train", shared, *words)
@@ -172,8 +179,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_directory_exists(
 def test_a_damaged_checkpoint_is_one_line(shared: Path, tmp_path: Path, translution: Callable):
     source = tmp_path / "source"
     shutil.copytree(shared.parent / "log", source)
-    newest = checkpoints(RunDirectory(source).checkpoints)[-1]
-    newest.write_bytes(newest.read_bytes()[:-200])
+    flip_byte(newest(source) / "rank-0000.weight.safetensors", -5)
     refused = translution("train", shared, f"train.init_from={source}", f"run_dir={tmp_path / 'run'}")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "damaged checkpoint" in refused.err

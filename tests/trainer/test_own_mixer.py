@@ -16,9 +16,8 @@ from parallel.planner.plan import plan
 from parallel.spawn import run_processes
 from tests.parallel.planner.planned_steps import Case, payloads, peaks
 from tests.ranks import losses, train_on
+from tests.saved import newest, saved_state
 from tests.tiny import TINY
-from trainer.run_directory.checkpoints import checkpoints, load_checkpoint
-from trainer.run_directory.run_directory import RunDirectory
 
 TOY = {"kind": "tests.toy_mixer:RelativeValuesConfig", "heads": 2, "head_dim": 4}
 REDUCED = TINY["model"] | {
@@ -121,8 +120,8 @@ def test_it_is_exported_and_read_back(alone: Path, translution: Callable, tmp_pa
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     net = build_model(config)
     net.load_state_dict(state)
-    saved = load_checkpoint(checkpoints(RunDirectory(alone).checkpoints)[-1])["engine"]["parameters"]
-    assert all(torch.equal(p, saved[name]["weight"]) for name, p in net.named_parameters())
+    saved = saved_state(newest(alone), config)["weight"]
+    assert all(torch.equal(p, saved[name]) for name, p in net.named_parameters())
 
 
 def test_verify_compares_it_on_every_mesh(config: Path, translution: Callable):

@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from tests.ranks import losses, train_on
+from tests.saved import flip_byte, newest, remove_checkpoints
 from tests.tiny import TINY
 from trainer.__main__ import main
+from trainer.faults.fault_log import read_faults
+from trainer.run_directory.checkpoints import checkpoints
 from trainer.run_directory.run_directory import RunDirectory
 
 # With two data ranks and 8 at a time one rank has 31 samples, the other 30.
@@ -101,10 +104,7 @@ def four(single):
 def cut_back(run, to):
     """Copies a run as it was at its checkpoint of step 3."""
     shutil.copytree(run, to)
-    later = list((to / "checkpoints").glob("step-00000006*"))
-    assert later
-    for path in later:
-        path.unlink()
+    remove_checkpoints(to, after=3)
 
 
 def evaluation(run):
@@ -181,14 +181,37 @@ def test_a_mesh_under_zero_3_resumes_from_a_checkpoint_of_one_process(four):
     assert losses(four / "four") == pytest.approx(losses(four / "single"), rel=1e-4)
 
 
-def test_a_damaged_part_of_a_checkpoint_is_named_and_stops_all_ranks(four):
-    run = four / "damaged"
-    cut_back(four / "four", run)
-    (part,) = (run / "checkpoints").glob("*.part1")
-    part.write_bytes(part.read_bytes()[:-200])
+def test_two_processes_evaluate_as_one_without_reading_moments(four, translution):
+    run = four / "weights-only"
+    shutil.copytree(four / "four", run)
+    for file in (run / "checkpoints").glob("step-*/rank-*.exp_avg*"):
+        file.unlink()
+    alone = translution("evaluate", run)
+    assert alone.code == 0, alone.err
+    words = ["--processes", "2", "parallel.offset=1", "parallel.tensor=2"]
+    command = [sys.executable, "-c", "from launch.cli import main; main()", "evaluate", str(run), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.out
+    assert "test accuracy" in done.stdout
+
+
+def test_four_ranks_go_on_from_the_checkpoint_before_a_damaged_one(four):
+    """And where that is damaged too, one line of one rank says so."""
+    run, end = four / "damaged", "rank-0001.weight.safetensors"
+    shutil.copytree(four / "four", run)
+    flip_byte(newest(run) / end, -3)
+    (ended,) = train_on(4, [["--resume", str(run), *MESH]], seconds=100)
+    assert ended.codes == [0] * 4, ended.errors
+    assert losses(run) == losses(four / "four")
+    assert [fault["fault"] for fault in read_faults(run)] == ["damaged checkpoint"]
+
+    for path in checkpoints(run / "checkpoints"):
+        flip_byte(path / end, -3)
     (ended,) = train_on(4, [["--resume", str(run), *MESH]], seconds=100)
     assert ended.codes == [2] * 4
-    assert f"{part}: damaged checkpoint" in ended.errors[0]
+    assert f"step-00000003: damaged checkpoint ({end}: " in ended.errors[0]
+    assert "".join(ended.errors).count("\n") == 1
 
 
 @pytest.mark.soak

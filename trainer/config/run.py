@@ -37,6 +37,8 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     evaluate_batch: int = Field(250, ge=1, description="samples of each data rank at once")
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1, description="the newest few")
+    keep_every: int | None = Field(None, ge=1, description="also those of every so many steps, for good")
+    save_in_background: bool = Field(True, description="write a copy, made in host memory, while training")
     loggers: list[LoggerName] = Field(
         ["tensorboard"], description="where scalars go besides metrics.jsonl: tensorboard, wandb, mlflow"
     )

@@ -1,5 +1,7 @@
 """Settings of what a run does when something fails."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -16,4 +18,7 @@ class FaultsConfig(BaseModel):
     )
     check_every: int | None = Field(
         100, ge=1, description="steps between comparisons of the replicas; null: never"
+    )
+    on_save_error: Literal["stop", "warn"] = Field(
+        "stop", description="a checkpoint that cannot be written: stop the run, or warn and go on"
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
@@ -23,8 +23,8 @@ from trainer.reporting.profiler import StepProfiler
 from trainer.reporting.progress import Progress
 from trainer.reporting.resources import Resources
 from trainer.reporting.stragglers import Stragglers
-from trainer.run_directory.checkpoints import save_checkpoint
 from trainer.run_directory.run_directory import RunDirectory
+from trainer.run_directory.saving import Saves
 from trainer.signals import StopRequest
 
 _SLOW_DISK = 50e6  # bytes per second; below it the watchdog takes a save for one that hangs
@@ -61,7 +61,8 @@ class Recorder:
         self._last_step = StepClock(engine.device)  # of the last step before each log
         self._stragglers = Stragglers()
         self._profiler = StepProfiler(config.train.profile, run.profile, engine.device)
-        self._saved_step = engine.steps_done if samples else -1
+        newest = engine.steps_done if samples else -1
+        self._saves = Saves(config, run, engine, newest, lambda line: self._progress.say(line))
         self._went_back_to = -1
         # AdamW's state in float32, which may be written to a slow disk.
         held = sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
@@ -84,8 +85,11 @@ class Recorder:
         self._logged = self._mark
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._opened.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind and issubclass(kind, UserError | SystemExit):  # on all ranks alike
+            with suppress(UserError, SystemExit):
+                self._saves.settle()
+        self._opened.__exit__(kind, *error)
 
     def restart_clock(self) -> None:
         """Leave the time since the last log out of the rate."""
@@ -125,6 +129,11 @@ class Recorder:
         self._receive(self._reader.add(step, self.samples, result))
         self._part_norms = result.part_norms
         self._progress.advance()
+        self._saves.take_finished()
+        self._stop.save_failed = self._saves.failed
+        if self._stop.any_save_failed:
+            self._stop.save_failed = self._stop.any_save_failed = False
+            self._saves.settle()
         if self._logs_after(step):
             self.log()
 
@@ -188,9 +197,10 @@ class Recorder:
     def check_way_back(self) -> None:
         """Raises UserError without a checkpoint to go back to, or when going back to it did not help."""
         self.log()
+        self._saves.settle()
         train, first = self._config.train, self._engine.steps_done - self._skips_in_a_row + 1
-        if self._saved_step in (-1, self._went_back_to):
-            tried = " again, after going back to the last checkpoint" if self._saved_step >= 0 else ""
+        if self._saves.step in (-1, self._went_back_to):
+            tried = " again, after going back to the last checkpoint" if self._saves.step >= 0 else ""
             raise UserError(
                 f"{self._run.path}: loss or gradient is not finite since step {first}{tried}; "
                 f"lower train.lr={train.lr:g} or lengthen train.warmup_steps={train.warmup_steps}"
@@ -237,32 +247,23 @@ class Recorder:
         }
 
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one.
+        """Write a checkpoint, unless this step has one; in the background, but for the last.
 
         None is written between skipped steps, except at the end: their weights may be why they are skipped.
         """
         self.log()
         step = self._engine.steps_done
-        ends = step == self._config.train.steps or self._stop.number
-        if self._saved_step == step or (self._skips_in_a_row and not ends):
+        ends = step == self._config.train.steps or self._stop.number is not None
+        due = self._saves.step != step and (ends or not self._skips_in_a_row)
+        if not due and not ends:
             return
-        self._saved_step = step
-        self.watchdog.at("saving a checkpoint", step, more=self._save_seconds)
+        self.watchdog.at("saving a checkpoint", step, more=2 * self._save_seconds)
         with self.clock.host_phase("saving"):
-            state = {"engine": self._engine.state(), "samples": self.samples}
-            start = time.perf_counter()
-            path = save_checkpoint(
-                self._run.checkpoints,
-                step,
-                state,
-                self._config.train.keep_checkpoints,
-                self._run.ownership.check,
-                self._engine.mesh,
-            )
+            if due:
+                self._saves.start(self.samples)
+            if ends:
+                self._saves.settle()
         self.restart_clock()
-        if rank() == 0:
-            size = sum(part.stat().st_size for part in path.parent.glob(f"{path.stem}.*"))
-            self._run.append_save(step, self._mark - start, size)
         self.watchdog.at("done saving")
 
     def add_evaluation(self, evaluation: dict[str, dict[str, float]]) -> None:

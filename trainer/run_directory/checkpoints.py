@@ -1,73 +1,74 @@
-"""Checkpoints: one file each, and one more per model rank on a mesh; visible when complete."""
+"""The checkpoints of a run: a folder `checkpoints/step-N` each; how they are named, kept, and set aside."""
 
-import os
-import pickle
 import re
+import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from models import ModelConfig, build_model
-from parallel.engine.interface import Engine
+from parallel.checkpoint.contents import is_whole
 from parallel.errors import UserError
-from parallel.mesh import Mesh
-from parallel.processes import raise_if_any_failed
-from parallel.sharding.layout import shards
-from parallel.sharding.reshard import join, moved_state
-from trainer.atomic_write import atomic_write
-from trainer.errors import machine_error
 from trainer.run_directory.awaited import is_awaited
 
-_NAME = re.compile(r"step-(\d{8,})\.pt")
+_NAME = re.compile(r"step-(\d{8,})")
+_DAMAGED = ".damaged-"
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    state: dict[str, Any],
-    keep: int,
-    check: Callable[[], None] = lambda: None,
-    mesh: Mesh | None = None,
-) -> Path:
-    """Write `state` (tensors, numbers, strings) as the checkpoint of `step`; keep the newest few.
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step belongs."""
+    return folder / f"step-{step:08d}"
 
-    On a mesh all ranks call it: each rank of the first replica writes its part of the net's state
-    (`state["engine"]`) to a file of its own; the checkpoint's own file comes last and completes it.
-    Raises UserError, and keeps the older ones, when something cannot be written. `check` may raise one
-    too; it is called before a file is written and again before it gets its name.
+
+def checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it has the name and the index of a checkpoint."""
+    return _NAME.fullmatch(path.name) is not None and is_whole(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder whose saves were finished, oldest first.
+
+    Raises UserError for a folder of an older version's checkpoints alone.
     """
-    mesh, path = mesh or Mesh(), folder / f"step-{step:08d}.pt"
-    if mesh.model > 1:
-        if mesh.data_rank == 0:
-            _on_all_ranks(lambda: _write(_part(path, mesh.model_rank), state["engine"], check))
-        else:
-            _on_all_ranks(lambda: None)
-        state = state | {"engine": None, "offset": mesh.offset, "tensor": mesh.tensor}
-    _on_all_ranks(lambda: _write(path, state, check) if mesh.rank == 0 else None)
-    _on_all_ranks(lambda: check() if mesh.rank == 0 else None)
-    if mesh.rank == 0:
-        delete_old(folder, keep)
-    return path
+    if not folder.is_dir():
+        return []
+    found = sorted((path for path in folder.iterdir() if is_checkpoint(path)), key=checkpoint_step)
+    if not found and (old := sorted(folder.glob("step-*.pt"))):
+        raise UserError(
+            f"{old[-1]}: an older version's checkpoint; convert it once with "
+            f"translution convert-checkpoint {folder.parent}"
+        )
+    return found
 
 
-def delete_old(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest few and those that an evaluation waits for, and what processes
-    that were killed have left. No save may be under way."""
+def delete_old(folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Delete all checkpoints but the newest few, those of every `keep_every`-th step, and those that an
+    evaluation waits for; and what processes that were killed have left. No save may be under way."""
     whole = checkpoints(folder)
     for old in whole[:-keep]:
-        if not is_awaited(folder.parent, checkpoint_step(old)):
-            old.unlink(missing_ok=True)
-    names = {path.stem for path in checkpoints(folder)}
-    for part in folder.glob("step-*.part*"):
-        if part.stem not in names:
-            part.unlink(missing_ok=True)
+        step = checkpoint_step(old)
+        if not is_awaited(folder.parent, step) and (keep_every is None or step % keep_every):
+            unfinished = old.with_name(f".{old.name}.deleted.new")
+            old.rename(unfinished)  # so that nobody sees a part of it
+            shutil.rmtree(unfinished, ignore_errors=True)
     for left in folder.glob(".step-*.new"):
-        left.unlink(missing_ok=True)
+        shutil.rmtree(left, ignore_errors=True)
+    for damaged in folder.glob(f"{_DAMAGED}step-*"):
+        step = checkpoint_step(damaged.with_name(damaged.name.removeprefix(_DAMAGED)))
+        if whole and step <= checkpoint_step(whole[-1]):
+            shutil.rmtree(damaged, ignore_errors=True)
+
+
+def hide_damaged(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it counts as none; it is deleted once the run is past its step."""
+    hidden = path.with_name(f"{_DAMAGED}{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
 
 
 def set_aside(folder: Path, after: int) -> Path | None:
@@ -84,8 +85,7 @@ def set_aside(folder: Path, after: int) -> Path | None:
     aside = folder / f".aside-{time.time_ns()}"
     aside.mkdir()
     for path in newer:
-        for part in [*folder.glob(f"{path.stem}.part*"), path]:
-            part.rename(aside / part.name)
+        path.rename(aside / path.name)
     return aside
 
 
@@ -94,125 +94,3 @@ def put_back(aside: Path) -> None:
     for path in aside.iterdir():
         path.rename(aside.parent / path.name)
     aside.rmdir()
-
-
-def _on_all_ranks(work: Callable[[], None]) -> None:
-    """Do this rank's `work`; raise its UserError on every rank."""
-    failure = None
-    try:
-        work()
-    except UserError as error:
-        if not dist.is_initialized():
-            raise
-        failure = error
-    raise_if_any_failed(failure)
-
-
-def _part(path: Path, model_rank: int) -> Path:
-    return path.with_name(f"{path.stem}.part{model_rank}")
-
-
-def _write(path: Path, state: Any, check: Callable[[], None]) -> None:
-    doing = "write the checkpoint"
-
-    def fill(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        check()
-
-    check()
-    try:
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, fill, doing=doing)
-    except OSError as error:
-        raise machine_error(error, path, doing) from None
-    except RuntimeError as error:
-        # torch reports a full disk as a RuntimeError whose context may be the system's own error.
-        if isinstance(error.__context__, OSError):
-            raise machine_error(error.__context__, path, doing) from None
-        raise UserError(f"{path}: cannot {doing}: {error}") from None
-
-
-def load_into(engine: Engine, path: Path, net: ModelConfig) -> int:
-    """Load a checkpoint of `net`, saved on any mesh, into `engine`; returns the samples consumed.
-
-    All ranks call it. Raises UserError for a damaged file, and for one of another net.
-    """
-    own, failure, saved, state = engine.mesh, None, {}, {}
-    try:
-        saved = load_checkpoint(path)
-        before = Mesh(1, saved.get("offset", 1), saved.get("tensor", 1))
-        if (before.offset, before.tensor) == (own.offset, own.tensor):
-            state = load_checkpoint(_part(path, own.model_rank)) if own.model > 1 else saved["engine"]
-        else:
-            parts = [saved["engine"]]
-            if before.model > 1:
-                parts = [load_checkpoint(_part(path, m)) for m in range(before.model)]
-            with torch.device("meta"):
-                whole = build_model(net)
-            place = Mesh(1, own.offset, own.tensor, own.model_rank)
-            state = moved_state(parts, whole, before, place)
-        engine.check_state(state)
-    except UserError as error:
-        failure = error
-    except (KeyError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        failure = UserError(f"{path}: does not fit this config's net: {why}")
-    raise_if_any_failed(failure)  # loading may be collective
-    engine.load_state(state)
-    return int(saved["samples"])
-
-
-def weight_reader(path: Path, net: ModelConfig) -> Callable[[str], Tensor]:
-    """Gives whole weights, and buffers, by name, from a checkpoint of `net` that was saved on any mesh.
-
-    Raises UserError for a damaged file.
-    """
-    saved = load_checkpoint(path)
-    before = Mesh(1, saved.get("offset", 1), saved.get("tensor", 1))
-    parts = [saved["engine"]]
-    if before.model > 1:
-        parts = [load_checkpoint(_part(path, m)) for m in range(before.model)]
-    with torch.device("meta"):
-        whole = build_model(net)
-    held = [shards(whole, Mesh(1, before.offset, before.tensor, m)) for m in range(before.model)]
-
-    def read(name: str) -> Tensor:
-        if name in parts[0].get("buffers", {}):
-            return parts[0]["buffers"][name]
-        return join([part["parameters"][name]["weight"] for part in parts], [rank[name] for rank in held])
-
-    return read
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint, from its name."""
-    match = _NAME.fullmatch(path.name)
-    assert match, path
-    return int(match[1])
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether the name is that of a checkpoint."""
-    return _NAME.fullmatch(path.name) is not None
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given, in host memory; raises UserError for a damaged file."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        why = str(error).split("\n")[0]
-        raise UserError(
-            f"{path}: damaged checkpoint ({why}); delete it to resume from an older one"
-        ) from None

@@ -79,13 +79,7 @@ class RunDirectory:
         values = config.model_dump(mode="json", exclude={"run_dir"}, exclude_unset=given_only)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         self._replace(self.config, text)
-        versions = {
-            "translution": code_version(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            **numerics_record(),
-        }
-        self._replace(self.path / "version.json", json.dumps(versions, indent=2) + "\n")
+        self._replace(self.path / "version.json", json.dumps(run_versions(), indent=2) + "\n")
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add one line of JSON per record to metrics.jsonl."""
@@ -95,9 +89,11 @@ class RunDirectory:
         """Add to starts.jsonl that this process begins to train, with so many others."""
         self._append(self.path / STARTS, [this_start(processes, parameters)])
 
-    def append_save(self, step: int, seconds: float, size: int) -> None:
-        """Add to saves.jsonl how long a checkpoint took to write, and its size in bytes."""
-        self._append(self.saves, [{"step": step, "seconds": round(seconds, 3), "bytes": size}])
+    def append_save(self, step: int, seconds: float, stall: float, size: int) -> None:
+        """Add to saves.jsonl how long a checkpoint took to write, how long training stood still for it, and
+        its size in bytes."""
+        record = {"step": step, "seconds": round(seconds, 3), "stall": round(stall, 4), "bytes": size}
+        self._append(self.saves, [record])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete records; a line cut short by a crash ends them."""
@@ -148,6 +144,16 @@ class RunDirectory:
                 file.writelines(json.dumps(record) + "\n" for record in records)
         except OSError as error:
             raise machine_error(error, path, "be written") from None
+
+
+def run_versions() -> dict[str, Any]:
+    """What runs a net: versions, device, and switches of torch."""
+    return {
+        "translution": code_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **numerics_record(),
+    }
 
 
 def new_run_path(name: str) -> Path:

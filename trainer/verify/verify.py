@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models import Mixer, ModelConfig, build_model
 from models.transformer import GPTConfig
 from parallel.engine.build import build_engine
+from parallel.engine.interface import WEIGHT
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.processes import join_processes
@@ -90,7 +91,8 @@ def compare(model: ModelConfig, parallels: list[ParallelConfig]) -> list[LayoutR
 class _Run:
     losses: list[float]
     norms: list[float]
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # those of parameters flat: of this rank's part the elements of `runs`
+    runs: dict[str, tuple[int, int]]
     bank_bytes: int
     sent: dict[str, int]
 
@@ -105,13 +107,14 @@ def _train(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh) -> _Run:
         with counted_traffic(mesh) as traffic:
             results.append(train_step(engine, batches))
         sent = traffic.sent(mesh)
-    state = engine.state()["parameters"]
-    weights = {name: entry["weight"].clone() for name, entry in state.items()}
-    weights |= {name: statistic.clone() for name, statistic in engine.model.named_buffers()}
+    state = engine.state(moments=False)
+    weights = {name: tensor.clone() for name, tensor in state.tensors[WEIGHT].items()}
+    weights |= {name: statistic.clone() for name, statistic in state.buffers.items()}
     return _Run(
         [r.loss.item() for r in results],
         [r.grad_norm.item() for r in results],
         weights,
+        state.runs,
         bank_bytes(engine.model),
         sent,
     )
@@ -151,10 +154,11 @@ def _compare_layout(model: ModelConfig, parallel: ParallelConfig, reference: _Ru
         held = shards(build_model(model), mesh)
     weight_error = 0.0
     for name, weight in run.weights.items():
-        whole, shard = reference.weights[name], held.get(name)  # None: statistics, the same everywhere
-        if shard is not None and shard.entries is not None:
-            whole = whole[list(shard.entries)]
-        part = whole if shard is None else shard.take(whole)
+        part, shard = reference.weights[name], held.get(name)  # None: statistics, the same everywhere
+        if shard is not None:
+            whole = part.view(shard.full)
+            part = shard.take(whole if shard.entries is None else whole[list(shard.entries)])
+            part = part.reshape(-1)[slice(*run.runs[name])]
         weight_error = max(weight_error, (weight - part).abs().max().item())
     loss_error = _largest_error(run.losses, reference.losses)
     norm_error = _largest_error(run.norms, reference.norms)

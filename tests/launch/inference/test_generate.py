@@ -53,9 +53,12 @@ def test_a_net_for_images_no_run_and_no_export_are_one_line(
     (tmp_path / "other").write_text("text")
     for path, says in [
         (image_run, "holds a net for images; try translution predict"),
-        (tmp_path, "not a run directory"),
+        (tmp_path, "is no run, and is no file or folder of"),
         (tmp_path / "none", "no such run or export"),
-        (tmp_path / "other", "is no run, and no file of `translution export --format safetensors`"),
+        (
+            tmp_path / "other",
+            "is no run, and is no file or folder of `translution export --format safetensors`",
+        ),
     ]:
         done = translution("generate", path)
         assert done.code == 2

@@ -1,7 +1,5 @@
 """The torch engine: accumulation, clipping and state."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,13 +76,20 @@ def test_clip_null_leaves_the_gradient_alone():
     assert torch.equal(weights(unclipped), weights(generous))
 
 
+def copy_state(before: TorchEngine, after: TorchEngine) -> None:
+    for kind, tensors in after.state().tensors.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(before.state().tensors[kind][name])
+    after.restored(before.steps_done)
+
+
 def test_a_restored_engine_continues_exactly():
     uninterrupted, before, after = engine(), engine(), engine()
     for _ in range(4):
         train_step(uninterrupted, [data()])
     for _ in range(2):
         train_step(before, [data()])
-    after.load_state(copy.deepcopy(before.state()))
+    copy_state(before, after)
     for _ in range(2):
         train_step(after, [data()])
     assert after.steps_done == 4
@@ -93,7 +98,7 @@ def test_a_restored_engine_continues_exactly():
 
 def test_a_resumed_run_takes_the_settings_of_its_config_not_of_the_checkpoint():
     after = engine(weight_decay=0.7)
-    after.load_state(engine(weight_decay=0.1).state())
+    copy_state(engine(weight_decay=0.1), after)
     assert [group["weight_decay"] for group in after.optimizer.param_groups] == [0.7, 0]
 
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -55,11 +56,13 @@ def call_in_save(number: int | None, calls: Path) -> None:
         nonlocal count
         if number is None:
             count = 0
+        threading.setprofile(profile)  # for the thread that a save is written in
         sys.setprofile(profile)
         try:
             save(recorder)
         finally:
             sys.setprofile(None)
+            threading.setprofile(None)
         if number is None and os.environ["RANK"] == "0" and count > int(calls.read_text() or 0):
             calls.write_text(str(count))
 

@@ -94,11 +94,10 @@ def test_a_skipped_step_changes_no_weight_and_no_moment_but_counts_as_a_step():
         engine.update()
 
     step(1.0)
-    before = {n: {k: t.clone() for k, t in ts.items()} for n, ts in engine.state()["parameters"].items()}
+    before = {k: {n: t.clone() for n, t in ts.items()} for k, ts in engine.state().tensors.items()}
     step(math.nan)
-    for name, tensors in engine.state()["parameters"].items():
-        assert all(torch.equal(tensor, before[name][key]) for key, tensor in tensors.items())
+    torch.testing.assert_close(engine.state().tensors, before, rtol=0, atol=0)
     assert engine.steps_done == 2
     assert {float(state["step"]) for state in engine.optimizer.state.values()} == {2.0}
     step(1.0)
-    assert not torch.equal(engine.state()["parameters"]["weight"]["weight"], before["weight"]["weight"])
+    assert not torch.equal(engine.state().tensors["weight"]["weight"], before["weight"]["weight"])

@@ -57,7 +57,7 @@ def stop_for_good() -> None:
 HANGS = {
     "loader": (hang_in_the_loader, "rank 1 of 2 is waiting for data at trainer/train.py:"),
     "collective": (hang_in_a_collective, "; rank 1 of 2 is waiting for data at trainer/train.py:"),
-    "save": (hang_in_a_save, "rank 0 of 2 is saving a checkpoint at trainer/reporting/recorder.py:"),
+    "save": (hang_in_a_save, "rank 0 of 2 is saving a checkpoint at trainer/run_directory/saving.py:"),
     "frozen": (stop_for_good, "rank 1 of 2 gave no sign of life"),
 }
 

@@ -1,85 +1,82 @@
-"""Checkpoints: whole or not there."""
+"""Which checkpoints a run has, keeps, and sets aside."""
 
-import resource
 from pathlib import Path
 
 import pytest
-import torch
 
+from parallel.checkpoint.contents import INDEX
 from parallel.errors import UserError
 from trainer.run_directory.checkpoints import (
+    checkpoint_path,
     checkpoints,
-    load_checkpoint,
+    delete_old,
+    hide_damaged,
     put_back,
-    save_checkpoint,
     set_aside,
 )
 
-CPU = torch.device("cpu")
+
+def make(folder: Path, *steps: int) -> None:
+    for step in steps:
+        path = checkpoint_path(folder, step)
+        path.mkdir(parents=True)
+        (path / INDEX).touch()
 
 
-def state(value: float, size: int = 10) -> dict:
-    return {"engine": {"w": torch.full((size,), value)}, "samples": 7}
-
-
-def test_what_was_saved_is_loaded(tmp_path: Path):
-    path = save_checkpoint(tmp_path / "checkpoints", 12, state(1.5), keep=2)
-    loaded = load_checkpoint(path)
-    assert loaded["samples"] == 7
-    assert torch.equal(loaded["engine"]["w"], torch.full((10,), 1.5))
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_the_newest_few_are_kept_in_the_order_of_steps(tmp_path: Path):
-    for step in (9, 10, 100, 1000):
-        save_checkpoint(tmp_path, step, state(step), keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000100.pt", "step-00001000.pt"]
-    assert len(list(tmp_path.iterdir())) == 2
+    make(tmp_path, 9, 10, 100, 1000, 100_000_000)
+    delete_old(tmp_path, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00001000", "step-100000000"]
+    assert names(tmp_path) == ["step-00001000", "step-100000000"]
 
 
-def test_a_torn_checkpoint_is_never_taken_for_one(tmp_path: Path):
-    whole = save_checkpoint(tmp_path, 1, state(1), keep=2)
-    (tmp_path / ".step-00000002.pt.new").write_bytes(whole.read_bytes()[:100])
-    assert checkpoints(tmp_path) == [whole]
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path):
+    make(tmp_path, 5, 10, 15, 20, 25, 30)
+    delete_old(tmp_path, 1, keep_every=10)
+    assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000030"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path: Path):
-    whole = save_checkpoint(tmp_path, 1, state(1), keep=1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(UserError, match=r"step-00000002\.pt: cannot write the checkpoint: "):
-            save_checkpoint(tmp_path, 2, state(2, size=100_000), keep=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == [whole]
-    assert load_checkpoint(whole)["engine"]["w"][0] == 1
+def test_a_folder_without_an_index_is_no_checkpoint_and_what_killed_saves_left_is_deleted(tmp_path: Path):
+    make(tmp_path, 1)
+    (tmp_path / "step-00000002").mkdir()
+    (tmp_path / ".step-00000003.0123abcd.new").mkdir()
+    (tmp_path / ".step-00000003.0123abcd.new" / INDEX).touch()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    delete_old(tmp_path, 1)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.parametrize("keep_bytes", [0, 50, 900])
-def test_a_damaged_file_is_named(tmp_path: Path, keep_bytes: int):
-    path = save_checkpoint(tmp_path, 1, state(1), keep=1)
-    path.write_bytes(path.read_bytes()[:keep_bytes])
-    with pytest.raises(UserError, match=f"{path.name}: damaged checkpoint"):
-        load_checkpoint(path)
-
-
-def test_parts_without_their_checkpoint_are_deleted_by_the_next_save(tmp_path: Path):
-    (tmp_path / "step-00000001.part0").write_bytes(b"a process was killed")
-    (tmp_path / ".step-00000001.pt.host.77.new").write_bytes(b"another")
-    save_checkpoint(tmp_path, 2, state(2), keep=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]
+def test_a_damaged_one_counts_as_none_and_goes_when_the_run_is_past_it(tmp_path: Path):
+    make(tmp_path, 1, 2)
+    hide_damaged(tmp_path / "step-00000002")
+    delete_old(tmp_path, 1)
+    assert names(tmp_path) == [".damaged-step-00000002", "step-00000001"]
+    make(tmp_path, 2)
+    delete_old(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
 def test_checkpoints_can_be_set_aside_and_put_back(tmp_path: Path):
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, state(step), keep=3)
-    whole = {path.name: path.read_bytes() for path in checkpoints(tmp_path)}
+    make(tmp_path, 1, 2, 3)
+    before = names(tmp_path)
     aside = set_aside(tmp_path, after=1)
     assert aside
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001.pt"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
     put_back(aside)
-    assert {path.name: path.read_bytes() for path in checkpoints(tmp_path)} == whole
-    assert not aside.exists()
+    assert names(tmp_path) == before
     assert set_aside(tmp_path, after=3) is None
     with pytest.raises(UserError, match=r"step 5: .* has no checkpoint of this step; it has 1, 2, 3"):
         set_aside(tmp_path, after=5)
+
+
+def test_an_older_versions_checkpoints_are_refused_with_what_to_do(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000003.pt").touch()
+    with pytest.raises(UserError, match=rf"convert it once with translution convert-checkpoint {tmp_path}$"):
+        checkpoints(tmp_path / "checkpoints")
+    make(tmp_path / "checkpoints", 3)
+    assert len(checkpoints(tmp_path / "checkpoints")) == 1

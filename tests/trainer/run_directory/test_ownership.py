@@ -1,14 +1,33 @@
 """A process of an older start of a run writes nothing more."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from parallel.checkpoint.contents import Index
+from parallel.checkpoint.save import Saver
+from parallel.engine.optimizer import OptimizerConfig
+from parallel.engine.torch_engine import TorchEngine
+from parallel.mesh import Mesh
+from parallel.sharding.layout import Shard
 from tests.tiny import TINY
 from trainer.config.run import RunConfig
-from trainer.run_directory.checkpoints import checkpoints, save_checkpoint
+from trainer.run_directory.checkpoints import checkpoints
 from trainer.run_directory.ownership import START_TOKEN, LostOwnership, Ownership
 from trainer.run_directory.run_directory import RunDirectory
+
+
+def save(path: Path, check: Callable[[], None]) -> None:
+    net = torch.nn.Linear(2, 2)
+    state = TorchEngine(net, OptimizerConfig(), torch.device("cpu")).state()
+    saver = Saver(
+        {name: Shard(tuple(p.shape)) for name, p in net.named_parameters()}, Mesh(), background=True
+    )
+    described = {"step": 1, "samples": 1, "mesh": {}, "parameters": {}, "buffers": {}, "run": {}}
+    saver.start(path, state, Index(**described, manifests=()), check)
+    saver.finish()
 
 
 def test_an_older_start_writes_no_metrics_no_result_and_no_checkpoint(tmp_path: Path):
@@ -19,10 +38,10 @@ def test_an_older_start_writes_no_metrics_no_result_and_no_checkpoint(tmp_path: 
     newest.append_metrics([{"step": 2}])
     for write in (
         lambda: stale.append_metrics([{"step": 3}]),
-        lambda: stale.append_save(3, 0.1, 10),
+        lambda: stale.append_save(3, 0.1, 0.1, 10),
         lambda: stale.save_result({"step": 3}),
         lambda: stale.forget_after(0),
-        lambda: save_checkpoint(stale.checkpoints, 3, {}, 2, stale.ownership.check),
+        lambda: save(stale.checkpoints / "step-00000003", stale.ownership.check),
     ):
         with pytest.raises(LostOwnership, match="a newer start of this run"):
             write()
@@ -42,9 +61,9 @@ def test_a_checkpoint_is_dropped_when_a_newer_start_claims_the_run_while_it_is_w
         newest.claim()
 
     with pytest.raises(LostOwnership):
-        save_checkpoint(tmp_path / "checkpoints", 1, {}, 2, check)
+        save(tmp_path / "checkpoints" / "step-00000001", check)
     assert calls == [1]
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not checkpoints(tmp_path / "checkpoints")
 
 
 def test_the_ranks_of_one_start_share_the_launchers_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -44,7 +44,7 @@ def note(run: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
 
 def save(run: Path, seconds_from_now: float) -> None:
     (run / "checkpoints").mkdir()
-    path = run / "checkpoints" / "step-00000003.pt"
+    path = run / "checkpoints" / "step-00000003"
     path.touch()
     when = time.time() + seconds_from_now
     os.utime(path, (when, when))
@@ -89,7 +89,7 @@ def test_a_crash_is_requeued_only_after_saving_a_checkpoint(run: Path):
     assert requeue.requeue_reason(run, 1, wait=0) is None
     save(run, -10)
     assert requeue.requeue_reason(run, 1, wait=0) is None, "that checkpoint is from an earlier start"
-    os.utime(run / "checkpoints" / "step-00000003.pt")
+    os.utime(run / "checkpoints" / "step-00000003")
     assert requeue.requeue_reason(run, 1, wait=0) == "ended with code 1 after saving a checkpoint"
 
 

@@ -38,7 +38,7 @@ def test_from_step_sets_newer_checkpoints_and_results_aside(run: Path, transluti
     outcome = translution("resume", "tiny", "train.lr=0.5", "--from-step", "3")
     assert outcome.code == 0, outcome.err
     assert [path.stem for path in checkpoints(run / "checkpoints")] == ["step-00000003"]
-    assert [path.name for path in (run / "checkpoints").glob(".aside-*/*")] == ["step-00000006.pt"]
+    assert [path.name for path in (run / "checkpoints").glob(".aside-*/*")] == ["step-00000006"]
     assert not (run / "result.json").exists()
     assert [json.loads(line)["step"] for line in (run / "evaluations.jsonl").read_text().splitlines()] == [3]
     assert yaml.safe_load((run / "submitted.yaml").read_text())["train"]["lr"] == 0.5

@@ -14,6 +14,7 @@ import yaml
 
 from models import build_model
 from parallel.code_folder import CODE_FOLDER
+from tests.saved import remove_checkpoints
 from tests.trainer.data.images.image_folders import class_folders
 from trainer.config.run import load_config
 from trainer.data.images.prepare.prepare import prepare
@@ -64,8 +65,7 @@ def test_training_evaluates_top1_and_top5_and_resumes_with_the_same_images(
     assert "accuracy_top5 " in done.out
     assert translution("evaluate", whole).out.strip().split("\n")[-1] == done.out.strip().split("\n")[-1]
     copytree(whole, killed)
-    for path in (killed / "checkpoints").glob("step-00000006*"):
-        path.unlink()  # as if killed after step 3
+    remove_checkpoints(killed, after=3)  # as if killed after step 3
     assert translution("train", "--resume", killed, "data.workers=2").code == 0
     assert len(losses(killed)) == 6
     assert losses(killed) == losses(whole)
