@@ -217,7 +217,8 @@ class _Cache:
         self._rows.fill(sources)
         grid = OffsetGrid((self._seen,), causal=True, share=mixer.grid.share)
         banks = [bank[: grid.num_entries] for bank in self._banks]
-        return mixer._joined(streamed(mixer.recipe, whole_schedule(grid), sources, banks))
+        recipe = replace(mixer.recipe, keep=False, compiled=False, kernel="auto")  # once, for this length
+        return mixer._joined(streamed(recipe, whole_schedule(grid), sources, banks))
 
 
 class TranslutionConfig(MixerConfig):

@@ -16,7 +16,7 @@ OWN = {
     "full": {},
     "values": {"relative": "v"},
     "keys and queries": {"relative": "qk", "share": "clip(3)"},
-    "log": {"share": "log"},
+    "log": {"share": "log", "kernel": "loop", "memory": "keep"},
     "one matrix": {"share": "clip(0)"},
     "alpha": {"rank": 3},
     "alpha, log": {"rank": 3, "relative": "kv", "share": "log(1.5)"},
