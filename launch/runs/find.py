@@ -87,24 +87,21 @@ def read_run(path: Path, unit: Path | None = None) -> Run:
     """The run in a directory that has a config.yaml; damaged files count as empty."""
     values = _yaml(path / "config.yaml")
     train = values.get("train") or {}
-    records, starts = _json_lines(path / "metrics.jsonl"), read_starts(path)
-    steps = [record for record in records if "loss" in record]
+    metrics, starts = _read_metrics(path / "metrics.jsonl"), read_starts(path)
     result = _json(path / "result.json")
-    evaluations = [record["evaluation"] for record in records if "evaluation" in record]
-    evaluations += [record["evaluation"] for record in _json_lines(path / "evaluations.jsonl")]
-    last = max((record["step"] for record in records), default=0)
+    evaluated = _read_metrics(path / "evaluations.jsonl").evaluations
     changed = max((file.stat().st_mtime for file in path.iterdir() if file.is_file()), default=0.0)
     finished = result.get("step", -1) >= (train.get("steps") or 0)
     return Run(
         path=path,
         unit=unit or path,
-        state=FINISHED if finished else _state(starts, bool(records), changed),
-        step=result.get("step", last) if finished else last,
+        state=FINISHED if finished else _state(starts, metrics.step > 0, changed),
+        step=result.get("step", metrics.step) if finished else metrics.step,
         steps=train.get("steps"),
-        loss=steps[-1]["loss"] if steps else None,
-        best=_best(evaluations),
+        loss=metrics.loss,
+        best=_best(metrics.evaluations + evaluated),
         parameters=starts[-1].parameters if starts else result.get("parameters"),
-        device_hours=_device_hours(steps, train.get("batch") or 0),
+        device_hours=metrics.device_seconds_per_sample * (train.get("batch") or 0) / 3600,
         started=starts[0].time if starts else None,
         changed=changed,
         tags=tuple(map(str, values.get("tags") or ())),
@@ -149,16 +146,39 @@ def _best(evaluations: list[dict[str, dict[str, float]]]) -> dict[tuple[str, str
     return found
 
 
-def _device_hours(steps: list[dict[str, Any]], batch: int) -> float:
-    """Each step's time by its rate; devices by the rate per device, which fewer steps have."""
-    total, waiting = 0.0, 0.0
-    for record in steps:
-        rate = record.get("samples_per_second")
-        waiting += batch / rate if rate else 0.0
-        if per_device := record.get("samples_per_second_per_device"):
-            total += waiting * round(rate / per_device) if rate else 0.0
-            waiting = 0.0
-    return (total + waiting) / 3600
+class _Metrics(NamedTuple):
+    """What a metrics.jsonl says; `device_seconds_per_sample` is summed over all its steps."""
+
+    step: int
+    loss: float | None
+    evaluations: list[dict[str, dict[str, float]]]
+    device_seconds_per_sample: float
+
+
+def _read_metrics(path: Path) -> _Metrics:
+    """Parses the few lines that matter: evaluations, those that end a log and so have its speed, and the last
+    step. A line that is damaged, or being written, counts for nothing."""
+    step, before, seconds, evaluations, last = 0, 0, 0.0, list[dict[str, dict[str, float]]](), b""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                evaluation = b'"evaluation"' in line
+                if not evaluation and line.endswith(b"}\n") and b'"loss"' in line:
+                    last = line
+                if not evaluation and b"_per_device" not in line:
+                    continue
+                record = _parsed(line)
+                step = max(step, record.get("step", 0))
+                if evaluation and "evaluation" in record:
+                    evaluations.append(record["evaluation"])
+                elif (rate := record.get("samples_per_second")) and "step" in record:
+                    devices = round(rate / record["samples_per_second_per_device"])
+                    seconds += (record["step"] - before) * devices / rate
+                    before = record["step"]
+    except OSError:
+        pass
+    record = _parsed(last)
+    return _Metrics(max(step, record.get("step", 0)), record.get("loss"), evaluations, seconds)
 
 
 def _flat(values: dict[Any, Any], prefix: str = "") -> dict[str, str]:
@@ -182,18 +202,15 @@ def _yaml(path: Path) -> dict[Any, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
-        return values if isinstance(values, dict) else {}
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return _parsed(path.read_bytes())
+    except OSError:
         return {}
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Up to the first damaged line; a run may be writing the last one."""
-    records: list[dict[str, Any]] = []
+def _parsed(text: bytes) -> dict[str, Any]:
+    """A JSON object; empty where it is none."""
     try:
-        for line in path.read_text().splitlines():
-            records.append(json.loads(line))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        pass
-    return records
+        values = json.loads(text)
+        return values if isinstance(values, dict) else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}
