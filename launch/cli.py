@@ -31,6 +31,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override the config, as in train.steps=600"),
 ]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Load checkpoints without comparing their checksums.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
 
 
@@ -71,6 +74,7 @@ def train_command(
     picture: Annotated[
         bool, typer.Option("--picture", help="At the end draw curves and results, and say what to do next.")
     ] = False,
+    no_verify: NoVerify = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="A few steps, anomaly detection, no data workers, full tracebacks."),
@@ -85,7 +89,7 @@ def train_command(
         from trainer.config.arguments import debug_overrides, labels, split_arguments
 
         nonlocal code
-        path, changes = split_arguments(config, overrides or [])
+        path, changes = split_arguments(config, [*(overrides or []), *_unverified(no_verify)])
         changes += labels(tag or [], note)
         if resume:
             refuse_alive(resume)
@@ -127,6 +131,7 @@ def evaluate_command(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the net as the config's parallel section says.")
     ] = 1,
+    no_verify: NoVerify = False,
     debug: Debug = False,
 ) -> None:
     """Evaluate the newest checkpoint of RUN_DIR and print the table; reads weights only."""
@@ -137,11 +142,12 @@ def evaluate_command(
         from trainer.evaluation import evaluate_run
 
         nonlocal code
+        changes = [*(overrides or []), *_unverified(no_verify)]
         if processes > 1:
-            given = [*(overrides or []), "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
+            given = [*changes, "--evaluate", str(run_dir), *(["--debug"] if debug else [])]
             code = run_processes(given, processes)
             return
-        evaluate_run(run_dir, overrides or [])
+        evaluate_run(run_dir, changes)
 
     raise typer.Exit(exit_code(action, debug) or code)
 
@@ -154,6 +160,7 @@ def export_command(
         Literal["reference", "safetensors"],
         typer.Option("--format", help="safetensors: our own names; reference: the public code's state dict."),
     ] = "safetensors",
+    no_verify: NoVerify = False,
     debug: Debug = False,
 ) -> None:
     """Write the weights of the newest checkpoint of RUN_DIR to one file."""
@@ -161,9 +168,13 @@ def export_command(
     def action() -> None:
         from launch.export import export
 
-        export(run_dir, file_format, out)
+        export(run_dir, file_format, out, not no_verify)
 
     raise typer.Exit(exit_code(action, debug))
+
+
+def _unverified(no_verify: bool) -> list[str]:
+    return ["train.verify_checkpoints=false"] if no_verify else []
 
 
 def main() -> None:

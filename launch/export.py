@@ -7,7 +7,6 @@ import torch
 
 from launch.checkpoint.streamed_export import export_checkpoint
 from models.reference import to_reference_state
-from models.transformer import ModelConfig
 from parallel.checkpoint.blocks import Damaged
 from parallel.checkpoint.catalogue import Catalogue
 from parallel.checkpoint.contents import read_contents
@@ -22,34 +21,36 @@ from trainer.setup import build_evaluator, read_run_config
 Format = Literal["reference", "safetensors"]
 
 
-def export(run_dir: Path, file_format: Format, out: Path) -> None:
+def export(run_dir: Path, file_format: Format, out: Path, verify: bool = True) -> None:
     """Write the weights of the newest checkpoint of `run_dir` to `out`.
 
     file_format  "reference": a state dict of the public code, written by torch.save. "safetensors": our
             own parameters, a part at a time, the net's config as JSON in the files' metadata under "model";
             an `out` without a suffix becomes a folder of files as the Hugging Face Hub has them
+    verify  compare what is read with its checksums
 
     It appears under its name once it is complete. Raises UserError without a checkpoint, for a net that the
     public code does not have, and for what cannot be written.
     """
-    config = read_run_config(run_dir, ["device=cpu"])
+    config = read_run_config(run_dir, ["device=cpu", f"train.verify_checkpoints={verify}"])
     if out.is_dir():
         raise UserError(f"--out {out}: is a directory; name a file, or a folder that does not exist")
     if config.study:
         raise UserError(f"{run_dir}: is a study; export one of the runs inside it")
     if file_format == "safetensors":
-        _export_newest(RunDirectory(run_dir), config.model, out)
+        _export_newest(RunDirectory(run_dir), config, out)
     else:
         _export_reference(run_dir, config, out)
     print(f"wrote {out}")
 
 
-def _export_newest(run: RunDirectory, net: ModelConfig, out: Path) -> None:
+def _export_newest(run: RunDirectory, config: RunConfig, out: Path) -> None:
     """The newest checkpoint that is not damaged."""
     saved, damages = checkpoints(run.checkpoints), []
     for path in reversed(saved):
         try:
-            export_checkpoint(Catalogue(read_contents(path)), net, out)
+            catalogue = Catalogue(read_contents(path), config.train.verify_checkpoints)
+            export_checkpoint(catalogue, config.model, out)
             return
         except Damaged as damage:
             damages.append(f"{path}: damaged checkpoint ({damage})")
@@ -59,7 +60,7 @@ def _export_newest(run: RunDirectory, net: ModelConfig, out: Path) -> None:
 
 def _export_reference(run_dir: Path, config: RunConfig, out: Path) -> None:
     engine = build_evaluator(config)
-    restore(engine, RunDirectory(run_dir), config.model, resumes=False)
+    restore(engine, RunDirectory(run_dir), config, resumes=False)
     try:
         state = to_reference_state(engine.model)
     except ValueError as error:

@@ -128,6 +128,15 @@ def checkpoint_group() -> dist.ProcessGroup | None:
     return _checkpoint_group
 
 
+def largest_on_host(value: int) -> int:
+    """Collective: the largest value of all ranks, found over gloo, so that no device waits."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_write_group)
+    return int(largest)
+
+
 def gather_on_host(value: Result) -> list[Result]:
     """Collective: the value of each rank, by rank, sent over gloo, so that no device waits."""
     if world_size() == 1:

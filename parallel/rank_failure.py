@@ -23,18 +23,19 @@ _ROLL_CALL_SECONDS = 5.0  # within which the remaining ranks notice the loss too
 
 
 @contextmanager
-def explain_rank_failures() -> Iterator[None]:
-    """Raise a RankFailure for errors in this rank that a lost rank or too little memory caused."""
+def explain_rank_failures(advice: str = "") -> Iterator[None]:
+    """Raise a RankFailure for errors in this rank that a lost rank or too little memory caused; `advice`
+    ends the line on a lost rank."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        failure = _failure(error)
+        failure = _failure(error, advice)
         if failure is None:
             raise
         raise failure from error
 
 
-def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
+def _failure(error: RuntimeError | MemoryError, advice: str) -> RankFailure | None:
     several = dist.is_initialized() and dist.get_world_size() > 1
     who = f"rank {dist.get_rank()} of {dist.get_world_size()}" if several else "this process"
     reason = re.sub(r"^(\[[^]]*\] ?)+", "", str(error).split("\n")[0]).split(". ")[0].strip()
@@ -46,7 +47,7 @@ def _failure(error: RuntimeError | MemoryError) -> RankFailure | None:
         names = f", probably rank {', '.join(map(str, lost))}" if lost else ""
         return RankFailure(
             f"{who} lost another process of this run{names}, which was killed or whose machine failed "
-            f"({reason}); resume from the last checkpoint with --resume RUN_DIR",
+            f"({reason}){advice}",
             reports=first,
             fault="lost rank",
         )

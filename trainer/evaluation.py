@@ -43,7 +43,7 @@ def evaluate(
     """The metrics of every evaluation set of `source`: set → metric → value, the same on every rank.
 
     Every sample counts once. Each set waits for the device once, at its end. When `stop` is requested
-    meanwhile, sets that are not finished are missing; several ranks learn of it only at their next step.
+    meanwhile, of any rank, sets that are not finished are missing.
     """
     mesh = engine.mesh
     evaluation: dict[str, dict[str, float]] = {}
@@ -53,7 +53,7 @@ def evaluate(
         for one in on_device(batches, source, engine.device):
             if watchdog:
                 watchdog.at("evaluating", engine.steps_done)
-            if stop and stop.number:
+            if stop and stop.agree():
                 return evaluation
             sums = engine.evaluate(one, source.task.sums)
             total = sums if total is None else total + sums
@@ -100,7 +100,7 @@ def _evaluate_nets(config: RunConfig, run_dir: Path) -> Table:
     results = []
     for member, source in zip(members, sources, strict=True):
         engine = build_evaluator(member.config, mesh)
-        restore(engine, RunDirectory(member.path(run_dir)), member.config.model, resumes=False)
+        restore(engine, RunDirectory(member.path(run_dir)), member.config, resumes=False)
         evaluation = evaluate(engine, source, member.config.train.evaluate_batch)
         results.append({"evaluation": evaluation, "parameters": engine.parameters})
     return result_table(config, members, sources, results)
@@ -123,7 +123,7 @@ def evaluate_new_checkpoints(run_dir: Path, every: int) -> list[int]:
         config = load_config(run.config, [])
         engine = build_evaluator(config)
         try:
-            load_into(engine, path, config.model, moments=False)
+            load_into(engine, path, config.model, False, config.train.verify_checkpoints)
         except ValueError:
             if path.exists():
                 raise

@@ -70,7 +70,7 @@ def load_weights(engine: Engine, run: RunDirectory, config: RunConfig) -> None:
 def _fill(engine: Engine, origin: Origin, config: RunConfig) -> None:
     """Write this rank's part of the origin's weights, and its buffers, into the engine's; reads no other
     part, of one parameter at a time."""
-    source, banks = _source(origin), bank_sources(origin.net, config.model)
+    source, banks = _source(origin, config.train.verify_checkpoints), bank_sources(origin.net, config.model)
     with torch.device("meta"):
         net = build_model(config.model)
     state = engine.state(moments=False)
@@ -101,9 +101,9 @@ class _Source(NamedTuple):
     read: Callable[[str, Shard], Tensor]
 
 
-def _source(origin: Origin) -> _Source:
+def _source(origin: Origin, verify: bool) -> _Source:
     if is_checkpoint(origin.file):
-        catalogue = open_weights(origin.file)
+        catalogue = open_weights(origin.file, verify)
 
         def read(name: str, shard: Shard) -> Tensor:
             try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel.engine.interface import VOTES
-from parallel.processes import rank, world_size
+from parallel.processes import largest_on_host, rank, world_size
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a stop. Schedulers send one of the last two before a job's time limit."""
@@ -24,7 +24,8 @@ class StopRequest:
 
     `number` is the signal that all ranks know of. A single process knows at once. Several vote in every
     step (`votes`), because each rank gets the signal at another moment, and one that stopped early would
-    leave the others hanging in a collective; the engine sums the votes, and `count` reads the sums.
+    leave the others hanging in a collective; the engine sums the votes, and `count` reads the sums. Where
+    no step runs they ask each other (`agree`).
 
     In the same way all ranks learn, at the same step, that a save in the background has failed: this rank
     says so by `save_failed`, and then `any_save_failed` is true on all.
@@ -62,6 +63,12 @@ class StopRequest:
             if count and self.number is None:
                 self.number = number
         self.any_save_failed = self.any_save_failed or votes[-1] > 0
+
+    def agree(self) -> bool:
+        """Collective, between the hosts alone: whether to stop, because some rank was asked to."""
+        if self.number is None:
+            self.number = largest_on_host(self._seen or 0) or None
+        return self.number is not None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._seen = self._seen or number

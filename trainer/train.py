@@ -94,7 +94,7 @@ def _train(setup: Setup, resume: Path | None, requeued: bool) -> Path:
     run = RunDirectory(path)
     resumed = run_on_first_rank(lambda: open_run(setup, run, resume is not None, requeued))
     print(f"run directory: {path}", flush=True)
-    with StopRequest() as stop, noting_faults(path), explain_rank_failures():
+    with StopRequest() as stop, noting_faults(path), explain_rank_failures(resume_hint(path)):
         try:
             if config.study:
                 table = train_study(setup, run, mesh, stop, train_net)
@@ -121,7 +121,7 @@ def train_net(
     run.ownership.claim()
     engine, samples = build_engine(config, mesh), 0
     if resume:
-        samples = restore(engine, run, config.model, steps=config.train.steps)
+        samples = restore(engine, run, config)
         print(f"going on from step {engine.steps_done}", flush=True)
         run.forget_after(engine.steps_done)
         run.save_config(config)
@@ -161,13 +161,13 @@ def train_net(
             recorder.add(result)
             if recorder.must_go_back:  # to the last checkpoint, but on with the data that comes next
                 recorder.check_way_back()
-                restore(engine, run, config.model)
+                restore(engine, run, config)
                 recorder.went_back()
                 feed.close()
                 micro_batches = feed.enter_context(feed_from(recorder.samples))
                 continue
             if due(train.check_every):
-                _check_replicas(engine)
+                _check_replicas(engine, run.path)
             if due(train.checkpoint_every):
                 recorder.save()
             if due(train.evaluate_every):
@@ -210,13 +210,13 @@ def _fetch(micro_batches: Iterator[Batch], count: int, recorder: Recorder) -> It
         yield micro_batch
 
 
-def _check_replicas(engine: Engine) -> None:
+def _check_replicas(engine: Engine, run_dir: Path) -> None:
     """Raises RankFailure on all ranks when weights that should be equal are not."""
     found = differing_replica(engine.model, engine.mesh)
     if found:
         raise RankFailure(
-            f"parameter {found}, which should hold the same: a fault of its memory or device, or a bug; "
-            "resume from the last checkpoint with --resume RUN_DIR",
+            f"parameter {found}, which should hold the same: a fault of its memory or device, or a bug"
+            f"{resume_hint(run_dir)}",
             reports=rank() == 0,
             fault="drift",
         )

@@ -54,7 +54,7 @@ def load_net(path: Path, device: str) -> ViT | GPT:
 
 def _newest(path: Path, config: RunConfig) -> ViT | GPT:
     engine = build_evaluator(config)
-    restore(engine, RunDirectory(path), config.model, resumes=False)
+    restore(engine, RunDirectory(path), config, resumes=False)
     assert isinstance(engine.model, ViT | GPT)
     return engine.model.eval()
 

@@ -15,7 +15,7 @@ import numpy as np
 from parallel.errors import UserError
 
 BLOCK = 1 << 14  # bytes; a reader reads whole ones
-_SPAN = 512  # blocks read at once
+_SPAN = 64  # blocks read at once
 
 
 class Damaged(UserError):

@@ -31,10 +31,13 @@ class Place(NamedTuple):
 
 
 class Catalogue:
-    """The boxes of a checkpoint by what they are of, such as `weight/layers.0.mixer.q_bank[17]`."""
+    """The boxes of a checkpoint by what they are of, such as `weight/layers.0.mixer.q_bank[17]`.
 
-    def __init__(self, contents: Contents) -> None:
-        self.contents = contents
+    verify   compare what is read of the files with their checksums
+    """
+
+    def __init__(self, contents: Contents, verify: bool = True) -> None:
+        self.contents, self._verify = contents, verify
         self._files = {name: file for each in contents.manifests for name, file in each.files.items()}
         self._boxes: dict[str, list[tuple[Boxes, dict[int, int]]]] = {}
         for manifest in contents.manifests:
@@ -75,10 +78,10 @@ class Catalogue:
                 places[MetadataIndex(key, offset)] = Place(boxes.file, at, sizes, boxes.dtype)
         return found, places
 
-    def open(self, file: str, verify: bool) -> BlockReader:
+    def open(self, file: str) -> BlockReader:
         """Raises Damaged."""
         own = self._files[file]
-        return BlockReader(self.contents.folder / file, own.bytes, own.crc32, verify)
+        return BlockReader(self.contents.folder / file, own.bytes, own.crc32, self._verify)
 
     def _box_numbers(self, key: str) -> tuple[str, int | None]:
         match = _ENTRY.fullmatch(key)

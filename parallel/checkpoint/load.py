@@ -22,7 +22,7 @@ from parallel.sharding.layout import Shard
 
 
 @torch.no_grad()
-def load_state(catalogue: Catalogue, state: HeldState, held: Mapping[str, Shard], verify: bool = True) -> int:
+def load_state(catalogue: Catalogue, state: HeldState, held: Mapping[str, Shard]) -> int:
     """Collective: fills the tensors of `state`; returns the bytes of tensors that this rank has read.
 
     `held` is the part of each parameter that this mesh place holds. Raises Damaged on every rank; some of
@@ -40,11 +40,11 @@ def load_state(catalogue: Catalogue, state: HeldState, held: Mapping[str, Shard]
     for name, buffer in state.buffers.items():
         tensors[f"{BUFFER}/{name}"] = buffer.view(-1)
         items += _whole(BUFFER, name, Shard(tuple(buffer.shape)))
-    return _load(catalogue, tensors, items, verify, alone=not dist.is_initialized())
+    return _load(catalogue, tensors, items, alone=not dist.is_initialized())
 
 
 @torch.no_grad()
-def read_part(catalogue: Catalogue, name: str, shard: Shard | None = None, verify: bool = True) -> Tensor:
+def read_part(catalogue: Catalogue, name: str, shard: Shard | None = None) -> Tensor:
     """A parameter's weights, whole or one mesh place's part of them, or a buffer, in host memory.
 
     Not collective. Raises Damaged, and KeyError for a name that the checkpoint does not have.
@@ -58,7 +58,7 @@ def read_part(catalogue: Catalogue, name: str, shard: Shard | None = None, verif
         shard = shard or Shard(tuple(index.parameters[name]), bank=bank)
     key = f"{kind}/{name}"
     flat = torch.zeros(shard.numel, dtype=catalogue.dtype(key))
-    _load(catalogue, {key: flat}, _whole(kind, name, shard), verify, alone=True)
+    _load(catalogue, {key: flat}, _whole(kind, name, shard), alone=True)
     return flat.view(shard.shape)
 
 
@@ -66,9 +66,9 @@ def _whole(kind: str, name: str, shard: Shard) -> list[Item]:
     return [Item(kind, piece) for piece in pieces(name, shard, (0, shard.numel))]
 
 
-def _load(catalogue: Catalogue, tensors: State, items: list[Item], verify: bool, alone: bool) -> int:
+def _load(catalogue: Catalogue, tensors: State, items: list[Item], alone: bool) -> int:
     planner = ShardLoadPlanner(items)
-    reader = RankFilesReader(catalogue, planner.keys, verify)
+    reader = RankFilesReader(catalogue, planner.keys)
     group = None if alone else checkpoint_group()
     try:
         # DCP wants plain dicts; the tensors are filled in place.

@@ -182,13 +182,13 @@ def memory_of(tensor: Tensor) -> memoryview:
 
 
 class RankFilesReader(StorageReader):
-    """Reads from a checkpoint what a planner asks for, verified block by block unless told otherwise.
+    """Reads from a checkpoint what a planner asks for.
 
     `bytes_read` counts what was read of tensors. Raises Damaged.
     """
 
-    def __init__(self, catalogue: Catalogue, keys: set[str], verify: bool = True) -> None:
-        self._catalogue, self._keys, self._verify = catalogue, keys, verify
+    def __init__(self, catalogue: Catalogue, keys: set[str]) -> None:
+        self._catalogue, self._keys = catalogue, keys
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: Any = None) -> None: ...
@@ -213,7 +213,7 @@ class RankFilesReader(StorageReader):
             for place, item in placed:
                 if reader is None or name != place.file:
                     reader = self._close(reader)
-                    reader, name = self._catalogue.open(place.file, self._verify), place.file
+                    reader, name = self._catalogue.open(place.file), place.file
                 _read(reader, place, item.storage_offsets, item.lengths, planner.resolve_tensor(item))
         finally:
             self._close(reader)

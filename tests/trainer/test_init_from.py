@@ -56,7 +56,7 @@ def images() -> torch.Tensor:
 @pytest.mark.parametrize("source", ["log", "log/checkpoints/step-00000006", "log.safetensors"])
 def test_leaving_a_rule_keeps_the_logits(shared: Path, source: str, tmp_path: Path):
     trained = build_engine(load_config(shared, []))
-    restore(trained, RunDirectory(shared.parent / "log"), load_config(shared, []).model)
+    restore(trained, RunDirectory(shared.parent / "log"), load_config(shared, []))
     expected = trained.model.eval()(images())
     for share in ("log", "log(1.5)", "none"):
         found = first_logits(shared, share, shared.parent / source, tmp_path)

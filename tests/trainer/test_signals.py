@@ -81,6 +81,12 @@ def _vote_until_all_stop() -> tuple[int, int | None]:
             stop.count(engine.update(stop.votes(engine.device)).votes.tolist())
             if stop.number:
                 break
+    with StopRequest() as evaluating:
+        assert not evaluating.agree()
+        if mesh.rank == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert evaluating.agree()
+        assert evaluating.number == signal.SIGTERM
     return step, stop.number
 
 

@@ -38,6 +38,7 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1, description="the newest few")
     keep_every: int | None = Field(None, ge=1, description="also those of every so many steps, for good")
+    verify_checkpoints: bool = Field(True, description="compare what is loaded with its checksums")
     save_in_background: bool = Field(True, description="write a copy, made in host memory, while training")
     loggers: list[LoggerName] = Field(
         ["tensorboard"], description="where scalars go besides metrics.jsonl: tensorboard, wandb, mlflow"

@@ -89,11 +89,14 @@ class Saves:
         """
         if not self._saver.writing:
             return True
+        assert self._save is not None
+        waits = time.perf_counter()
         try:
             self._saver.finish()
         except (OSError, UserError) as error:
             self._give_up(error)
             return False
+        self._save.stall += time.perf_counter() - waits
         self._note_saved()
         return True
 

@@ -89,7 +89,8 @@ class EvaluateTask:
         await_no_more(self.run)
         run = RunDirectory(self.run)
         if run.config.exists():
-            delete_old(run.checkpoints, load_config(run.config, []).train.keep_checkpoints)
+            train = load_config(run.config, []).train
+            delete_old(run.checkpoints, train.keep_checkpoints, train.keep_every)
 
     def _run_is_over(self) -> bool:
         if (self.run / "result.json").exists():

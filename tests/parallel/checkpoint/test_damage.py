@@ -41,7 +41,7 @@ def load(saved: Path, mesh: Mesh, verify: bool = True) -> None:
     with torch.device("meta"):
         net = build_model(NETS["vit"])
     state = held_state(net, numbered(net), mesh, 0, {})
-    load_state(Catalogue(read_contents(saved)), state, shards(net, mesh), verify)
+    load_state(Catalogue(read_contents(saved), verify), state, shards(net, mesh))
 
 
 class Planted:
