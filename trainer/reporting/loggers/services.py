@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 from trainer.atomic_write import atomic_write
 
-_IDS = "loggers.json"
 _PROJECT = "translution"
 
 
@@ -25,16 +23,14 @@ class Record(NamedTuple):
 
     def id_of(self, service: str) -> str | None:
         """The id under which an earlier start is recorded."""
-        return self._ids().get(service)
+        path = self._id_file(service)
+        return path.read_text().strip() if path.is_file() else None
 
     def keep_id(self, service: str, number: str) -> None:
-        atomic_write(self.folder / _IDS, json.dumps(self._ids() | {service: number}) + "\n")
+        atomic_write(self._id_file(service), number + "\n")
 
-    def _ids(self) -> dict[str, str]:
-        try:
-            return json.loads((self.folder / _IDS).read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
+    def _id_file(self, service: str) -> Path:
+        return self.folder / f"{service}.id"  # one each, since each service has a thread
 
 
 class WandbLogger:
