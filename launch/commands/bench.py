@@ -108,6 +108,26 @@ def parallel_command(
     raise typer.Exit(exit_code(action, debug))
 
 
+@app.command("checkpoint")
+def checkpoint_command(
+    folder: Annotated[Path, typer.Option(help="Where to write: the disk to measure.")] = Path(),
+    width: Annotated[int, typer.Option(min=128, help="Of the net: a multiple of 128. 256: 0.4 GB.")] = 256,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Saving and loading against a plain copy, the stall of a background save, bytes on another mesh."""
+
+    def action() -> None:
+        from launch.checkpoint.bench import bench_checkpoint, show
+
+        if width % 128:
+            raise UserError(f"--width {width}: a multiple of 128 is needed")
+        show(bench_checkpoint(folder, width, repeat), as_json)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
 @app.command("mixers")
 def mixers_command(
     mixer: Annotated[

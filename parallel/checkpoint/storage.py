@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from parallel.checkpoint.blocks import BlockReader, BlockWriter
+from parallel.checkpoint.blocks import BLOCK, BlockReader, BlockWriter
 from parallel.checkpoint.catalogue import Catalogue, Place
 from parallel.checkpoint.contents import (
     DTYPES,
@@ -113,6 +113,8 @@ def write_rank(folder: Path, rank: int, items: Sequence[tuple[Item, Callable[[],
     for kind in dict.fromkeys(item.kind for item, _ in items):
         name = f"rank-{rank:04d}.{kind}.safetensors"
         own = [(item.piece, values()) for item, values in items if item.kind == kind]
+        # Boxes of whole blocks come first and so begin with one: whoever reads one reads nothing beside it.
+        own.sort(key=lambda each: each[0].numel * each[1].element_size() % BLOCK > 0)
         with BlockWriter(folder / name) as file:
             file.write(_header(own))
             for _, group in groupby(own, lambda each: _memory(each[0])):
@@ -172,7 +174,7 @@ def _header(own: _Given) -> bytes:
                 }
                 at += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % BLOCK)  # so that the data begin with a block
     return struct.pack("<Q", len(text)) + text
 
 
