@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: train test soak lint venv clean
 
 train: $(STAMP)
-	@$(VENV)/bin/translution train $(CONFIG) $(ARGS)
+	@$(VENV)/bin/translution train $(CONFIG) --picture $(ARGS)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest $(WORKERS) $(ARGS)

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 import typer
 
 from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands.desk import config, local_runs, net
 from trainer.errors import exit_code
 
 app = typer.Typer(
     help="Train and evaluate Translution networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(prepare.app, name="prepare")
@@ -23,6 +23,9 @@ app.add_typer(bench.app, name="bench")
 plan.register(app)
 rehearse.register(app)
 verify.register(app)
+net.register(app)
+config.register(app)
+local_runs.register(app)
 
 Overrides = Annotated[
     list[str] | None,
@@ -32,6 +35,23 @@ NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Load checkpoints without comparing their checksums.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from parallel.code_folder import code_version
+
+        print(f"translution {code_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train and evaluate Translution networks."""
 
 
 @app.command("train")
@@ -46,6 +66,14 @@ def train_command(
     bind: Annotated[
         bool, typer.Option("--bind", help="Keep each process on the cores next to its device.")
     ] = False,
+    tag: Annotated[list[str] | None, typer.Option(help="A word to find the run by; may be repeated.")] = None,
+    note: Annotated[str | None, typer.Option(help="What to remember of the run.")] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Check and plan everything; start and write nothing.")
+    ] = False,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="At the end draw curves and results, and say what to do next.")
+    ] = False,
     no_verify: NoVerify = False,
     debug: Annotated[
         bool,
@@ -58,25 +86,40 @@ def train_command(
     def action() -> None:
         from launch.local import device_count, train_processes
         from launch.slurm.runs.states import refuse_alive
-        from trainer.config.arguments import debug_overrides, split_arguments
+        from trainer.config.arguments import debug_overrides, labels, split_arguments
 
         nonlocal code
         path, changes = split_arguments(config, [*(overrides or []), *_unverified(no_verify)])
+        changes += labels(tag or [], note)
         if resume:
             refuse_alive(resume)
         if debug:
             changes = debug_overrides(path, changes)
         count = processes or device_count()
+        if dry:
+            from launch.dry_run import dry_run
+
+            dry_run(path, changes, resume, count)
+            return
+        run = resume
+        if picture:
+            from launch.picture import name_run
+
+            run, changes = name_run(path, changes, resume)
         if count > 1:
             code = train_processes(path, changes, resume, debug, count, bind)
-            return
-        if debug:
-            import torch
+        else:
+            if debug:
+                import torch
 
-            torch.autograd.set_detect_anomaly(True)
-        from trainer.train import train
+                torch.autograd.set_detect_anomaly(True)
+            from trainer.train import train
 
-        train(path, changes, resume, bind=bind)  # in this process, so that a debugger works
+            train(path, changes, resume, bind=bind)  # in this process, so that a debugger works
+        if picture and run and not code:
+            from launch.picture import show_next
+
+            show_next(run)
 
     raise typer.Exit(exit_code(action, debug) or code)
 

@@ -75,6 +75,7 @@ class Stage(BaseModel):
     position  null: the net's; learned positions belong to the net, not to a stage
     reduce    reducer after the last layer; null: none
     class_token   of a net with pool: cls: its token joins before this stage, not before the first layer
+    layers  how many
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -129,7 +130,9 @@ class LayerSpec(NamedTuple):
 class TransformerConfig(BaseModel):
     """What every net's `model` section has.
 
-    width, depth, mlp   C, the number of layers, the hidden width of the feed-forward
+    width               C, the channels of a token
+    depth               the number of layers
+    mlp                 the hidden width of the feed-forward
     mixer               of all layers, or of the stages that name none
     stages              runs of layers {layers, mixer, position, reduce} that add up to depth
     position            null: learned, unless a mixer tells positions apart by itself
@@ -137,7 +140,8 @@ class TransformerConfig(BaseModel):
     layer_scale         initial value of a learned scale of every residual branch; null: none
     local_patches       XCiT's local patch interaction between mixer and feed-forward
     feed_forward        gelu, relu, or RWKV-4's channel mixing
-    norm_eps, bias      of all norms; whether norms and feed-forward have biases
+    norm_eps            added to the variance in all norms
+    bias                whether norms and feed-forward have biases
     initial             how linear layers begin: see models/parts/net.py
     """
 

@@ -62,6 +62,8 @@ class ViTConfig(TransformerConfig):
 
     image_size, patch_size   pixels: one number for a square, [height, width] for a rectangle
     stem                     how images become tokens: patches, projection, convolutions (see `Stem`)
+    channels                 of an image: 3, or 1 for grey
+    classes                  how many the head tells apart
     pool                     what the head reads: "cls" a class token, "mean" the mean of all tokens,
                              "class_attention" a class token that joins after the body, "latents" their mean
     class_attention          the layers of pool: class_attention
@@ -187,7 +189,8 @@ def _before(token: Tensor | None, x_BNC: Tensor) -> Tensor:
 class GPTConfig(TransformerConfig):
     """The `model` section of a language net.
 
-    vocabulary, tokens   V, and N, the length of every sequence
+    vocabulary           V
+    tokens               N, the length of every sequence
     tie_embeddings       the head's matrix is the token embedding's (the public code's are two matrices)
     embedding_norm       a norm before the first layer, as RWKV-4 has it
     logit_pull           weight of its pull on the largest logits (1e-4 in its code); 0: none

@@ -32,9 +32,10 @@ class ParallelConfig(BaseModel):
     zero        DeepSpeed's ZeRO stage: optimizer states (1), gradients (2), weights (3) over data
     gradients   DeepSpeed with precision=bf16: in what gradients add up and are sent
     deepspeed   further keys of DeepSpeed's JSON; they may not contradict what follows from the config
-    activations none: save all; block: save each layer's input, recompute the rest;
+    activations  none: save all; block: save each layer's input, recompute the rest;
                 block_cpu: the same, saved in host memory; operator: recompute only the mixer
     timeout     seconds after which a collective has lost a rank
+    offload_optimizer  DeepSpeed: moments and their update in host memory
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -16,6 +16,7 @@ from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
 from trainer.data.source import Source
 from trainer.init_from import find_weights
+from trainer.reporting.loggers.config import check_installed
 from trainer.run_directory.checkpoints import checkpoints
 from trainer.run_directory.run_directory import RunDirectory
 
@@ -36,11 +37,14 @@ class Setup:
         return any(member.config.parallel.engine == "deepspeed" for member in self.members)
 
 
-def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -> Setup:
+def set_up(
+    config_path: str | None, overrides: list[str], resume: Path | None, world: int | None = None
+) -> Setup:
     """Read the config of a training command and check everything that a user can get wrong.
 
     With `resume` and no config the run's own is read; overrides apply in both cases. Every rank does
-    this on its own, before the processes connect. Raises UserError.
+    this on its own, before the processes connect. `world`: for so many processes in place of this job's.
+    Raises UserError.
     """
     if resume is not None:
         config = read_run_config(resume, overrides, config_path)
@@ -51,7 +55,7 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
     device = pick_device(config)
     set_numerics(config.tf32, config.deterministic)
     members = run_members(config)
-    meshes = [check_net(member.config) for member in members]
+    meshes = [check_net(member.config, world) for member in members]
     for member in members:
         _check_origin(member, resume or config.run_dir)
     for member, mesh in zip(members, meshes, strict=True):
@@ -60,6 +64,8 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
                 f"study: {member.config.name} would train on {mesh}, {members[0].config.name} on "
                 f"{meshes[0]}; the nets of a study share one mesh"
             )
+    for member in members:
+        check_installed(member.config.train.loggers)
     sources = [member.config.build_source() for member in members]
     for member, source in zip(members, sources, strict=True):
         train = member.config.train
@@ -149,15 +155,27 @@ def open_run(setup: Setup, run: RunDirectory, resume: bool, requeued: bool) -> b
     A `requeued` run resumes if it can and otherwise starts over. Raises UserError for a new run in a
     directory that holds one, and for a run to resume that holds no checkpoint.
     """
-    if setup.config.study:
-        resumable = any(RunDirectory(m.path(run.path)).config.exists() for m in setup.members)
+    if requeued and not resume:
+        resume = _resumable(setup, run)
     else:
-        resumable = bool(checkpoints(run.checkpoints))
-    if resumable and (resume or requeued):
-        run.clear_leftovers()
-        return True
+        refuse_directory(setup, run, resume)
     if resume:
+        run.clear_leftovers()
+    else:
+        run.create(setup.config, again=requeued)
+    return resume
+
+
+def refuse_directory(setup: Setup, run: RunDirectory, resume: bool) -> None:
+    """Raises UserError for a new run in a directory that holds one, and where nothing can be resumed."""
+    if not resume:
+        run.refuse_second()
+    elif not _resumable(setup, run):
         what = "net of this study to resume" if setup.config.study else "checkpoint to resume from"
         raise UserError(f"{run.path}: holds no {what}")
-    run.create(setup.config, again=requeued)
-    return False
+
+
+def _resumable(setup: Setup, run: RunDirectory) -> bool:
+    if setup.config.study:
+        return any(RunDirectory(m.path(run.path)).config.exists() for m in setup.members)
+    return bool(checkpoints(run.checkpoints))

@@ -8,12 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from parallel.mesh import Mesh
-from parallel.processes import run_on_first_rank
+from parallel.processes import rank, run_on_first_rank
 from trainer.atomic_write import atomic_write
 from trainer.config.run import RunConfig
 from trainer.config.study import Member
 from trainer.data.source import Source
 from trainer.errors import Interrupted
+from trainer.reporting.loggers.tensorboard import write_hparams
 from trainer.reporting.table import Table
 from trainer.run_directory.checkpoints import checkpoints
 from trainer.run_directory.run_directory import RunDirectory
@@ -44,7 +45,9 @@ def train_study(
             raise Interrupted(stop.number, 0)
         print(heading, flush=True)
         resume = run_on_first_rank(lambda run=run, config=member.config: _open(run, config))
-        train_net(member.config, source, run, mesh, stop, resume)
+        result = train_net(member.config, source, run, mesh, stop, resume)
+        if rank() == 0 and "tensorboard" in member.config.train.loggers:
+            write_hparams(run.events, dict(zip(member.values, member.labels, strict=True)), result)
 
     def finish() -> Table:
         results = [run.read_result() or {} for run in runs]

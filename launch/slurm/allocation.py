@@ -65,7 +65,7 @@ def _receiver(text: str) -> str:
 
 SbatchOption = Annotated[str, AfterValidator(_sbatch_option)]
 Receiver = Annotated[str, AfterValidator(_receiver)]
-Minutes = Annotated[int, BeforeValidator(minutes)]
+Minutes = Annotated[int, BeforeValidator(minutes, json_schema_input_type=int | str)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 
 

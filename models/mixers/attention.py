@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.decoding.cache import Cache
+from models.decoding.keys_values import KeysAndValues
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
@@ -45,12 +47,25 @@ class Attention(Mixer):
         self.out = nn.Linear(self.inner, dim, out_bias) if project else nn.Identity()
 
     def forward(self, x_BNC: Tensor) -> Tensor:
+        q, k, v = self._projected(x_BNC)
+        return self._joined(self.attend(q, k, v, self.head_input))
+
+    def cache(self) -> Cache:
+        if not self.attend.extends:
+            return super().cache()
+        return KeysAndValues(self._projected, self._joined, self.attend, self.num_tokens)
+
+    def _projected(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v[B, H, N, E]"""
         x_BNC = self.head_input(x_BNC)
         q, k, v = (
-            project(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, E]
+            project(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q, self.k, self.v)
         )
-        return self.out(self.attend(q, k, v, self.head_input).transpose(1, 2).flatten(2))
+        return q, k, v
+
+    def _joined(self, heads_BHNE: Tensor) -> Tensor:
+        return self.out(heads_BHNE.transpose(1, 2).flatten(2))
 
     def axes(self) -> Axes:
         if not isinstance(self.out, nn.Linear):
@@ -88,7 +103,10 @@ class Attention(Mixer):
 
 
 class AttentionConfig(MixerConfig):
-    """The `mixer` section for self-attention; `bias`: of the query, key and value projections."""
+    """The `mixer` section for self-attention.
+
+    bias  of the query, key and value projections
+    """
 
     title: ClassVar[str] = "Self-attention"
     causal: ClassVar[bool] = True

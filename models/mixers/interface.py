@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from models.decoding.cache import Cache, Recomputed
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.measured_cost import measured_cost
@@ -79,6 +80,10 @@ class Mixer(nn.Module):
     def cost(self, load: Load) -> Cost:
         """Cost of a load; without formulas, measured by a forward and backward pass on the meta device."""
         return measured_cost(self, load)
+
+    def cache(self) -> Cache:
+        """An empty cache, to generate a causal sequence; by default, one that mixes all tokens again."""
+        return Recomputed(self, self.num_tokens)
 
     def check(self) -> None:
         """Raises ValueError, in one line, where `axes` declares what cannot be."""

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.decoding.cache import Cache
+from models.decoding.offset_rows import OffsetRows
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
@@ -129,7 +131,8 @@ class Translution(Mixer):
         scale /= math.sqrt(self.head_dim)
         return Recipe(logits, values, heads, scale, keep, workspace, compiled, kernel)
 
-    def _sources(self, x_NBC: Tensor) -> list[Tensor]:
+    def _sources(self, x_NBC: Tensor, first: int = 0) -> list[Tensor]:
+        """What the operands read, of the tokens from `first` on."""
         x_heads = self.head_input(x_NBC)
         names = [name for name in "qkv" if hasattr(self, name)]
         layers = [self.get_submodule(name) for name in names]
@@ -138,15 +141,15 @@ class Translution(Mixer):
             projected = project(x_heads, [*layers, *downs])
         else:  # the narrow rows are those of all heads
             projected = project(x_heads, layers) + project(x_NBC, downs)
-        shared = [self._rotated(name, rows) for name, rows in zip(names, projected, strict=False)]
+        shared = [self._rotated(name, rows, first) for name, rows in zip(names, projected, strict=False)]
         if self.rank is None:
             return [x_heads, *shared]
         return shared + [self.head_input(rows) for rows in projected[len(names) :]]
 
-    def _rotated(self, name: str, projected: Tensor) -> Tensor:
+    def _rotated(self, name: str, projected: Tensor, first: int) -> Tensor:
         if self.rotation is None or name == "v":
             return projected
-        return self.rotation(projected.unflatten(-1, (-1, self.head_dim))).flatten(2)
+        return self.rotation(projected.unflatten(-1, (-1, self.head_dim)), first).flatten(2)
 
     def bank_bound(self, bank: Tensor) -> float:
         """Half-width of the uniform initialisation."""
@@ -166,8 +169,14 @@ class Translution(Mixer):
         x_NBC = x_BNC.transpose(0, 1).contiguous()  # so that a rectangle's rows are long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
         outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
+        return self._joined(outs)
+
+    def _joined(self, outs: list[Tensor]) -> Tensor:
         out_NBD = outs[0] if len(outs) == 1 else average(outs[0], outs[1], self.v_up)
         return self.out(out_NBD).transpose(0, 1)
+
+    def cache(self) -> Cache:
+        return _Cache(self) if self.grid.causal else super().cache()
 
     def axes(self) -> Axes:
         declared: Axes = {"out.weight": {1: "head"}}
@@ -188,8 +197,42 @@ class Translution(Mixer):
         return translution_cost(self, load)
 
 
+class _Cache:
+    """See models/decoding/offset_rows.py. The first tokens, all given at once, are mixed by `streamed`."""
+
+    recomputes = False
+
+    def __init__(self, mixer: Translution) -> None:
+        self._mixer, self._seen = mixer, 0
+        self._banks = [mixer.get_parameter(f"{name}_bank") for name in mixer.relative]
+        self._rows = OffsetRows(mixer.recipe, mixer.grid, self._banks)
+
+    def extend(self, x_BnC: Tensor) -> Tensor:
+        first, self._seen = self._seen, self._seen + x_BnC.shape[1]
+        mixer, x_nBC = self._mixer, x_BnC.transpose(0, 1).contiguous()
+        sources = mixer._sources(x_nBC, first)
+        if first:
+            each = zip(*(source.split(1) for source in sources), strict=True)
+            return torch.cat([mixer._joined(self._rows.add(list(token))) for token in each], 1)
+        self._rows.fill(sources)
+        grid = OffsetGrid((self._seen,), causal=True, share=mixer.grid.share)
+        banks = [bank[: grid.num_entries] for bank in self._banks]
+        recipe = replace(mixer.recipe, keep=False, compiled=False, kernel="auto")  # once, for this length
+        return mixer._joined(streamed(recipe, whole_schedule(grid), sources, banks))
+
+
 class TranslutionConfig(MixerConfig):
-    """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means."""
+    """The `mixer` section for Translution.
+
+    relative    which of the query, key and value projections depend on the offset
+    rank        null: full Translution; R: α-Translution with R dimensions a head
+    share       which offsets use one matrix: none, log, log(FACTOR), clip(RADIUS); see models/sharing.py
+    init        linear: as nn.Linear draws each matrix; reference: as the public code draws banks
+    memory      recompute: save nothing per pair for backward; keep: q, k and v of all pairs
+    workspace   limit in bytes of temporaries; null: 64 MiB on the CPU, 1 GiB on a card
+    compiled    fuse the element-wise stage with torch.compile
+    kernel      auto, loop, grouped or fused; the last two are for CUDA
+    """
 
     title: ClassVar[str] = "Translution"
     causal: ClassVar[bool] = True

@@ -12,6 +12,18 @@ from models.parts.feed_forward import FeedForward
 
 Scheme = Literal["torch", "normal", "gpt2", "xavier", "rwkv"]
 STD = 0.02
+PARTS = ("projections", "feed-forward", "embeddings", "head", "norms")
+
+
+def part_of(parameter: str) -> str:
+    """The part of a net, one of PARTS, that a parameter of this name belongs to."""
+    if ".mlp." in parameter:
+        return "feed-forward"
+    if ".mixer." in parameter or ".reduce." in parameter or ".local." in parameter:
+        return "projections"
+    if "norm" in parameter or "_scale." in parameter:
+        return "norms"
+    return "head" if parameter.startswith("head.") else "embeddings"
 
 
 class Net(nn.Module):

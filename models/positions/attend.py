@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +32,22 @@ class Attend(nn.Module):
 
     def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
         return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, is_causal=self.causal)
+
+    def placed(self, rows_BHnE: Tensor, first: int) -> Tensor:
+        """Queries or keys of the tokens from `first` on, as they are compared."""
+        return rows_BHnE
+
+    def extend(self, q_BHnE: Tensor, k_BHME: Tensor, v_BHME: Tensor) -> Tensor:
+        """The last n of M tokens of a causal sequence over all of them, after `placed`. A subclass that adds
+        something to the logits or values has its own, or no cache."""
+        n, M = q_BHnE.shape[2], k_BHME.shape[2]
+        seen_nM = torch.ones(n, M, dtype=torch.bool, device=q_BHnE.device).tril(M - n) if n > 1 else None
+        return F.scaled_dot_product_attention(q_BHnE, k_BHME, v_BHME, attn_mask=seen_nM)
+
+    @property
+    def extends(self) -> bool:
+        """Whether `extend` gives what `forward` does."""
+        return self.causal and (self.plain or type(self).extend is not Attend.extend)
 
     def axes(self) -> HeadAxes:
         """See `Mixer.axes`; parameters that all heads share are not declared."""

@@ -29,12 +29,14 @@ class Rope(nn.Module):
             raise ValueError(f"head_dim {head_dim}: rope on {dims} dimensions needs a multiple of {2 * dims}")
         self.grid, self.head_dim, self.base = grid, head_dim, base
 
-    def forward(self, x_NBHE: Tensor) -> Tensor:
+    def forward(self, x_NBHE: Tensor, first: int = 0) -> Tensor:
+        """x of the tokens from `first` on."""
         # Only plain tensors are kept: not those of a fake device, nor of inference mode.
         kept = type(x_NBHE) is Tensor and not x_NBHE.is_meta and not torch.is_inference_mode_enabled()
         tables = _tables if kept else _tables.__wrapped__
         shape, class_token = self.grid.shape, self.grid.class_token
         cos, sin = tables(shape, class_token, self.head_dim, self.base, x_NBHE.device, x_NBHE.dtype)
+        cos, sin = (table[first : first + len(x_NBHE)] for table in (cos, sin))
         left, right = x_NBHE.chunk(2, -1)
         return x_NBHE * cos + torch.cat((-right, left), -1) * sin
 
@@ -78,12 +80,17 @@ class RotatedAttend(Attend):
         self.rope = rope
 
     def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
-        q, k = (self.rope(t.permute(2, 0, 1, 3)).permute(1, 2, 0, 3) for t in (q_BHNE, k_BHNE))
-        return super().forward(q, k, v_BHNE, head_input)
+        return super().forward(self.placed(q_BHNE, 0), self.placed(k_BHNE, 0), v_BHNE, head_input)
+
+    def placed(self, rows_BHnE: Tensor, first: int) -> Tensor:
+        return self.rope(rows_BHnE.permute(2, 0, 1, 3), first).permute(1, 2, 0, 3)
 
 
 class RopePosition(PositionConfig):
-    """Mixers rotate queries and keys; nothing is added to the tokens."""
+    """Mixers rotate queries and keys; nothing is added to the tokens.
+
+    base  of the wavelengths: the longest is about 2π·base tokens
+    """
 
     kind: Literal["rope"] = "rope"
     base: float = Field(default=10_000.0, gt=1)

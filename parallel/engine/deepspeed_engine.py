@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.parts.block import Block
 from parallel.engine.deepspeed_settings import deepspeed_settings, load_deepspeed, zero_sizes
-from parallel.engine.gradients import gradient_norm, mean_over_data, mean_over_world
+from parallel.engine.gradients import gradient_norm, mean_over_data, mean_over_world, part_norms
 from parallel.engine.interface import VOTES, BatchT, HeldState, Precision, StepResult
 from parallel.engine.optimizer import (
     OptimizerConfig,
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed()
         self.config, self.device, self.precision, self.mesh = config, device, precision, mesh
         self.accumulate = accumulate
-        self.steps_done = 0
+        self.steps_done, self.report_parts = 0, False
         self._zero = parallel.zero
         self._adamw = build_optimizer(model, config)
         sizes = zero_sizes(parallel, _count(model), _largest_layer(model))
@@ -86,9 +86,11 @@ class DeepSpeedEngine:
         loss = sum(self._losses, torch.zeros((), device=self.device))
         self._losses.clear()
         votes = torch.zeros(VOTES, device=self.device) if votes is None else votes
+        parts = None
         if self._zero == 0:  # where DeepSpeed does not report the norm
             loss, votes = mean_over_data(loss, votes, self.mesh)
             norm, votes = gradient_norm(list(self.model.parameters()), votes, self.mesh)
+            parts = part_norms(self.model, self.mesh) if self.report_parts else None
             set_aside_if_not_finite(self._adamw, loss, norm)
             self.net.step()
         else:  # where it reports an infinite norm for one that is not finite, and steps over the optimizer
@@ -98,7 +100,7 @@ class DeepSpeedEngine:
             norm = torch.as_tensor(self.net.get_global_grad_norm(), device=self.device)
         self.steps_done += 1
         count_steps(self._adamw, self.steps_done)
-        return StepResult(loss, norm.float(), lr, votes)
+        return StepResult(loss, norm.float(), lr, votes, parts)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.parts.net import PARTS, part_of
 from parallel.mesh import Mesh
 
 BUCKET_BYTES = 25 << 20  # DistributedDataParallel's; a larger gradient is a bucket of its own
@@ -115,6 +116,20 @@ def gradient_norm(parameters: list[nn.Parameter], votes: Tensor, mesh: Mesh) -> 
         return norm, votes
     square, votes = _reduce_together(norm.square(), votes, group)
     return square.sqrt(), votes
+
+
+def part_norms(model: nn.Module, mesh: Mesh) -> Tensor:
+    """The 2-norm of the gradient of each of PARTS, float32 [5], the same on every rank."""
+    grads: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and counted(parameter, mesh):
+            grads[part_of(name)].append(parameter.grad)
+    zero = torch.zeros((), device=next(model.parameters()).device)
+    norms = [nn.utils.get_total_norm(own).float() if own else zero for own in grads.values()]
+    squares, group = torch.stack(norms).square(), mesh.group("model")
+    if group is not None:
+        dist.all_reduce(squares, group=group)
+    return squares.sqrt()
 
 
 def _reduce_together(number: Tensor, votes: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

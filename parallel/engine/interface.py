@@ -38,14 +38,16 @@ class StepResult(NamedTuple):
     """One optimizer step: mean loss and gradient norm before clipping, scalars on the device.
 
     When one of them is not finite, no weight or moment has changed, on any rank. `votes` are the sums over
-    all ranks of what they gave to `update`, float32 [VOTES]. Making a result does not wait for the
-    device; reading its numbers does.
+    all ranks of what they gave to `update`, float32 [VOTES]; `part_norms` the norms of the gradients of
+    models.parts.net.PARTS before clipping, where the engine reports them. Making a result does not wait for
+    the device; reading its numbers does.
     """
 
     loss: Tensor
     grad_norm: Tensor
     lr: float
     votes: Tensor
+    part_norms: Tensor | None = None
 
 
 class HeldState(NamedTuple):
@@ -73,6 +75,8 @@ class Engine(Protocol):
 
     net     runs forward: the model, or DeepSpeed's wrapper of it
     model   holds the parameters
+    report_parts   whether `update` reports `part_norms`, for one more small all-reduce; not under ZeRO. The
+            same on all ranks
     """
 
     net: nn.Module
@@ -81,6 +85,7 @@ class Engine(Protocol):
     device: torch.device
     accumulate: int
     steps_done: int
+    report_parts: bool
 
     @property
     def parameters(self) -> int:

@@ -11,7 +11,17 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(BaseModel):
-    """How weights are updated, and for how many steps."""
+    """How weights are updated, and for how many steps.
+
+    steps         optimizer steps
+    lr            learning rate after the warm-up
+    min_lr        learning rate of the last step
+    warmup_steps  steps of the linear warm-up
+    weight_decay  of matrices and banks; norms, biases and embeddings have none
+    betas         decay of AdamW's two moments, per step
+    eps           added to the root of the second moment
+    clip          greatest norm of the gradient; null: no clipping
+    """
 
     model_config = ConfigDict(extra="forbid")
 

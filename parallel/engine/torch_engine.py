@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from parallel.engine.gradients import GradientSum, gradient_norm, mean_over_data
+from parallel.engine.gradients import GradientSum, gradient_norm, mean_over_data, part_norms
 from parallel.engine.interface import VOTES, BatchT, HeldState, Precision, StepResult
 from parallel.engine.optimizer import (
     OptimizerConfig,
@@ -39,7 +39,7 @@ class TorchEngine:
         self.mesh = mesh or Mesh()
         self.accumulate = accumulate
         self.optimizer = build_optimizer(self.model, config)
-        self.steps_done = 0
+        self.steps_done, self.report_parts = 0, False
         self._losses: list[Tensor] = []  # of this step's micro-batches, each divided by accumulate
         group = self.mesh.group("data")
         self._sum = GradientSum(list(self.model.parameters()), group) if group else None
@@ -67,6 +67,7 @@ class TorchEngine:
         if self._sum is not None:
             self._sum.finish()
         norm, votes = gradient_norm(trained, votes, self.mesh)
+        parts = part_norms(self.model, self.mesh) if self.report_parts else None
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(trained, self.config.clip, norm)
         lr = learning_rate(self.steps_done, self.config)
@@ -77,7 +78,7 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         count_steps(self.optimizer, self.steps_done)
-        return StepResult(loss, norm, lr, votes)
+        return StepResult(loss, norm, lr, votes, parts)
 
     @torch.no_grad()
     def evaluate(self, batch: BatchT, sums: Callable[[nn.Module, BatchT], Tensor]) -> Tensor:

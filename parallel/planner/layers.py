@@ -19,13 +19,15 @@ from models.mixers.counted_pass import CountedPass, count_pass
 from models.mixers.interface import Mixer
 from models.ops.cards import Card
 from models.parts.block import Block
+from models.parts.net import PARTS as NAMED_PARTS
+from models.parts.net import part_of
 from models.parts.sides import Sides
 from models.stages import LayerSpec
 from models.transformer import ModelConfig, build_model
 from parallel.mesh import Mesh
 from parallel.sharding.layout import Shard, replicated_mixers, shards
 
-PARTS = ("banks", "projections", "feed-forward", "embeddings", "head", "norms")
+PARTS = ("banks", *NAMED_PARTS)
 
 
 class LayerKind(NamedTuple):
@@ -151,7 +153,7 @@ class LayerKinds:
         }
         for name, shard in shards(self.net, mesh).items():
             counts = [kind.repeats for kind in self.kinds if name.startswith(kind.prefix)]
-            part = "banks" if name in banks else _part(name)
+            part = "banks" if name in banks else part_of(name)
             yield Piece(name, part, shard, counts[0] if counts else 1)
 
     def held(self, mesh: Mesh) -> dict[str, int]:
@@ -181,16 +183,6 @@ def mixer_load(mixer: Mixer, mesh: Mesh, load: Load) -> Load:
         load.cpu,
         load.part if "entry" in divided else None,
     )
-
-
-def _part(name: str) -> str:
-    if ".mlp." in name:
-        return "feed-forward"
-    if ".mixer." in name or ".reduce." in name or ".local." in name:
-        return "projections"
-    if "norm" in name or "_scale." in name:
-        return "norms"
-    return "head" if name.startswith("head.") else "embeddings"
 
 
 def _build_undrawn(config: ModelConfig, specs: list[LayerSpec]) -> Any:

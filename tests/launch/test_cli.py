@@ -170,3 +170,18 @@ def test_a_second_run_in_one_directory_is_refused(config_file: Path, tmp_path: P
     outcome = translution(*words)
     assert outcome.code == 2
     assert "already holds a run" in outcome.err
+
+
+def test_the_version_is_shown_without_heavy_imports(translution: Callable):
+    from parallel.code_folder import code_version
+
+    assert translution("--version").out == f"translution {code_version()}\n"
+
+
+def test_the_shell_completes_commands_and_options():
+    words = {"COMP_WORDS": "translution gen", "COMP_CWORD": "1", "_TRANSLUTION_COMPLETE": "complete_bash"}
+    code = "import sys; sys.argv[0] = 'translution'; from launch.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["generate"]

@@ -15,6 +15,7 @@ from tests.tiny import TINY
 from trainer.__main__ import main
 from trainer.faults.fault_log import read_faults
 from trainer.run_directory.checkpoints import checkpoints
+from trainer.run_directory.run_directory import RunDirectory
 
 # With two data ranks and 8 at a time one rank has 31 samples, the other 30.
 UNEVEN = TINY | {
@@ -108,6 +109,23 @@ def cut_back(run, to):
 
 def evaluation(run):
     return json.loads((run / "result.json").read_text())["evaluation"]
+
+
+def part_norms(run):
+    """The gradient norms of the parts of the net, of the steps that have them."""
+    return [record["grad_norms"] for record in RunDirectory(run).read_metrics() if "grad_norms" in record]
+
+
+def test_gradient_norms_of_parts_are_those_of_one_process_and_make_up_the_norm(two, four):
+    assert two["debug"].codes == [0, 0]
+    alone = part_norms(four / "debug")
+    assert len(alone) == 4  # of five steps: in one the bytes sent are counted, and reports send nothing
+    for name in ("debug-2", "debug-4"):
+        for own, expected in zip(part_norms(four / name), alone, strict=True):
+            assert own == pytest.approx(expected, rel=1e-3)
+    steps = [r for r in RunDirectory(four / "debug-2").read_metrics() if "grad_norms" in r]
+    for step in steps:
+        assert sum(norm**2 for norm in step["grad_norms"].values()) ** 0.5 == pytest.approx(step["grad_norm"])
 
 
 @pytest.mark.parametrize("name", BAD)

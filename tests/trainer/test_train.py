@@ -93,6 +93,7 @@ def test_a_run_directory_holds_the_whole_run(train: Callable):
         "start_token",
         "metrics.jsonl",
         "saves.jsonl",
+        "starts.jsonl",
         "tensorboard",
         "checkpoints",
         "result.json",

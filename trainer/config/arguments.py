@@ -1,5 +1,6 @@
 """A training command's arguments: a config file, which may be left out, and `key=value` overrides."""
 
+import json
 from pathlib import Path
 
 from parallel.errors import UserError
@@ -26,6 +27,12 @@ def debug_overrides(config: str | None, overrides: list[str]) -> list[str]:
     if config is not None and "data.workers" not in given and _has_workers(config, overrides):
         debug = ["data.workers=0", *debug]
     return debug
+
+
+def labels(tags: list[str], note: str | None) -> list[str]:
+    """The overrides that set a run's tags and note, where they are given."""
+    set_tags = [f"tags={json.dumps(tags)}"] if tags else []
+    return set_tags + ([] if note is None else [f"note={json.dumps(note)}"])
 
 
 def _has_workers(config: str, overrides: list[str]) -> bool:

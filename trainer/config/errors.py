@@ -89,7 +89,7 @@ def _locate(
 
 def _below(classes: list[type[BaseModel]], field: str, value: Any) -> list[type[BaseModel]]:
     fields = [cls.model_fields[field] for cls in classes if field in cls.model_fields]
-    found = [cls for info in fields for cls in _models_in(info.annotation)]
+    found = [cls for info in fields for cls in models_in(info.annotation)]
     return _of_kind(found, value) if isinstance(value, dict) else found
 
 
@@ -112,10 +112,11 @@ def _is_import_path(kind: Any) -> TypeGuard[str]:
     return isinstance(kind, str) and ":" in kind
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [cls for part in get_args(annotation) for cls in _models_in(part)]
+    return [cls for part in get_args(annotation) for cls in models_in(part)]
 
 
 def _join(parent: str, key: str) -> str:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from models import ModelConfig
@@ -13,12 +11,14 @@ from parallel.engine.optimizer import OptimizerConfig
 from parallel.errors import UserError
 from parallel.mesh import ParallelConfig
 from trainer.config.errors import ConfigError, explain
+from trainer.config.layers import read_layers, set_value
 from trainer.data.digits.moving_mnist import MovingMnistConfig
 from trainer.data.images.imagenet import ImagenetConfig
 from trainer.data.source import Source
 from trainer.data.synthetic import SyntheticConfig
 from trainer.data.text.datasets import BookConfig, OpenWebTextConfig
 from trainer.faults.config import FaultsConfig
+from trainer.reporting.loggers.config import LoggerName
 from trainer.reporting.profiler import ProfileConfig
 
 DataConfig = Annotated[
@@ -32,14 +32,17 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
 
     batch: int = Field(64, ge=1, description="global batch: samples per optimizer step")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, description="steps between two logs, each a wait for the device")
     evaluate_every: int | None = Field(None, ge=1, description="null: only at the end")
-    evaluate_batch: int = Field(250, ge=1)
+    evaluate_batch: int = Field(250, ge=1, description="samples of each data rank at once")
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1, description="the newest few")
     keep_every: int | None = Field(None, ge=1, description="also those of every so many steps, for good")
     verify_checkpoints: bool = Field(True, description="compare what is loaded with its checksums")
     save_in_background: bool = Field(True, description="write a copy, made in host memory, while training")
+    loggers: list[LoggerName] = Field(
+        ["tensorboard"], description="where scalars go besides metrics.jsonl: tensorboard, wandb, mlflow"
+    )
     profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
@@ -51,16 +54,20 @@ class RunConfig(BaseModel):
 
     name: str = Field(min_length=1, pattern=r"^[^/]+$", description="default: the file's stem")
     run_dir: Path | None = Field(None, description="null: runs/<name>-<time>")
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    tags: list[str] = Field([], description="words by which `translution runs` finds it")
+    note: str | None = Field(None, description="what to remember of it")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order of the data, dropout")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a card")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: products; weights stay float32")
     tf32: bool = Field(False, description="on CUDA: float32 products with 10-bit mantissas, faster")
     deterministic: bool = Field(False, description="only operations that repeat to the bit; slower on CUDA")
-    model: ModelConfig
-    data: DataConfig
-    train: TrainConfig
-    parallel: ParallelConfig = ParallelConfig()
-    study: dict[str, list[Any]] | None = None
+    model: ModelConfig = Field(description="the net")
+    data: DataConfig = Field(description="what it trains on")
+    train: TrainConfig = Field(description="optimizer, length, logs and checkpoints")
+    parallel: ParallelConfig = Field(ParallelConfig(), description="mesh and engine")
+    study: dict[str, list[Any]] | None = Field(
+        None, description="key: [values]; one net for every combination; null: one net"
+    )
 
     @field_validator("study")
     @classmethod
@@ -85,14 +92,7 @@ def load_config(path: Path | str, overrides: list[str]) -> RunConfig:
     allowed.
     """
     path = Path(path)
-    merged = _read(path)
-    for override in overrides:
-        _override(merged, override)
-    try:
-        values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
-    assert isinstance(values, dict)
+    values = read_layers(path, overrides).values
     values.setdefault("name", path.stem)
     return parse_config(values)
 
@@ -115,7 +115,7 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     # Leave unset fields out: their defaults may depend on what is set.
     tree = OmegaConf.create(config.model_dump(mode="json", exclude_unset=True))
     for key, value in values.items():
-        _set(tree, key, value)
+        set_value(tree, key, value)
     return parse_config(OmegaConf.to_container(tree))  # pyright: ignore[reportArgumentType]
 
 
@@ -132,74 +132,3 @@ def _flat(values: dict[str, Any], prefix: str) -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(value)
     return flat
-
-
-def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
-    """The file's values, over those of its `base`. `above` are the files that named this one."""
-    own = _read_one(path)
-    base = own.pop("base", None)
-    if base is None:
-        return own
-    above = (*above, path.resolve())
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base={base}: must be the path of another config file")
-    if (path.parent / base).resolve() in above:
-        raise ConfigError(f"{path}: base={base}: leads back to this file")
-    below = _read(path.parent / base, above)
-    if "study" in own:
-        below.pop("study", None)
-    values = (OmegaConf.to_container(tree) for tree in (below, own))
-    return OmegaConf.create(_layered(*values))  # pyright: ignore[reportArgumentType]
-
-
-def _layered(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
-    """`own` over `base`, section by section; a section of another kind replaces the base's."""
-    merged = dict(base)
-    for key, value in own.items():
-        below = base.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            kind = value.get("kind", below.get("kind"))
-            value = _layered(below, value) if kind == below.get("kind") else value
-        merged[key] = value
-    return merged
-
-
-def _read_one(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason})") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}:{line} is not YAML: {error.problem}") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: is not YAML: {_first_line(error)}") from None
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: holds a list, expected `key: value` lines")
-    return loaded
-
-
-def _override(tree: DictConfig, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {override!r}: expected key=value, as in train.steps=600")
-    try:
-        value = OmegaConf.from_dotlist([f"value={text}"])
-        _set(tree, key.strip(), OmegaConf.to_container(value, resolve=False)["value"])  # pyright: ignore
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
-
-
-def _set(tree: DictConfig, key: str, value: Any) -> None:
-    try:
-        OmegaConf.update(tree, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
-        raise ConfigError(f"{key}={value}: cannot be set: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -16,7 +16,10 @@ _DISTINCT = 64  # samples, reused in turn: generating an image takes as long as 
 
 
 class SyntheticConfig(BaseModel):
-    """Random images with random labels for a ViT, random tokens for a GPT."""
+    """Random images with random labels for a ViT, random tokens for a GPT.
+
+    test_samples  how many to evaluate on
+    """
 
     model_config = ConfigDict(extra="forbid")
 

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from torch import Tensor
+
+from models.parts.net import PARTS
 from parallel.engine.interface import Engine, StepResult
 from parallel.errors import UserError
 from parallel.processes import rank
@@ -15,11 +18,11 @@ from trainer.faults.fault_log import note_fault
 from trainer.faults.step_numbers import StepNumbers, StepReader
 from trainer.faults.watchdog import Watchdog
 from trainer.reporting.clock import StepClock
+from trainer.reporting.loggers.loggers import Loggers
 from trainer.reporting.profiler import StepProfiler
 from trainer.reporting.progress import Progress
 from trainer.reporting.resources import Resources
 from trainer.reporting.stragglers import Stragglers
-from trainer.reporting.tensorboard import Events
 from trainer.run_directory.run_directory import RunDirectory
 from trainer.run_directory.saving import Saves
 from trainer.signals import StopRequest
@@ -52,6 +55,7 @@ class Recorder:
         self._skips = self._skips_in_a_row = 0
         self._resources = Resources(config, engine.mesh, engine.device)
         self._pending: list[StepNumbers] = []
+        self._part_norms: Tensor | None = None  # of the last step
         self._seconds = self._data_seconds = 0.0
         self.clock = StepClock(engine.device)
         self._last_step = StepClock(engine.device)  # of the last step before each log
@@ -68,8 +72,9 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         done, train = self._engine.steps_done, self._config.train
         self._progress = Progress(train.steps, done, label=self._config.name, unit="step", line_seconds=0)
-        self._events = Events(self._run.events, done + 1)
+        self._events = Loggers(self._config, self._run, done + 1, self._progress.say)
         self.watchdog.at("starting", done)
+        self._run.append_start(self._engine.mesh.world, self._engine.parameters)
         with ExitStack() as stack:
             stack.enter_context(self._progress)
             stack.enter_context(self._events)
@@ -103,6 +108,7 @@ class Recorder:
         """Around an optimizer step: profiles it, counts its traffic, and times its collectives, where due."""
         step = self._engine.steps_done + 1
         self._profiler.before_step(step)
+        self._engine.report_parts = self._logs_after(step) and not self._resources.counts_next
         with ExitStack() as stack:
             stack.enter_context(self._resources.watch_step())
             if self._logs_after(step):
@@ -121,6 +127,7 @@ class Recorder:
         step = self._engine.steps_done
         self.samples += self._config.train.batch
         self._receive(self._reader.add(step, self.samples, result))
+        self._part_norms = result.part_norms
         self._progress.advance()
         self._saves.take_finished()
         self._stop.save_failed = self._saves.failed
@@ -147,7 +154,8 @@ class Recorder:
             | {"lr": row.lr, "samples_per_second": round(rate, 1)}
             for row in rows
         ]
-        records[-1] |= speed
+        norms = {} if self._part_norms is None else dict(zip(PARTS, self._part_norms.tolist(), strict=True))
+        records[-1] |= speed | ({"grad_norms": norms} if norms else {})
         self._run.append_metrics(records)
         last, unit = rows[-1], self._source.unit
         used = f"{speed['utilisation']:.0%} of the peak"
@@ -162,6 +170,7 @@ class Recorder:
             ("speed/utilisation", speed["utilisation"]),
             ("speed/peak_bytes", speed["peak_bytes"]),
             *((f"time/{phase}", share) for phase, share in speed["time"].items()),
+            *((f"grad_norm/{part}", norm) for part, norm in norms.items()),
         ):
             self._events.add_scalar(name, value, last.step)
 

@@ -15,6 +15,8 @@ from parallel.traffic_counter import counted_traffic
 from trainer.config.run import RunConfig
 from trainer.reporting.utilisation import peak_rate
 
+_COUNTED = 3  # the step whose traffic is counted
+
 
 class Resources:
     """Peak memory of this process, the bytes it sends in an optimizer step, by axis, and utilisation.
@@ -40,11 +42,16 @@ class Resources:
         self._steps = 0
         self._sent: dict[str, int] | None = None
 
+    @property
+    def counts_next(self) -> bool:
+        """Whether the traffic of the next step is counted, which so may send nothing for reports."""
+        return self._steps + 1 == _COUNTED
+
     @contextmanager
     def watch_step(self) -> Iterator[None]:
         """Around every optimizer step."""
         self._steps += 1
-        if self._steps != 3:
+        if self._steps != _COUNTED:
             yield
             return
         with counted_traffic(self._mesh) as traffic:

@@ -2,17 +2,15 @@
 
 import json
 import platform
-import subprocess
 import time
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from parallel.code_folder import CODE_FOLDER
+from parallel.code_folder import code_version
 from parallel.errors import UserError
 from parallel.processes import rank
 from trainer.atomic_write import atomic_write
@@ -20,6 +18,7 @@ from trainer.config.numerics import numerics_record
 from trainer.config.run import RunConfig
 from trainer.errors import machine_error
 from trainer.run_directory.ownership import Ownership
+from trainer.run_directory.starts import STARTS, this_start
 
 _LEFTOVER_SECONDS = 600.0  # no file but a checkpoint takes longer to write
 
@@ -44,11 +43,8 @@ class RunDirectory:
 
         With `again`, a run that `path` holds starts over.
         """
-        if self.config.exists() and not again:
-            raise UserError(
-                f"run_dir={self.path} already holds a run; "
-                f"resume it with --resume {self.path}, or name another run_dir"
-            )
+        if not again:
+            self.refuse_second()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,6 +54,14 @@ class RunDirectory:
             self._replace(self.metrics, "")
         self.origin.unlink(missing_ok=True)
         self.save_config(config)
+
+    def refuse_second(self) -> None:
+        """Raises UserError when `path` holds a run."""
+        if self.config.exists():
+            raise UserError(
+                f"run_dir={self.path} already holds a run; "
+                f"resume it with --resume {self.path}, or name another run_dir"
+            )
 
     def clear_leftovers(self) -> None:
         """Delete the temporary files of processes that were killed while they wrote."""
@@ -80,6 +84,10 @@ class RunDirectory:
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add one line of JSON per record to metrics.jsonl."""
         self._append(self.metrics, records)
+
+    def append_start(self, processes: int, parameters: int) -> None:
+        """Add to starts.jsonl that this process begins to train, with so many others."""
+        self._append(self.path / STARTS, [this_start(processes, parameters)])
 
     def append_save(self, step: int, seconds: float, stall: float, size: int) -> None:
         """Add to saves.jsonl how long a checkpoint took to write, how long training stood still for it, and
@@ -155,19 +163,3 @@ def new_run_path(name: str) -> Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
-
-
-def code_version() -> str:
-    """The commit of a checkout (marked when files differ from it), else the package's version.
-
-    The copy of the code that a submitted run uses has its version in a file.
-    """
-    if (CODE_FOLDER / "version.txt").exists():
-        return (CODE_FOLDER / "version.txt").read_text().strip()
-    if (CODE_FOLDER / ".git").exists():
-        command = ["git", "-C", str(CODE_FOLDER), "describe", "--always", "--dirty", "--tags"]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            pass
-    return metadata.version("translution")

@@ -78,6 +78,7 @@ class LatentCrossConfig(MixerConfig):
     attend to each other. Heads share the net's width.
 
     one_sided  tokens read no latents; so it is in a net's last layer, whatever the config says
+    bias  of the projections into the heads
     """
 
     title: ClassVar[str] = "Latent cross-attention"

@@ -67,7 +67,11 @@ class Combiner(Mixer):
 
 
 class CombinerConfig(MixerConfig):
-    """The `mixer` section for Combiner attention; heads share the width, `segment` divides the tokens."""
+    """The `mixer` section for Combiner attention; heads share the net's width.
+
+    form     fixed, axial or mixture: which summaries of earlier segments a token sees
+    segment  length of a segment, in tokens; divides their number
+    """
 
     title: ClassVar[str] = "Combiner"
     causal: ClassVar[bool] = True

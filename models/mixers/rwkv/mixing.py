@@ -119,7 +119,10 @@ class TimeMixConfig(_RwkvConfig):
 
 
 class ChannelMixConfig(_RwkvConfig):
-    """The `mixer` section for RWKV-4's channel mixing in place of time mixing (`ffnPre` of layer 0)."""
+    """The `mixer` section for RWKV-4's channel mixing in place of time mixing (`ffnPre` of layer 0).
+
+    hidden  width of the feed-forward
+    """
 
     title: ClassVar[str] = "RWKV-4 channel mixing"
 

@@ -169,6 +169,10 @@ class StructureConfig(MixerConfig):
     """The `mixer` section for structure embedding; `Structure` says what each key means.
 
     reach   of shifts, in tokens along every dimension, or one number for each; null: the whole grid
+    attention_heads  heads that attend
+    shift_heads      heads that shift the tokens by learnt amounts
+    every_shift      besides, one matrix for every shift within reach: a convolution
+    factored         values and outputs of rank E a head; false: any matrix [C, C]
     """
 
     title: ClassVar[str] = "Structure embedding"

@@ -105,7 +105,11 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class TokenStatisticsConfig(MixerConfig):
-    """The `mixer` section for token statistics self-attention; heads share the net's width."""
+    """The `mixer` section for token statistics self-attention; heads share the net's width.
+
+    bias      of the projection into the heads
+    out_bias  of the projection out of them
+    """
 
     title: ClassVar[str] = "Token statistics"
     causal: ClassVar[bool] = True

@@ -45,6 +45,7 @@ class ClassAttentionConfig(MixerConfig):
 
     layers       how many
     norm_tokens  the second norm is of all tokens; false: of the class token only
+    bias  of the projections into the heads
     """
 
     title: ClassVar[str] = "Class attention"

@@ -55,6 +55,8 @@ class CrossCovarianceConfig(MixerConfig):
     """The `mixer` section for cross-covariance attention; heads share the net's width.
 
     It has no causal form: norms and weights are sums over all tokens.
+
+    bias  of the projections into the heads
     """
 
     title: ClassVar[str] = "Cross-covariance"

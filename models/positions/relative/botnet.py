@@ -48,8 +48,10 @@ class BotnetAttend(Attend):
 
 
 class BotnetPosition(PositionConfig):
-    """Vectors for the rows and the columns from query to key, in every layer; `scale`: also divide their
-    products by √E."""
+    """Vectors for the rows and the columns from query to key, in every layer.
+
+    scale  whether the products with the vectors are divided by √E too
+    """
 
     kind: Literal["botnet"] = "botnet"
     scale: bool = True

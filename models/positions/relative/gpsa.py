@@ -69,7 +69,10 @@ class GatedAttend(Attend):
 
 
 class GatedPosition(PositionConfig):
-    """A gate in every head between its content and its places; `locality`: how narrow a new head looks."""
+    """A gate in every head between its content and its places.
+
+    locality  how narrow a new head looks
+    """
 
     kind: Literal["gpsa"] = "gpsa"
     locality: float = Field(default=1.0, gt=0)

@@ -40,6 +40,20 @@ class ShawAttend(Attend):
         weights = logits.softmax(-1).to(v_BHNE.dtype)
         return weights @ v_BHNE + clip(to_relative(weights), K) @ values
 
+    def extend(self, q_BHnE: Tensor, k_BHME: Tensor, v_BHME: Tensor) -> Tensor:
+        n, M, K = q_BHnE.shape[2], k_BHME.shape[2], len(self.relative_keys) // 2
+        q_BHnE = q_BHnE * q_BHnE.shape[-1] ** -0.5
+        place = torch.arange(M, device=q_BHnE.device)
+        relative_nM = place - place[M - n :, None]  # key − query
+        entry_nM = relative_nM.clamp(-K, K) + K
+        by_entry = q_BHnE @ self.relative_keys.T
+        logits = q_BHnE @ k_BHME.transpose(-1, -2) + by_entry.gather(
+            -1, entry_nM.expand(*by_entry.shape[:2], n, M)
+        )
+        weights = logits.masked_fill(relative_nM > 0, float("-inf")).softmax(-1)
+        summed = torch.zeros_like(by_entry).scatter_add(-1, entry_nM.expand_as(weights), weights)
+        return weights @ v_BHME + summed @ self.relative_values
+
     def draws(self) -> dict[str, Draw]:
         entries, head_dim = self.relative_keys.shape
         bound = (6 / (entries + head_dim)) ** 0.5  # Glorot's, as the public code draws them
@@ -50,7 +64,10 @@ class ShawAttend(Attend):
 
 
 class ShawPosition(PositionConfig):
-    """Vectors for key − query in every layer; those beyond ±max_distance share the last one."""
+    """Vectors for key − query in every layer; those beyond ±max_distance share the last one.
+
+    max_distance  in tokens
+    """
 
     kind: Literal["shaw"] = "shaw"
     max_distance: int = Field(default=16, ge=1)

@@ -34,6 +34,13 @@ class BiasAttend(Attend):
         bias_HNN = self.of_pairs().to(q_BHNE.dtype)
         return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=bias_HNN)
 
+    def extend(self, q_BHnE: Tensor, k_BHME: Tensor, v_BHME: Tensor) -> Tensor:
+        n, M = q_BHnE.shape[2], k_BHME.shape[2]
+        place = torch.arange(M, device=q_BHnE.device)
+        delta_nM = place[M - n :, None] - place
+        bias_HnM = self.bias[:, delta_nM.clamp_min(0)].masked_fill(delta_nM < 0, float("-inf"))
+        return F.scaled_dot_product_attention(q_BHnE, k_BHME, v_BHME, attn_mask=bias_HnM.to(q_BHnE.dtype))
+
     def of_pairs(self) -> Tensor:
         """The bias of each pair [heads, N, N]; −∞ for a key in the future. No index, so that gradients add up
         in a fixed order."""

@@ -18,7 +18,7 @@ from trainer.metrics import IGNORED, Classification
 Placement = Literal["static", "dynamic"]
 
 _EVALUATION_SEED = 20_251_010
-_DEVIATION = 0.3081  # standard deviation of MNIST's pixels; the mean stays, so background is 0
+DEVIATION = 0.3081  # standard deviation of MNIST's pixels; the mean stays, so background is 0
 
 
 class MovingMnistConfig(BaseModel):
@@ -26,6 +26,8 @@ class MovingMnistConfig(BaseModel):
 
     path     folder of the four IDX files; null: the bundled subset
     canvas   side in pixels, or [height, width]
+    train         static: training digits in the middle; dynamic: anywhere
+    test_samples  how many test digits; null: all
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -104,7 +106,7 @@ class MovingMnist:
             yield self._batch(images, labels, name, _EVALUATION_SEED, index)
 
     def on_device(self, batch: Batch, training: bool = False) -> Batch:
-        return Batch(batch.inputs.float().mul_(1 / (255 * _DEVIATION)), batch.targets)
+        return Batch(batch.inputs.float().mul_(1 / (255 * DEVIATION)), batch.targets)
 
     def _train_batch(self, samples: np.ndarray) -> Batch:
         count = len(self.digits.train_images)

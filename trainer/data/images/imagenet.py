@@ -19,7 +19,11 @@ from trainer.metrics import Classification
 
 
 class RandAugmentConfig(BaseModel):
-    """Number of operations per image, and their strength (of 30)."""
+    """Number of operations per image, and their strength (of 30).
+
+    operations  per image
+    magnitude   strength of an operation, of 30
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,7 +32,14 @@ class RandAugmentConfig(BaseModel):
 
 
 class ImagenetConfig(BaseModel):
-    """Folders of prepared shards, how to read them, and how to augment training images."""
+    """Folders of prepared shards, how to read them, and how to augment training images.
+
+    crop_scale    least and greatest share of an image's area in a random crop
+    flip          mirror half of the training images
+    rand_augment  {operations, magnitude}; null: none
+    mixup         α of MixUp's share; 0: off
+    cutmix        α of CutMix's share; 0: off
+    """
 
     model_config = ConfigDict(extra="forbid")
 

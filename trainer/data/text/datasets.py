@@ -19,7 +19,11 @@ _BYTE_VALUES = 256
 
 
 class OpenWebTextConfig(BaseModel):
-    """A folder written by `translution prepare openwebtext`; verify: check shards by size or checksum."""
+    """A folder written by `translution prepare openwebtext`; verify: check shards by size or checksum.
+
+    path    folder of the shards
+    verify  size: compare the shards' sizes; checksum: read and compare all
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +55,10 @@ class OpenWebTextConfig(BaseModel):
 
 
 class BookConfig(BaseModel):
-    """Moby Dick as bytes, bundled with the package; its last part is the validation set."""
+    """Moby Dick as bytes, bundled with the package; its last part is the validation set.
+
+    validation_share  share of the book, its last part, for validation
+    """
 
     model_config = ConfigDict(extra="forbid")
 
