@@ -10,7 +10,7 @@ from typing import Any
 from parallel.mesh import Mesh
 from parallel.processes import run_on_first_rank
 from trainer.atomic_write import atomic_write
-from trainer.config.run import RunConfig
+from trainer.config.run import NETS, RunConfig
 from trainer.config.study import Member
 from trainer.data.source import Source
 from trainer.errors import Interrupted
@@ -104,6 +104,9 @@ def _row_title(member: Member, source: Source) -> str:
     parts = []
     for key, label in zip(member.values, member.labels, strict=True):
         if key == SEED or key in source.shown_in_columns:
+            continue
+        if key == NETS:
+            parts.append(label)
             continue
         title, (_, *own) = member.title(key), re.split(r"-(?=\w+=)", label)
         parts.append(" ".join([title, *own]) if title else f"{key.split('.')[-1]}={label}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.initial import Draw
@@ -189,7 +189,10 @@ class Translution(Mixer):
 
 
 class TranslutionConfig(MixerConfig):
-    """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means."""
+    """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means.
+
+    index   what numbers the bank entries: the offset of a pair of tokens, or as an ablation the pair itself
+    """
 
     title: ClassVar[str] = "Translution"
     causal: ClassVar[bool] = True
@@ -200,6 +203,7 @@ class TranslutionConfig(MixerConfig):
     relative: Literal["q", "k", "v", "qk", "qv", "kv", "qkv"] = "qkv"
     rank: int | None = Field(default=None, ge=1)
     share: Share = "none"
+    index: Literal["offset", "pair"] = "offset"
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
     workspace: int | None = Field(default=None, ge=1)
@@ -216,6 +220,22 @@ class TranslutionConfig(MixerConfig):
             return None
         return f"it rotates shared queries and keys; mixer.relative={self.relative}, only v fits"
 
+    def refuses_tokens(self, tokens: TokenGrid) -> str | None:
+        if self.index == "pair" and tokens.causal:
+            return "with index: pair has no causal form, which a language net needs"
+        return super().refuses_tokens(tokens)
+
+    @model_validator(mode="after")
+    def _check_index(self) -> Self:
+        if self.index == "pair" and self.share != "none":
+            raise ValueError(f"share={self.share} shares offsets, and index=pair has none; write share: none")
+        if self.index == "pair" and self.kernel not in ("auto", "loop"):
+            raise ValueError(f"kernel={self.kernel} multiplies by offsets; index=pair needs kernel: loop")
+        return self
+
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Translution:
-        options = self.model_dump(exclude={"kind", "share"})
-        return Translution(dim, tokens.offsets(self.share), **options, position=position)
+        options = self.model_dump(exclude={"kind", "share", "index"})
+        by_pair = self.index == "pair"
+        if by_pair:
+            options["kernel"] = "loop"
+        return Translution(dim, tokens.offsets(self.share, by_pair), **options, position=position)

@@ -12,6 +12,7 @@ from models import ModelConfig
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.errors import UserError
 from parallel.mesh import ParallelConfig
+from trainer.config.compare import CompareConfig
 from trainer.config.errors import ConfigError, explain
 from trainer.data.digits.moving_mnist import MovingMnistConfig
 from trainer.data.images.imagenet import ImagenetConfig
@@ -25,6 +26,9 @@ DataConfig = Annotated[
     MovingMnistConfig | ImagenetConfig | OpenWebTextConfig | BookConfig | SyntheticConfig,
     Field(discriminator="kind"),
 ]
+
+NETS = "nets"  # the study key whose values are named: name → {key: value}
+StudyConfig = dict[str, list[Any] | dict[str, dict[str, Any]]]
 
 
 class TrainConfig(OptimizerConfig, FaultsConfig):
@@ -57,14 +61,17 @@ class RunConfig(BaseModel):
     data: DataConfig
     train: TrainConfig
     parallel: ParallelConfig = ParallelConfig()
-    study: dict[str, list[Any]] | None = None
+    study: StudyConfig | None = Field(None, description="nets to train: see trainer/config/study.py")
+    compare: CompareConfig | None = Field(None, description="of `translution compare`, which resolves it")
 
     @field_validator("study")
     @classmethod
-    def _values(cls, study: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+    def _values(cls, study: StudyConfig | None) -> StudyConfig | None:
         for key, values in (study or {}).items():
             if not values:
                 raise ValueError(f"{key} has no values; give a list of at least one")
+            if isinstance(values, dict) != (key == NETS):
+                raise ValueError(f"{key}: a list of values is needed; only {NETS} names sets of values")
         return study or None
 
     def build_source(self) -> Source:
