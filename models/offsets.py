@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,6 +119,11 @@ class OffsetGrid:
         return f"OffsetGrid({self.shape}, {options})"
 
     @property
+    def in_bands(self) -> bool:
+        """Whether offsets that share an entry lie side by side, as `bands`."""
+        return self.num_entries != self.num_offsets
+
+    @property
     def num_pairs(self) -> int:
         """Pairs (i, j) that exist: N², or N(N+1)/2 for a causal sequence."""
         n = self.num_tokens
@@ -217,62 +221,6 @@ class OffsetGrid:
         return tuple(
             tuple(self._block((delta,)) for delta in sorted({r, n - r} - {n})) for r in range(n // 2 + 1)
         )
-
-
-class PairGrid(OffsetGrid):
-    """A grid with an entry for every pair of tokens, i·N + j for query i and key j, in place of one for every
-    offset.
-
-    It tells what is due to the offset and what to the number of matrices. Classes are those of the offsets,
-    each pair a block. Not for causal sequences. Source: arXiv 2510.10060, the ablation by absolute positions.
-    """
-
-    def __init__(self, shape: tuple[int, ...], class_token: bool = False) -> None:
-        super().__init__(shape, class_token=class_token)
-        self.num_entries = self.num_offsets = self.num_pairs
-
-    @property
-    def _key(self) -> tuple:
-        return (PairGrid, *super()._key)
-
-    def __repr__(self) -> str:
-        return f"PairGrid({self.shape}, class_token={self.class_token})"
-
-    @cached_property
-    def table(self) -> Tensor:
-        """entry[N, N] of the pair (query i, key j)."""
-        return torch.arange(self.num_pairs).view(self.num_tokens, -1)
-
-    @cached_property
-    def classes(self) -> tuple[tuple[Block, ...], ...]:
-        """The pairs by residue class of their offset."""
-        return tuple(tuple(pair for block in blocks for pair in self._pairs(block)) for blocks in super().classes)
-
-    @cached_property
-    def special_blocks(self) -> tuple[Block, ...]:
-        """The class token's pairs."""
-        return tuple(pair for block in super().special_blocks for pair in self._pairs(block))
-
-    def _pairs(self, block: Block) -> Iterator[Block]:
-        """The pairs of a block, each with its own entry."""
-        sides = [list(_cells(rectangle)) for rectangle in (block.queries, block.keys)]
-        length = max(map(len, sides))
-        for query, key in zip(*(side * (length // len(side)) for side in sides), strict=True):
-            yield Block(self._token(query) * self.num_tokens + self._token(key), query, key)
-
-    def _token(self, cell: tuple[Range, ...] | None) -> int:
-        index = 0
-        for (start, _), n in zip(cell or (), self.shape, strict=cell is not None):
-            index = index * n + start
-        return index + (self.class_token and cell is not None)
-
-
-def _cells(rectangle: tuple[Range, ...] | None) -> Iterator[tuple[Range, ...] | None]:
-    """A rectangle's single tokens; the class token is one."""
-    if rectangle is None:
-        yield None
-        return
-    yield from itertools.product(*([(i, i + 1) for i in range(*side)] for side in rectangle))
 
 
 def _folded(residue: int, n: int) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from models.offsets import OffsetGrid, PairGrid
+from models.ablations.pair_grid import PairGrid
+from models.offsets import OffsetGrid
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class TokenGrid:
             return f"a sequence of {self.shape[0]}"
         return f"a grid of {'×'.join(map(str, self.shape))}"
 
-    def offsets(self, share: str = "none", by_pair: bool = False) -> OffsetGrid:
-        """The offsets between these tokens, or with `by_pair` their pairs; raises ValueError where they have
-        no grid."""
+    def offsets(self, share: str = "none", index: str = "offset") -> OffsetGrid:
+        """The offsets between these tokens, or their pairs (`index`: pair or scattered); raises ValueError
+        where they have no grid."""
         if self.shape is None:
             raise ValueError("tokens have no grid here: a `reduce` of an earlier stage broke it")
-        if by_pair:
-            return PairGrid(self.shape, self.class_token)
+        if index != "offset":
+            return PairGrid(self.shape, self.class_token, index == "scattered")
         return OffsetGrid(self.shape, self.causal, self.class_token, share)

@@ -71,7 +71,7 @@ def result_table(
     cells: dict[tuple[str, str], list[dict[str, float]]] = {}
     seconds: dict[str, list[float]] = {}
     for member, source, result in zip(members, sources, results, strict=True):
-        row = _row_title(member, source) or config.name
+        row = row_title(member, source.shown_in_columns) or config.name
         if config.study:
             table.put(row, "parameters", f"{result['parameters']:,}")
         for name, metrics in result["evaluation"].items():
@@ -100,10 +100,11 @@ def _open(run: RunDirectory, config: RunConfig) -> bool:
     return False
 
 
-def _row_title(member: Member, source: Source) -> str:
+def row_title(member: Member, columns: tuple[str, ...]) -> str:
+    """A net in the table: its study's values, but for the seed and those that choose one of the `columns`."""
     parts = []
     for key, label in zip(member.values, member.labels, strict=True):
-        if key == SEED or key in source.shown_in_columns:
+        if key == SEED or key in columns:
             continue
         if key == NETS:
             parts.append(label)

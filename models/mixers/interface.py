@@ -137,6 +137,14 @@ class MixerConfig(Section):
             return "has no causal form, which a language net needs"
         return None
 
+    def of_head_width(self, factor: float, step: int = 1) -> MixerConfig:
+        """The section with heads so many times as wide, rounded to a multiple of `step`; itself where heads
+        have no width of their own."""
+        if "head_dim" not in type(self).model_fields:
+            return self
+        head_dim: int = getattr(self, "head_dim")  # noqa: B009 (a field of some subclasses)
+        return self.model_copy(update={"head_dim": max(step, round(head_dim * factor / step) * step)})
+
     def for_last_layer(self) -> MixerConfig:
         """The section of a net's last layer, after which nothing reads the tokens but the latents."""
         return self

@@ -191,7 +191,8 @@ class Translution(Mixer):
 class TranslutionConfig(MixerConfig):
     """The `mixer` section for Translution; `Translution` and `OffsetGrid` say what each key means.
 
-    index   what numbers the bank entries: the offset of a pair of tokens, or as an ablation the pair itself
+    index   what chooses a pair's bank entry: its offset or, as ablations, the pair itself, or one of as many
+            entries as there are offsets without regard to it ("scattered")
     """
 
     title: ClassVar[str] = "Translution"
@@ -203,7 +204,7 @@ class TranslutionConfig(MixerConfig):
     relative: Literal["q", "k", "v", "qk", "qv", "kv", "qkv"] = "qkv"
     rank: int | None = Field(default=None, ge=1)
     share: Share = "none"
-    index: Literal["offset", "pair"] = "offset"
+    index: Literal["offset", "pair", "scattered"] = "offset"
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
     workspace: int | None = Field(default=None, ge=1)
@@ -221,21 +222,22 @@ class TranslutionConfig(MixerConfig):
         return f"it rotates shared queries and keys; mixer.relative={self.relative}, only v fits"
 
     def refuses_tokens(self, tokens: TokenGrid) -> str | None:
-        if self.index == "pair" and tokens.causal:
-            return "with index: pair has no causal form, which a language net needs"
+        if self.index != "offset" and tokens.causal:
+            return f"with index: {self.index} has no causal form, which a language net needs"
         return super().refuses_tokens(tokens)
 
     @model_validator(mode="after")
     def _check_index(self) -> Self:
-        if self.index == "pair" and self.share != "none":
-            raise ValueError(f"share={self.share} shares offsets, and index=pair has none; write share: none")
-        if self.index == "pair" and self.kernel not in ("auto", "loop"):
-            raise ValueError(f"kernel={self.kernel} multiplies by offsets; index=pair needs kernel: loop")
+        if self.index == "offset":
+            return self
+        if self.share != "none":
+            raise ValueError(f"share={self.share} shares offsets; index={self.index} needs share: none")
+        if self.kernel not in ("auto", "loop"):
+            raise ValueError(f"kernel={self.kernel} multiplies by offsets; index={self.index} needs loop")
         return self
 
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Translution:
         options = self.model_dump(exclude={"kind", "share", "index"})
-        by_pair = self.index == "pair"
-        if by_pair:
+        if self.index != "offset":
             options["kernel"] = "loop"
-        return Translution(dim, tokens.offsets(self.share, by_pair), **options, position=position)
+        return Translution(dim, tokens.offsets(self.share, self.index), **options, position=position)
