@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands import bench, plan, prepare, rehearse, results, runs, slurm, ssh, verify
 from trainer.errors import exit_code
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(prepare.app, name="prepare")
 slurm.register(app)
 runs.register(app)
 ssh.register(app)
+results.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
 rehearse.register(app)

@@ -49,12 +49,20 @@ def set_up(config_path: str | None, overrides: list[str], resume: Path | None) -
         config = load_config(config_path, overrides)
     else:
         raise UserError("no config: name a file, as in configs/debug.yaml, or give --resume RUN_DIR")
+    return checked_setup(config, resume or config.run_dir)
+
+
+def checked_setup(config: RunConfig, root: Path | None, world: int | None = None) -> Setup:
+    """The nets of a config and their data, all checked for `world` processes, by default this job's.
+
+    `root` is the run directory, where there may be one already. Raises UserError.
+    """
     device = pick_device(config)
     set_numerics(config.tf32, config.deterministic)
     members = run_members(config)
-    meshes = [check_net(member.config) for member in members]
+    meshes = [check_net(member.config, world) for member in members]
     for member in members:
-        _check_origin(member, resume or config.run_dir)
+        _check_origin(member, root)
     for member, mesh in zip(members, meshes, strict=True):
         if mesh != meshes[0]:
             raise ConfigError(

@@ -13,8 +13,9 @@ from models.offsets import Block, OffsetGrid, Range
 
 
 class PairGrid(OffsetGrid):
-    """A grid whose entries are those of pairs of tokens, not of offsets: what is due to the offset, and what to
-    the number of matrices?
+    """A grid whose entries are those of pairs of tokens, not of offsets.
+
+    With it one can tell what is due to the offset, and what to the number of matrices.
 
     scattered  False: an entry for every pair (query i, key j), N² of them. True: as many entries as there are
                offsets, each for as many pairs, but for pairs of any offset
@@ -43,11 +44,15 @@ class PairGrid(OffsetGrid):
     @cached_property
     def table(self) -> Tensor:
         """entry[N, N] of the pair (query i, key j)."""
+        return torch.tensor(self._entries).view(self.num_tokens, -1)
+
+    @cached_property
+    def _entries(self) -> list[int]:
         pairs = range(self.num_pairs)
-        if self.scattered:
-            order = sorted(pairs, key=_mixed_bits)
-            pairs = [rank * self.num_entries // self.num_pairs for rank in _inverse(order)]
-        return torch.tensor(pairs).view(self.num_tokens, -1)
+        if not self.scattered:
+            return list(pairs)
+        ranks = _inverse(sorted(pairs, key=_mixed_bits))
+        return [rank * self.num_entries // self.num_pairs for rank in ranks]
 
     @cached_property
     def classes(self) -> tuple[tuple[Block, ...], ...]:
@@ -61,12 +66,13 @@ class PairGrid(OffsetGrid):
 
     def _pairs(self, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
         """The pairs of blocks, each with its own entry."""
-        entries, found = self.table.tolist(), []
+        found = []
         for block in blocks:
             sides = [list(_cells(rectangle)) for rectangle in (block.queries, block.keys)]
             length = max(map(len, sides))
             for query, key in zip(*(side * (length // len(side)) for side in sides), strict=True):
-                found.append(Block(entries[self._token(query)][self._token(key)], query, key))
+                pair = self._token(query) * self.num_tokens + self._token(key)
+                found.append(Block(self._entries[pair], query, key))
         return tuple(found)
 
     def _token(self, cell: tuple[Range, ...] | None) -> int:

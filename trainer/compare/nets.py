@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.compare.sizes import parameters, scaled, training_flops
@@ -37,8 +36,8 @@ def comparison(
 ) -> RunConfig:
     """A config whose study has one net for each of the configs, or for each row of the only one's study.
 
-    `options` replace those of the config's `compare` section. Nets that match something, or have a budget, are
-    changed accordingly. Raises UserError, before anything is trained, where the nets cannot be compared.
+    `options` replace those of the config's `compare` section. Nets are scaled, and get the
+    steps of the budget. Raises UserError, before anything is trained, where the nets cannot be compared.
     """
     configs = [load_config(path, overrides) for path in paths]
     base = configs[0]

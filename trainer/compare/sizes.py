@@ -182,4 +182,4 @@ def _tuned(config: RunConfig, near: Candidate, target: float, measure: Measure) 
         return None
     values = near.values | {"model.mlp": max(1, round(wanted / step)) * step}
     quantity = _quantity(config, values, measure)
-    return quantity and Candidate(values, quantity, abs(log(wanted / mlp)))
+    return None if quantity is None else Candidate(values, quantity, abs(log(wanted / mlp)))

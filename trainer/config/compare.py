@@ -31,8 +31,8 @@ class BudgetConfig(BaseModel):
 class CompareConfig(BaseModel):
     """How `translution compare` makes the nets of a study equal.
 
-    match      quantity that agrees within 2 %: parameters, training FLOPs of a sample, or the measured time of
-               a step; null: nets are trained as they are written
+    match      quantity that agrees within 2 %: parameters, training FLOPs of a sample, or the measured time
+               of a step; null: nets are trained as they are written
     scale      what is changed for it: the width, with heads and feed-forward in proportion, or the depth; the
                feed-forward makes up the rest
     reference  net whose quantity the others match; null: the first

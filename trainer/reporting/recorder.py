@@ -282,6 +282,7 @@ class Recorder:
             "parameters": self._engine.parameters,
             "seconds": round(self._seconds, 3),
             f"{self._source.unit}_per_second": round(trained / seconds, 1),
+            "step_seconds": round(seconds * self._config.train.batch / max(trained, 1), 6),
             "data_share": round(self._data_seconds / seconds, 4),
             "evaluation": self._evaluation,
             **self._resources.result(),
