@@ -18,6 +18,7 @@ class TokenGrid:
     class_token  token 0 is not on the grid
     ungridded    number of tokens where there is no grid, class token not included
     latents      learned tokens of no place, before all others
+    masked       in training, tokens that were dropped before are still there, masked
     """
 
     shape: tuple[int, ...] | None
@@ -25,6 +26,7 @@ class TokenGrid:
     class_token: bool = False
     ungridded: int = 0
     latents: int = 0
+    masked: bool = False
 
     @property
     def num_tokens(self) -> int:

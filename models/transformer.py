@@ -20,6 +20,8 @@ from models.parts.sides import Sides
 from models.parts.stems import AnyStem, Stem
 from models.positions.interface import add_positions
 from models.positions.learned import NoPosition
+from models.reducers.dynamic import in_parts, mean_of_kept
+from models.reducers.layer import MaskedLayer, ReducingLayer
 from models.stages import LayerSpec, TransformerConfig
 from models.tokens import TokenGrid
 
@@ -28,20 +30,13 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class Layer(Block):
-    """x ← x + mixer(norm(x)), then x ← x + mlp(norm(x)); the last layer of a stage may reduce the tokens."""
+    """x ← x + mixer(norm(x)), then x ← x + mlp(norm(x))."""
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         x_BNC = x_BNC + self.dropout(self.mixer_scale(self.mixer(self.mixer_norm(x_BNC))))
         if self.local is not None:
             x_BNC = x_BNC + self.dropout(self.local_scale(self.local(self.local_norm(x_BNC))))
-        x_BNC = x_BNC + self.dropout(self.mlp_scale(self.mlp(self.mlp_norm(x_BNC))))
-        if self.reduce is None:
-            return x_BNC
-        x_BMC = self.reduce(x_BNC)
-        if x_BMC.shape[1] != self.tokens_after:
-            name, said = type(self.reduce).__name__, self.tokens_after
-            raise ValueError(f"{name} gives {x_BMC.shape[1]} tokens where its config says {said}")
-        return x_BMC
+        return x_BNC + self.dropout(self.mlp_scale(self.mlp(self.mlp_norm(x_BNC))))
 
 
 def build_layers(config: TransformerConfig, specs: list[LayerSpec] | None) -> nn.Sequential:
@@ -54,7 +49,9 @@ def _build_layer(config: TransformerConfig, spec: LayerSpec) -> nn.Module:
         return ClassLayer(config, spec, spec.mixer.norm_tokens)
     if spec.form == "latents":
         return Sides(spec.tokens.latents, Layer(config, spec), nn.Identity())
-    return Layer(config, spec)
+    if spec.tokens_after.masked:
+        return MaskedLayer(config, spec)
+    return (ReducingLayer if spec.reduces else Layer)(config, spec)
 
 
 class ViTConfig(TransformerConfig):
@@ -119,6 +116,8 @@ class ViTConfig(TransformerConfig):
             inner = (spec.mixer.of_latents(self.width) for spec in body)
             between = (LayerSpec(mixer, NoPosition(), alone, None, "latents") for mixer in inner)
             body = [each for pair in zip(body, between, strict=True) for each in pair]
+        if self.pool == "class_attention" and body[-1].tokens_after.masked:
+            raise ValueError("pool=class_attention reads all tokens, dropped ones too: reduce=dynamicvit needs cls")
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
             tokens = replace(body[-1].tokens_after, class_token=True)
@@ -143,14 +142,21 @@ class ViT(Net):
         specs = specs or config.layer_specs()
         self.class_token_at = next((i for i, spec in enumerate(specs) if spec.tokens.class_token), None)
         self.layers = build_layers(config, specs)
+        self.dropping = sum(spec.reduces and spec.tokens_after.masked for spec in specs)
         self.norm = _norm(config)
         self.head = nn.Linear(C, config.classes)
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, a float32 scalar; targets are labels[B] or class shares[B, classes]."""
-        return F.cross_entropy(_wide(self.logits(images)), targets)
+        pooled_BC, penalty = self.features(images)
+        loss = F.cross_entropy(_wide(self.head(pooled_BC)), targets)
+        return loss if penalty is None else loss + penalty.to(loss.dtype)
 
     def logits(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images)[0])
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the head reads, [B, C], and the penalty of stages that drop tokens dynamically, in training."""
         wanted = (self.config.channels, *self.config.image_shape)
         if images.shape[1:] != wanted:
             raise ValueError(
@@ -162,14 +168,16 @@ class ViT(Net):
         x_BNC = self.dropout(add_positions(x_BNC, self.positions))
         if pool == "latents":
             x_BNC = _before(self.latents, x_BNC)
+        masks: tuple[Tensor, ...] = ()  # from the first dynamic reduction on, in training
         for index, layer in enumerate(self.layers):
             if index == self.class_token_at and not on_all:
                 x_BNC = _before(self.class_token, x_BNC)
-            x_BNC = layer(x_BNC)
+            x_BNC, *masks = in_parts(layer(x_BNC, *masks))
         if pool == "latents":
             x_BNC = x_BNC[:, : self.config.latents].mean(1, keepdim=True)
         x_BNC = self.norm(x_BNC)
-        return self.head(x_BNC.mean(1) if pool == "mean" else x_BNC[:, 0])
+        pooled_BC = mean_of_kept(x_BNC, *masks[:1]) if pool == "mean" else x_BNC[:, 0]
+        return pooled_BC, masks[1] / self.dropping if masks else None
 
     def draws(self) -> dict[str, Draw]:
         """See models/initial.py."""

@@ -50,9 +50,10 @@ def count_pass(
     with meta_is(card) as choice:
         with LaunchCounter(card) as forward, live, FusedAttention():
             y = part(x)
-        grad_y = torch.empty_like(y)
+        outputs = y if isinstance(y, tuple) else (y,)
+        grad_outputs = [torch.empty_like(out) for out in outputs]
         with LaunchCounter(card) as backward, live:
-            _, *gradients = torch.autograd.grad(y, [x, *part.parameters()], grad_y)
+            _, *gradients = torch.autograd.grad(outputs, [x, *part.parameters()], grad_outputs)
     return CountedPass(
         forward,
         backward,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.measured_cost import measured_cost
-from models.ops.recipe import Combine
+from models.ops.recipe import Combine, Importance
 from models.ops.walk.schedule import Schedule
 from models.positions.interface import PositionConfig
 from models.section import Section
@@ -31,10 +31,13 @@ class Mixer(nn.Module):
     A mixer with heads passes its input through `head_input`, the hook where tensor parallelism sums
     gradients, and computes `heads` heads. A mixer with bank entries calls models/ops/streamed.py with
     `schedule` and `combine`. One whose heads share a softmax takes it by `head_softmax(logits, dim)`, `dim`
-    being that of the heads. parallel/ replaces these five attributes when it shards the mixer. Constants are
+    being that of the heads, and a mean of all heads by `head_mean(numbers, dim)`. parallel/ replaces these six
+    attributes when it shards the mixer. Constants are
     computed in forward; statistics that training follows are buffers, which `draws` begins like parameters.
 
     softmax_tokens   how many tokens' logits pass `head_softmax`
+    importance       where a reducer ranks the tokens: which importance[B, N] `forward` returns beside y, the
+                     mean of all heads, in float32 or more; a class token's own is not in it
     place            the layer's index and the number of layers, where initial values depend on it
     """
 
@@ -42,6 +45,7 @@ class Mixer(nn.Module):
     schedule: Schedule | None = None
     combine: Combine | None = None
     softmax_tokens: int = 0
+    importance: Importance | None = None
     place: tuple[int, int] = (0, 1)
 
     def __init__(self, dim: int, num_tokens: int) -> None:
@@ -49,6 +53,7 @@ class Mixer(nn.Module):
         self.dim, self.num_tokens = dim, num_tokens
         self.head_input: nn.Module = nn.Identity()
         self.head_softmax: Callable[[Tensor, int], Tensor] = softmax_over_heads
+        self.head_mean: Callable[[Tensor, int], Tensor] = mean_of_heads
 
     def axes(self) -> Axes:
         """By parameter name, the dimensions that run over heads or bank entries.
@@ -108,11 +113,15 @@ class MixerConfig(Section):
     title    the mixer's name in tables
     causal   whether it has a causal form, in which no token sees a later one; language nets need it
     latents  whether it mixes latents with tokens
+    ranks    whether it can say how important each token is to the others (`Mixer.importance`)
+    masks    whether its mixer takes kept[B, N] after x, 0 for a token that the others are not to see
     """
 
     title: ClassVar[str] = ""
     causal: ClassVar[bool] = False
     latents: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +171,11 @@ class MixerConfig(Section):
 def softmax_over_heads(logits: Tensor, dim: int) -> Tensor:
     """Softmax over all heads, which lie along `dim`."""
     return logits.softmax(dim)
+
+
+def mean_of_heads(numbers: Tensor, dim: int) -> Tensor:
+    """The mean of all heads, which lie along `dim`."""
+    return numbers.mean(dim)
 
 
 def head_width(dim: int, heads: int) -> int:

@@ -214,6 +214,11 @@ class TranslutionConfig(MixerConfig):
     def knows_positions(self) -> bool:
         return True
 
+    def refuses_tokens(self, tokens: TokenGrid) -> str | None:
+        if tokens.shape is None:
+            return "knows offsets on a grid, and a `reduce` of an earlier stage broke it"
+        return super().refuses_tokens(tokens)
+
     def refuses(self, position: PositionConfig) -> str | None:
         if not position.rotates:
             return "it acts on logits; translution's shared queries and keys can only be rotated"

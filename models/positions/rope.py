@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.offsets import OffsetGrid
-from models.positions.attend import Attend, HeadInput
+from models.positions.attend import Attend
 from models.positions.interface import PositionConfig
 from models.tokens import TokenGrid
 
@@ -77,9 +77,9 @@ class RotatedAttend(Attend):
         super().__init__(causal)
         self.rope = rope
 
-    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
+    def rotated(self, q_BHNE: Tensor, k_BHNE: Tensor) -> tuple[Tensor, Tensor]:
         q, k = (self.rope(t.permute(2, 0, 1, 3)).permute(1, 2, 0, 3) for t in (q_BHNE, k_BHNE))
-        return super().forward(q, k, v_BHNE, head_input)
+        return q, k
 
 
 class RopePosition(PositionConfig):
@@ -95,6 +95,9 @@ class RopePosition(PositionConfig):
     @property
     def rotates(self) -> bool:
         return True
+
+    def refuses(self, tokens: TokenGrid, width: int) -> str | None:
+        return f"it knows places on a grid, not {tokens.where}" if tokens.shape is None else None
 
     def rotation(self, grid: OffsetGrid, head_dim: int) -> Rope:
         return Rope(grid, head_dim, self.base)
