@@ -104,6 +104,25 @@ def _rules(
     return {key: value for key, value in found.items() if value is not None}
 
 
+def show(
+    run_dir: Annotated[list[Path], typer.Argument(help="A run's directory, or several.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures and index.html go.")],
+    layer: Annotated[int | None, typer.Option(min=0, help="Only this layer.")] = None,
+    head: Annotated[int | None, typer.Option(min=0, help="Only this head.")] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Draw runs: banks by offset, attention, loss, load of ranks; PNG files and a page of them all."""
+
+    def action() -> None:
+        from trainer.pictures.show import show
+
+        written = show(run_dir, out, layer, head)
+        print(f"wrote {len(written) - 1} pictures and {written[-1]}")
+
+    raise typer.Exit(exit_code(action, debug))
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the `translution` command."""
     app.command("compare")(compare)
+    app.command("show")(show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -61,6 +62,17 @@ class Attention(Mixer):
             return y_BNC
         read_BHN = self.attend.importance(q, k, self.head_input, self.importance)
         return y_BNC, self.head_mean(read_BHN, 1)[:, int(self.class_token) :]
+
+    def weights(self, x_BNC: Tensor) -> Tensor | None:
+        """Attention over values that are the unit vectors of the tokens."""
+        if not self.attend.plain_values:
+            return None
+        x_BNC = self.head_input(x_BNC)
+        q, k = (
+            project(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q, self.k)
+        )
+        units = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+        return self.attend(q, k, units, self.head_input)
 
     def axes(self) -> Axes:
         if not isinstance(self.out, nn.Linear):

@@ -77,6 +77,15 @@ class Mixer(nn.Module):
         """How many of the N tokens pass a linear layer whose inputs are heads."""
         return self.num_tokens
 
+    def weights(self, x_BNC: Tensor) -> Tensor | None:
+        """The weights [B, H, N, N] with which each query sums the keys' values, by head; None for a mixer
+        that has none. On a mesh those of this rank's heads; all ranks call it."""
+        return None
+
+    def shifts(self) -> Tensor | None:
+        """Learned weights [heads, …] of the offsets of a window, least offset first; None for most mixers."""
+        return None
+
     def no_decay(self) -> set[str]:
         """Parameters of several dimensions that weight decay leaves alone."""
         return set()

@@ -169,6 +169,17 @@ class Translution(Mixer):
         out_NBD = outs[0] if len(outs) == 1 else average(outs[0], outs[1], self.v_up)
         return self.out(out_NBD).transpose(0, 1)
 
+    def weights(self, x_BNC: Tensor) -> Tensor:
+        """The operator with the unit vector of each token as its value: what it sums are the weights."""
+        x_NBC = x_BNC.transpose(0, 1).contiguous()
+        sources = self._sources(x_NBC)
+        unit_NN = torch.eye(len(x_NBC), dtype=x_NBC.dtype, device=x_NBC.device)
+        units = unit_NN[:, None].repeat(1, x_NBC.shape[1], self.heads)
+        recipe = replace(self.recipe, values=(Operand(len(sources)),), keep=False, kernel="loop")
+        banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
+        (out,) = streamed(recipe, self.schedule, [*sources, units], banks, self.combine)
+        return out.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+
     def axes(self) -> Axes:
         declared: Axes = {"out.weight": {1: "head"}}
         for name in "qkv":
@@ -217,6 +228,8 @@ class TranslutionConfig(MixerConfig):
     def refuses_tokens(self, tokens: TokenGrid) -> str | None:
         if tokens.shape is None:
             return "knows offsets on a grid, and a `reduce` of an earlier stage broke it"
+        if self.index != "offset" and tokens.causal:
+            return f"with index: {self.index} has no causal form, which a language net needs"
         return super().refuses_tokens(tokens)
 
     def refuses(self, position: PositionConfig) -> str | None:
@@ -225,11 +238,6 @@ class TranslutionConfig(MixerConfig):
         if self.relative == "v":
             return None
         return f"it rotates shared queries and keys; mixer.relative={self.relative}, only v fits"
-
-    def refuses_tokens(self, tokens: TokenGrid) -> str | None:
-        if self.index != "offset" and tokens.causal:
-            return f"with index: {self.index} has no causal form, which a language net needs"
-        return super().refuses_tokens(tokens)
 
     @model_validator(mode="after")
     def _check_index(self) -> Self:

@@ -25,10 +25,12 @@ class Attend(nn.Module):
     A position encoding that acts here is a subclass with its parameters. A parameter that all heads share is
     passed through `head_input`, the mixer's hook: there tensor parallelism sums its gradient over the heads.
 
-    plain   whether nothing is added to the logits, so that formulas give the cost
+    plain         whether nothing is added to the logits, so that formulas give the cost
+    plain_values  whether nothing is added to the values, so that they may be of any width
     """
 
     plain: bool = True
+    plain_values: bool = True
 
     def __init__(self, causal: bool = False) -> None:
         super().__init__()
