@@ -105,6 +105,7 @@ def check_net(config: RunConfig, world: int | None = None) -> Mesh:
     with this batch and precision.
     """
     mesh = mesh_of(config.parallel, world or world_size())
+    _check_pictures(config, mesh)
     build.check_trainable(
         config.model,
         config.parallel,
@@ -114,6 +115,19 @@ def check_net(config: RunConfig, world: int | None = None) -> Mesh:
         accumulate=config.train.accumulate,
     )
     return mesh
+
+
+def _check_pictures(config: RunConfig, mesh: Mesh) -> None:
+    """Raises UserError for pictures of a net that no rank holds whole."""
+    every, parallel = config.train.pictures_every, config.parallel
+    divided = f"offset × tensor = {mesh.model}" if mesh.model > 1 else ""
+    if parallel.engine == "deepspeed" and parallel.zero == 3:
+        divided = "ZeRO-3"
+    if every and divided:
+        raise ConfigError(
+            f"train.pictures_every={every}: with {divided} no rank holds a whole net; leave it out, and draw "
+            "the checkpoints with: translution show RUN_DIR --out FOLDER"
+        )
 
 
 def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:

@@ -41,6 +41,7 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     evaluate_batch: int = Field(250, ge=1)
     checkpoint_every: int | None = Field(100, ge=1, description="null: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
+    pictures_every: int | None = Field(None, ge=1, description="banks and attention, to TensorBoard")
     profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 

@@ -57,14 +57,13 @@ def draw_attention(
     if special not in (0, 1):
         return None
     heads = list(range(min(len(alpha_HNN), _HEADS))) if head is None else [head]
-    places = [
-        (int((i + 0.5) * rows / _QUERIES), int((i + 0.5) * columns / _QUERIES)) for i in range(_QUERIES)
-    ]
+    parts = [(i + 0.5) / _QUERIES for i in range(_QUERIES)]
+    places = [(int(part * rows), int(part * columns)) for part in parts]
     queries = [*(["class"] if special else []), *dict.fromkeys(places)]
     figure = Figure(figsize=(1.7 * (len(heads) + 1) + 0.4, 1.7 * len(queries) + 0.4))
     axes = figure.subplots(len(queries), len(heads) + 1, squeeze=False)
     height, width = net.config.image_shape
-    shown = picture_of(image)
+    shown, extent = picture_of(image), (-0.5, width - 0.5, height - 0.5, -0.5)
     for row, query in zip(axes, queries, strict=True):
         index = 0 if query == "class" else special + query[0] * columns + query[1]
         row[0].imshow(shown, cmap="gray_r")
@@ -72,19 +71,14 @@ def draw_attention(
         for axis, number in zip(row[1:], heads, strict=True):
             seen = alpha_HNN[number, index, special:].view(rows, columns)
             axis.imshow(shown, cmap="gray_r")
-            axis.imshow(
-                seen, cmap="inferno", alpha=0.65, extent=(-0.5, width - 0.5, height - 0.5, -0.5), vmin=0
-            )
+            axis.imshow(seen, cmap="inferno", alpha=0.65, extent=extent, vmin=0)
             axis.set_title(f"head {number}, at most {float(seen.max()):.2f}")
-        for axis in row:
+        for place, axis in enumerate(row):
             axis.set_xticks([])
             axis.set_yticks([])
             if query != "class":
-                y, x = (
-                    (i + 0.5) * side / n - 0.5
-                    for i, side, n in zip(query, (height, width), (rows, columns), strict=True)
-                )
-                axis.plot([x], [y], "+", color="black", markeredgecolor="white", markersize=9)
+                x, y = (query[1] + 0.5) * width / columns - 0.5, (query[0] + 0.5) * height / rows - 0.5
+                axis.plot([x], [y], "+", color="white" if place else "black", markersize=9)
     figure.suptitle(f"layer {layer}: what a query (+) reads", fontsize=9)
     return figure
 

@@ -29,7 +29,7 @@ def by_offset(grid: OffsetGrid, numbers_K: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bank_norms(mixer: nn.Module) -> dict[str, Tensor]:
-    """The root mean square of the matrix of every offset, by bank; empty for a mixer without banks of offsets."""
+    """The root mean square of the matrix of every offset, by bank; empty where there is none."""
     assert isinstance(mixer, Mixer)
     schedule, found = mixer.schedule, {}
     if schedule is None or type(schedule.grid) is not OffsetGrid:
@@ -69,24 +69,24 @@ def _maps(rows: dict[int, dict[str, Tensor]], title: str) -> Figure:
         for axis in row[len(maps) :]:
             axis.set_axis_off()
         for axis, (name, numbers_by_offset) in zip(row, maps.items(), strict=False):
-            shown = draw_map(axis, numbers_by_offset, low, high)
+            draw_map(axis, numbers_by_offset, low, high)
             axis.set_title(f"layer {layer}, {name}")
-        if shown is not None:
-            figure.colorbar(shown, ax=row[len(maps) - 1])
+        if row[0].images:
+            figure.colorbar(row[0].images[0], ax=row[len(maps) - 1])
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-def draw_map(axis: Any, numbers: Tensor, low: float, high: float) -> Any:
-    """Numbers by offset: a heat map over an image's, a line over a sequence's, of which nothing is returned.
-    Of more dimensions the last two are drawn, the others at offset 0."""
+def draw_map(axis: Any, numbers: Tensor, low: float, high: float) -> None:
+    """Numbers by offset: a heat map over an image's, a line over a sequence's. Of more dimensions the
+    last two are drawn, the others at offset 0."""
     while numbers.dim() > 2:
         numbers = numbers[len(numbers) // 2]
     if numbers.dim() == 1:
         first = 0 if len(numbers) % 2 == 0 else -(len(numbers) // 2)
         axis.plot(range(first, first + len(numbers)), numbers)
         axis.set_ylim(min(0.0, low), 1.05 * high)
-        return None
+        return
     down, across = (side // 2 for side in numbers.shape)
     extent = (-across - 0.5, across + 0.5, down + 0.5, -down - 0.5)
-    return axis.imshow(numbers, vmin=low, vmax=high, extent=extent, cmap="viridis")
+    axis.imshow(numbers, vmin=low, vmax=high, extent=extent, cmap="viridis")

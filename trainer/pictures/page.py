@@ -6,8 +6,9 @@ import base64
 from html import escape
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #111; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; }
+body { padding: 0 1rem; color: #111; } h1 { font-size: 1.4rem; }
+h2 { font-size: 1.1rem; margin-top: 2rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 img { max-width: 100%; height: auto; } nav a { margin-right: 1rem; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .85rem; } @media print { nav { display: none; } }
 """
@@ -28,6 +29,6 @@ def page(title: str, sections: dict[str, list[tuple[str, bytes]]]) -> str:
 
 
 def _figure(caption: str, picture: bytes) -> str:
-    data = base64.b64encode(picture).decode()
-    text = escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    data, text = base64.b64encode(picture).decode(), escape(caption)
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -14,6 +14,7 @@ from parallel.errors import UserError
 from trainer.atomic_write import atomic_write
 from trainer.config.run import RunConfig
 from trainer.data.feed import on_device
+from trainer.data.source import Source
 from trainer.errors import machine_error
 from trainer.pictures.attention import draw_attention, draw_carried, weights
 from trainer.pictures.banks import draw_banks, draw_shifts
@@ -59,11 +60,8 @@ def show(run_dirs: list[Path], out: Path, layer: int | None = None, head: int | 
             written.append(path)
 
     with styled():
-        add(
-            "Training",
-            "",
-            iter([("curves: loss and learning rate", draw_curves(dict(zip(names, run_dirs, strict=True))))]),
-        )
+        curves = draw_curves(dict(zip(names, run_dirs, strict=True)))
+        add("Training", "", iter([("curves: loss and learning rate", curves)]))
         for name, (run, config) in zip(names, configs.items(), strict=True):
             prefix = f"{name}-" if len(configs) > 1 else ""
             add(name, prefix, _of_run(run, config, layer, head))
@@ -90,12 +88,11 @@ def load_net(run: Path, config: RunConfig) -> tuple[ViT | GPT, Tensor]:
     engine = build_engine(config)
     restore(engine, RunDirectory(run), config.model)
     assert isinstance(engine.model, ViT | GPT)
-    return engine.model, sample_inputs(config, engine.device)
+    return engine.model, sample_inputs(config.build_source(), engine.device)
 
 
-def sample_inputs(config: RunConfig, device: torch.device) -> Tensor:
-    """The first few inputs of the config's first evaluation set."""
-    source = config.build_source()
+def sample_inputs(source: Source, device: torch.device) -> Tensor:
+    """The first few inputs of the first evaluation set."""
     batches = source.evaluation_batches(next(iter(source.evaluations)), IMAGES)
     return next(iter(on_device(batches, source, device))).inputs[:IMAGES]
 

@@ -269,6 +269,15 @@ class Recorder:
                 self._events.add_scalar(f"{name}/{metric}", value, step)
         self.restart_clock()
 
+    def draw(self) -> None:
+        """Add pictures of banks and attention to the TensorBoard events, without a collective."""
+        from trainer.pictures.events import picture_events  # here, because Matplotlib takes long to import
+
+        self.log()
+        for name, picture in picture_events(self._engine, self._source):
+            self._events.add_picture(name, picture, self._engine.steps_done)
+        self.restart_clock()
+
     def finish(self) -> dict[str, Any]:
         """Write result.json, which marks the run as finished; returns the result."""
         seconds = max(self._seconds, 1e-9)

@@ -1,9 +1,12 @@
-"""TensorBoard scalars, written by rank 0 only."""
+"""TensorBoard scalars and pictures, written by rank 0 only."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from parallel.processes import rank
@@ -28,6 +31,12 @@ class Events:
         if self._writer is not None:
             self._writer.close()
             self._writer = SummaryWriter(self._folder, purge_step=first)
+
+    def add_picture(self, name: str, png: bytes, step: int) -> None:
+        """Add a PNG file."""
+        if self._writer is not None:
+            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         if self._writer is not None:
