@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -69,7 +70,7 @@ def draw_attention(
         row[0].imshow(shown, cmap="gray_r")
         row[0].set_ylabel("class token" if query == "class" else f"query {query[0]}, {query[1]}")
         for axis, number in zip(row[1:], heads, strict=True):
-            seen = alpha_HNN[number, index, special:].view(rows, columns)
+            seen = alpha_HNN[number, index, special:].view(rows, columns).numpy()
             axis.imshow(shown, cmap="gray_r")
             axis.imshow(seen, cmap="inferno", alpha=0.65, extent=extent, vmin=0)
             axis.set_title(f"head {number}, at most {float(seen.max()):.2f}")
@@ -121,10 +122,10 @@ def carried(grid: OffsetGrid, alpha_HNN: Tensor) -> Tensor:
     return (sums / counts).view(-1, *sides)
 
 
-def picture_of(image: Tensor) -> Tensor:
+def picture_of(image: Tensor) -> np.ndarray:
     """image[channels, height, width] as Matplotlib draws it: grey, or colours stretched to 0 … 1."""
     image = image.float().cpu()
     if len(image) != 3:
-        return image[0]
+        return image[0].numpy()
     image = image.permute(1, 2, 0)
-    return (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
+    return ((image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)).numpy()

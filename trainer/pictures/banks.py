@@ -89,4 +89,4 @@ def draw_map(axis: Any, numbers: Tensor, low: float, high: float) -> None:
         return
     down, across = (side // 2 for side in numbers.shape)
     extent = (-across - 0.5, across + 0.5, down + 0.5, -down - 0.5)
-    axis.imshow(numbers, vmin=low, vmax=high, extent=extent, cmap="viridis")
+    axis.imshow(numbers.numpy(), vmin=low, vmax=high, extent=extent, cmap="viridis")

@@ -7,9 +7,10 @@ from models import OffsetGrid, TokenGrid, Translution
 from models.mixers.attention import AttentionConfig
 from models.mixers.structure.layer import StructureConfig
 from models.ops import naive
-from models.positions.interface import from_name
 from models.positions.learned import NoPosition
+from models.positions.relative.botnet import BotnetPosition
 from models.positions.relative.gpsa import GatedPosition
+from models.positions.relative.shaw import ShawPosition
 from models.positions.relative.swin import SwinPosition
 
 
@@ -37,7 +38,7 @@ def test_with_them_shared_values_give_the_outputs(rank: int | None):
     torch.testing.assert_close(layer(x), layer.out(summed), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("position", [NoPosition(), SwinPosition(), GatedPosition(), from_name("botnet")])
+@pytest.mark.parametrize("position", [NoPosition(), SwinPosition(), GatedPosition(), BotnetPosition()])
 def test_of_attention_give_the_outputs(position):
     torch.manual_seed(0)
     mixer = AttentionConfig(heads=2, head_dim=3).build(6, TokenGrid((3, 2)), position).double()
@@ -51,7 +52,7 @@ def test_of_attention_give_the_outputs(position):
 
 def test_shaw_adds_to_the_values_and_has_none():
     tokens = TokenGrid((5,), causal=True)
-    mixer = AttentionConfig(heads=2, head_dim=4).build(8, tokens, from_name("shaw"))
+    mixer = AttentionConfig(heads=2, head_dim=4).build(8, tokens, ShawPosition())
     assert mixer.weights(torch.randn(1, 5, 8)) is None
 
 

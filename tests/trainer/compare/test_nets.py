@@ -71,16 +71,14 @@ def test_files_that_do_not_compare_are_refused(tmp_path: Path, change: dict, why
 
 
 def test_a_name_that_no_net_has_is_refused(two_files: list[str]):
-    with pytest.raises(
-        UserError, match=r"compare.reference=no: no net has this name; they are full, attention"
-    ):
+    with pytest.raises(UserError, match=r"reference=no: no net has this name; they are full, attention"):
         comparison(two_files, [], {"match": "params", "reference": "no"}, None)
 
 
 def test_the_plot_is_a_png_and_the_same_again():
     rows = [
         Row("a", {"parameters": [9.0, 9.0], "x": [1.0, 2.0]}),
-        Row("b", {"parameters": [8.0], "x": [3.0]}),
+        Row("b", {"x": [3.0]}),
     ]
     picture = plot(rows, "title")
     assert picture[:4] == b"\x89PNG"

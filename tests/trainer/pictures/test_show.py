@@ -12,7 +12,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import OffsetGrid
-from models.initial import Draw  # noqa: F401 (loads the models before the first picture)
 from tests.tiny import TINY
 from trainer.config.run import parse_config
 from trainer.pictures.attention import carried
@@ -76,7 +75,7 @@ def test_a_net_that_no_rank_holds_is_not_drawn_while_it_trains(config_file: Path
     ("options", "why"),
     [
         (["--layer", 5], "--layer 5: the net has layers 0 to 0"),
-        (["--head", 2], "--head 2: layer 0 has heads"),
+        (["--head", 2], "--head 2: layer 0 has"),
     ],
 )
 def test_what_the_net_has_not_is_refused(run: Path, options: list, why: str, translution: Callable):
@@ -104,8 +103,8 @@ def test_the_weight_that_offsets_carry_is_a_mean_over_their_pairs():
 
 
 def test_the_load_of_ranks_adds_up_to_the_net():
-    config = parse_config(TINY | {"name": "net", "parallel": {"offset": 3, "tensor": 2}})
+    config = parse_config(TINY | {"name": "net", "parallel": {"offset": 4, "tensor": 2}})
     loads = rank_loads(config)
-    assert len(loads) == 6
+    assert len(loads) == 8
     assert sum(pairs for pairs, _, _ in loads) == 2 * 9 * 9  # both tensor ranks visit all pairs
     assert sum(entries for _, entries, _ in loads) == 2 * 25
