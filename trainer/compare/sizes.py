@@ -56,9 +56,14 @@ def scaled(
     if scale == "depth" and config.model.stages:
         raise UserError(f"{config.name}: model.stages fixes the depth; write scale: width")
     grown = _width if scale == "width" else _depth
-    steps = _bracket(lambda size: _quantity(config, grown(config, size), measure), target)
+
+    def in_proportion(size: int) -> float | None:
+        sizes = sorted(_proportions(config, grown(config, size), scale), key=lambda each: each[1])
+        possible = (_quantity(config, values, measure) for values, _ in sizes)
+        return next((quantity for quantity in possible if quantity is not None), None)
+
     found: list[Candidate] = []
-    for size in steps:
+    for size in _bracket(in_proportion, target):
         for values, distortion in _proportions(config, grown(config, size), scale):
             quantity = _quantity(config, values, measure)
             if quantity is None:
@@ -164,9 +169,8 @@ def _proportions(
 
 
 def _nearest(found: list[Candidate], target: float) -> list[Candidate]:
-    """The nets in proportion that are nearest to the target, a few on either side."""
-    exact = [each for each in found if each.distortion == 0]
-    return sorted(exact, key=lambda each: abs(each.quantity - target))[:4]
+    """A few nets that are near to the target, and to the original's proportions."""
+    return sorted(found, key=lambda each: abs(log(each.quantity / target)) + each.distortion)[:4]
 
 
 def _tuned(config: RunConfig, near: Candidate, target: float, measure: Measure) -> Candidate | None:
