@@ -275,6 +275,6 @@ class TransformerConfig(BaseModel):
 def _refuses_reducer(reduce: ReducerConfig, mixer: MixerConfig, tokens: TokenGrid) -> str | None:
     if reduce.ranks and not mixer.ranks:
         return f"mixer {mixer.kind} has no attention weights to rank tokens by; density_peaks needs none"
-    if tokens.masked and not reduce.after(tokens).masked:
+    if tokens.masked and not reduce.masks:
         return "an earlier stage only masks tokens in training: reduce by dynamicvit here too"
     return reduce.refuses(tokens)

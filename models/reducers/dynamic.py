@@ -89,7 +89,7 @@ class DynamicConfig(ReducerConfig):
     weight   of the penalty on another share in training; the mean over stages is added to the loss
     """
 
-    place: ClassVar[Literal["inside", "after"]] = "after"
+    masks: ClassVar[bool] = True
 
     kind: Literal["dynamicvit"] = "dynamicvit"
     ratio: float = Field(gt=0, lt=1)
