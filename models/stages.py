@@ -72,12 +72,7 @@ AnyPosition = Annotated[
 AnyReducer = Annotated[
     SerializeAsAny[
         Annotated[
-            EvitConfig
-            | DecoupleConfig
-            | DynamicConfig
-            | DensityPeaksConfig
-            | RandomConfig
-            | UniformConfig,
+            EvitConfig | DecoupleConfig | DynamicConfig | DensityPeaksConfig | RandomConfig | UniformConfig,
             Field(discriminator="kind"),
         ]
     ],

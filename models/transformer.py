@@ -117,7 +117,9 @@ class ViTConfig(TransformerConfig):
             between = (LayerSpec(mixer, NoPosition(), alone, None, "latents") for mixer in inner)
             body = [each for pair in zip(body, between, strict=True) for each in pair]
         if self.pool == "class_attention" and body[-1].tokens_after.masked:
-            raise ValueError("pool=class_attention reads all tokens, dropped ones too: reduce=dynamicvit needs cls")
+            raise ValueError(
+                "pool=class_attention reads all tokens, dropped ones too: reduce=dynamicvit needs cls"
+            )
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
             tokens = replace(body[-1].tokens_after, class_token=True)

@@ -91,9 +91,7 @@ class _Streamed(torch.autograd.Function):
             walk, recipe, work, delta, grads = with_received(
                 recipe, ctx.schedule, ctx.combine, work, banks, delta, grads, grad_outs[-1]
             )
-        grad_sources, grad_banks = walk.backward(
-            recipe, ctx.schedule, work, banks, kept, lse, delta, grads
-        )
+        grad_sources, grad_banks = walk.backward(recipe, ctx.schedule, work, banks, kept, lse, delta, grads)
         grad_sources = grad_sources[: len(sources)]
         if ctx.importance == "class":
             add_class_row_gradients(

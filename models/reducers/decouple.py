@@ -27,9 +27,7 @@ class Decouple(PatchReducer):
     No code is public; this is a reconstruction from the abstract, a figure and the training logs.
     """
 
-    def __init__(
-        self, dim: int, tokens: TokenGrid, left: int, cluster_share: float, neighbours: int
-    ) -> None:
+    def __init__(self, dim: int, tokens: TokenGrid, left: int, cluster_share: float, neighbours: int) -> None:
         super().__init__(dim, tokens, ranks=True)
         self.left, self.neighbours = left, neighbours
         self.merges = min(round(cluster_share * left), left // 2, self.patches - left)

@@ -72,7 +72,9 @@ class AnyTokens(PatchReducer):
         if self.training:
             drawn_BN = torch.rand(B, N, device=x_BNC.device)
         else:
-            drawn_BN = torch.rand(N, generator=torch.Generator().manual_seed(N)).to(x_BNC.device).expand(B, -1)
+            drawn_BN = (
+                torch.rand(N, generator=torch.Generator().manual_seed(N)).to(x_BNC.device).expand(B, -1)
+            )
         return ranking(drawn_BN)[:, : self.left].sort(1).values
 
 

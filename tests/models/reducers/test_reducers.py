@@ -10,6 +10,8 @@ from models.transformer import ViTConfig
 from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import sample_flops
 from parallel.planner.layers import LayerKinds
+from parallel.spawn import run_processes
+from tests.parallel.planner.planned_steps import Case, payloads
 
 ATTENTION = {"kind": "attention", "heads": 2, "head_dim": 8}
 KINDS = {
@@ -76,16 +78,41 @@ def test_keeping_all_tokens_reduces_nothing():
 
 
 REFUSED = {
-    "no grid": ({"stages": [{"layers": 1, "reduce": KINDS["uniform"]}, {"layers": 1}], "mixer": {"kind": "translution"}},
-                "mixer translution knows offsets on a grid"),
-    "rope": ({"stages": [{"layers": 1, "reduce": KINDS["uniform"]}, {"layers": 1, "position": "rope"}], "mixer": ATTENTION},
-             "position rope: it knows places on a grid"),
-    "no weights": ({"stages": [{"layers": 1, "reduce": KINDS["evit"]}], "mixer": {"kind": "tssa"}},
-                   "mixer tssa has no attention weights"),
-    "no mask": ({"stages": [{"layers": 1, "reduce": KINDS["dynamicvit"]}, {"layers": 1, "mixer": {"kind": "tssa"}}],
-                 "mixer": ATTENTION}, "mixer tssa cannot mask"),
-    "after masks": ({"stages": [{"layers": 1, "reduce": KINDS["dynamicvit"]}, {"layers": 1, "reduce": KINDS["evit"]}],
-                     "mixer": ATTENTION}, "only masks tokens"),
+    "no grid": (
+        {
+            "stages": [{"layers": 1, "reduce": KINDS["uniform"]}, {"layers": 1}],
+            "mixer": {"kind": "translution"},
+        },
+        "mixer translution knows offsets on a grid",
+    ),
+    "rope": (
+        {
+            "stages": [{"layers": 1, "reduce": KINDS["uniform"]}, {"layers": 1, "position": "rope"}],
+            "mixer": ATTENTION,
+        },
+        "position rope: it knows places on a grid",
+    ),
+    "no weights": (
+        {"stages": [{"layers": 1, "reduce": KINDS["evit"]}], "mixer": {"kind": "tssa"}},
+        "mixer tssa has no attention weights",
+    ),
+    "no mask": (
+        {
+            "stages": [
+                {"layers": 1, "reduce": KINDS["dynamicvit"]},
+                {"layers": 1, "mixer": {"kind": "tssa"}},
+            ],
+            "mixer": ATTENTION,
+        },
+        "mixer tssa cannot mask",
+    ),
+    "after masks": (
+        {
+            "stages": [{"layers": 1, "reduce": KINDS["dynamicvit"]}, {"layers": 1, "reduce": KINDS["evit"]}],
+            "mixer": ATTENTION,
+        },
+        "only masks tokens",
+    ),
     "keep": ({"stages": [{"layers": 1, "reduce": {"kind": "evit", "keep": 1.5}}]}, "less than or equal to 1"),
 }
 
@@ -94,3 +121,18 @@ REFUSED = {
 def test_what_cannot_be_is_refused_when_the_config_is_read(values: dict, says: str):
     with pytest.raises(ValidationError, match=says):
         ViTConfig.model_validate({"width": 12, **values})
+
+
+PLANNED = {
+    "class token, offset 2": (ParallelConfig(offset=2), "cls"),
+    "mean, offset 2": (ParallelConfig(offset=2, activations="operator"), "mean"),
+    "mean, tensor 2": (ParallelConfig(tensor=2), "mean"),
+}
+
+
+def test_traffic_of_a_net_that_ranks_its_tokens_is_planned():
+    translution = {"kind": "translution", "heads": 2, "head_dim": 8}
+    cases = [Case(vit(KINDS["decouple"], pool, translution), parallel) for parallel, pool in PLANNED.values()]
+    for rank in run_processes(payloads, 2, cases, seconds=100):
+        for name, (counted, predicted) in zip(PLANNED, rank, strict=True):
+            assert counted == predicted, name

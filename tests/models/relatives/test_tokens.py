@@ -7,7 +7,12 @@ from models.relatives import build
 from tests.recordings import Recording, cases, errors
 
 EXACT = cases(
-    "evit_block", "evit_net", "dynamicvit_predictor", "dynamicvit_net", "dpc_knn", "decouple_merge_reconstruction"
+    "evit_block",
+    "evit_net",
+    "dynamicvit_predictor",
+    "dynamicvit_net",
+    "dpc_knn",
+    "decouple_merge_reconstruction",
 )
 
 
