@@ -116,13 +116,11 @@ class ViTConfig(TransformerConfig):
             inner = (spec.mixer.of_latents(self.width) for spec in body)
             between = (LayerSpec(mixer, NoPosition(), alone, None, "latents") for mixer in inner)
             body = [each for pair in zip(body, between, strict=True) for each in pair]
-        if self.pool == "class_attention" and body[-1].tokens_after.masked:
-            raise ValueError(
-                "pool=class_attention reads all tokens, dropped ones too: reduce=dynamicvit needs cls"
-            )
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
             tokens = replace(body[-1].tokens_after, class_token=True)
+            if tokens.masked:
+                raise ValueError("pool=class_attention reads dropped tokens too: reduce=dynamicvit needs cls")
             after = [LayerSpec(reading, NoPosition(), tokens, None, "class")] * reading.layers
         return body + after
 
@@ -158,7 +156,7 @@ class ViT(Net):
         return self.head(self.features(images)[0])
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the head reads, [B, C], and the penalty of stages that drop tokens dynamically, in training."""
+        """What the head reads, [B, C], and in training the penalty of stages that drop tokens dynamically."""
         wanted = (self.config.channels, *self.config.image_shape)
         if images.shape[1:] != wanted:
             raise ValueError(

@@ -112,8 +112,9 @@ def _widths(mixer: Translution, head_parts: int) -> _Widths:
 def _walk_flops(
     mixer: Translution, widths: _Widths, parts: int, part: int | None, logits: bool = False
 ) -> int:
-    """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits, and unless only
-    `logits` are asked for, outputs; of one of so many parts, or of the busiest. Dense logits and values are computed by every part."""
+    """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits and, unless only
+    `logits` are asked for, outputs; of one of so many parts, or of the busiest. Dense logits and values are
+    computed by every part."""
     dense = set() if mixer.schedule.in_bands else _dense_operands(mixer.recipe)
     values = {id(each) for each in widths.operands[-len(mixer.recipe.values) :]}
 

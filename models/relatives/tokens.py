@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def dynamicvit_net(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
             f"pruning_loc {places}, token_ratio {ratios}: a ratio for each later layer is needed"
         )
     stages = [Stage(layers=places[0], reduce=DynamicConfig(ratio=ratios[0]))]
-    for index, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False), 1):
+    for index, (start, stop) in enumerate(pairwise(bounds), 1):
         reduce = DynamicConfig(ratio=ratios[index]) if index < len(ratios) else None
         stages.append(Stage(layers=stop - start, reduce=reduce))
     adapter = _net(cfg, param, shapes, stages)

@@ -1,8 +1,8 @@
 """The mean weight that each token receives from all queries: column sums of the softmax, pair by pair.
 
-r_j = Σ_i α_ij / N. Its gradient reaches the logits as that of attention over values g_j, g the gradient of r,
-whose outputs t_i = Σ_j α_ij g_j have the gradient 1/N: ∂a_ij = α_ij (g_j − t_i) / N. So backward first computes t,
-and then is the operator's own backward with g as one value more for each head.
+r_j = Σ_i α_ij / N. Its gradient reaches the logits as that of attention over values g_j, g the gradient of
+r, whose outputs t_i = Σ_j α_ij g_j have the gradient 1/N: ∂a_ij = α_ij (g_j − t_i) / N. So backward first
+computes t, and then is the operator's own backward with g as one value more for each head.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def with_received(
     grads: Sequence[Tensor],
     grad: Tensor,
 ) -> tuple[type[Walk], Recipe, list[Tensor], Tensor, list[Tensor]]:
-    """What makes the operator's backward pass that of r as well, given its gradient[N, B, H]: the walk, recipe,
-    sources, delta and output gradients to run it with. The last source is g, whose own gradient is none."""
+    """What makes the operator's backward pass that of r as well, given its gradient[N, B, H]: the walk,
+    recipe, sources, delta and output gradients to run it with. The last source is g: drop its gradient."""
     N = grad.shape[0]
     added = Operand(len(sources))
     grad = grad.to(sources[0].dtype)
