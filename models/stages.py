@@ -208,6 +208,11 @@ class TransformerConfig(BaseModel):
         """Whether a class token joins before a later stage."""
         return False
 
+    @property
+    def dynamic_stages(self) -> int:
+        """How many stages drop tokens by masks in training."""
+        return sum(stage.reduce is not None and stage.reduce.masks for stage in self.stages or ())
+
     def layer_specs(self) -> list[LayerSpec]:
         """Every layer; raises ValueError for a position that a mixer does not apply, a mixer without a causal
         form, and a reducer that does not fit its tokens."""

@@ -22,8 +22,8 @@ def density_peaks(x_BNC: Tensor, count: int, neighbours: int) -> Tensor:
     D is the Euclidean distance over √C. A token's density ρ is exp(−mean D² of its `neighbours` nearest,
     itself included); δ is its distance to the nearest token of higher density, for the densest the largest
     distance of all. Centres have the highest ρ·δ; every other token goes to the centre nearest to it. Only
-    some rows of D are in memory at once. Source: the k-nearest form of density peaks (Rodriguez and Laio, 2014) in the
-    public code of arXiv 2204.08680.
+    some rows of D are in memory at once. Source: the k-nearest form of density peaks (Rodriguez and Laio,
+    2014) in the public code of arXiv 2204.08680.
     """
     x_BNC = x_BNC.to(torch.promote_types(x_BNC.dtype, torch.float32))
     nearest = min(neighbours, x_BNC.shape[1])
