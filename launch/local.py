@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from types import FrameType
 import torch
 
 from parallel.code_folder import CODE_FOLDER
+from parallel.spawn import describe_rank, free_port
 from trainer.run_directory.ownership import START_TOKEN
 
 _GRACE_SECONDS = 10.0
@@ -41,11 +41,8 @@ def train_processes(
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE_FOLDER), os.environ.get("PYTHONPATH")])),
         START_TOKEN: uuid.uuid4().hex,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
     }
+    port = free_port()
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
@@ -56,7 +53,7 @@ def train_processes(
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         for number in range(count):
-            env = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            env = shared | describe_rank(number, count, port)
             ranks.append(subprocess.Popen([sys.executable, "-m", "trainer", *arguments], env=env))
         return _first_failure(ranks)
     finally:
@@ -79,9 +76,3 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int:
             break
         time.sleep(0.05)
     return code if code >= 0 else 128 - code
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

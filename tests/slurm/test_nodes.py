@@ -11,9 +11,9 @@ from tests.slurm.workspace import (
     Workspace,
     concurrent,
     events,
+    halt_after,
     job,
     losses,
-    task_pid,
 )
 from trainer.faults.fault_log import read_faults
 
@@ -61,40 +61,40 @@ def test_a_run_of_two_nodes_resumes_after_losing_the_second(workspace: Workspace
 @concurrent
 def test_a_run_whose_rank_is_killed_resumes_from_its_checkpoint(workspace: Workspace) -> None:
     """The other rank loses its peer, which is no mistake of the user's."""
-    steps = ("train.steps=300", "train.checkpoint_every=20", "train.log_every=5")
-    run = workspace.submit(*steps, options=TWO_NODES)
-    workspace.wait_for_step(run, 30)
-    pid = task_pid(run)
-    assert pid
-    os.kill(pid, signal.SIGKILL)
+    steps = ("train.steps=100", "train.checkpoint_every=20", "train.log_every=5")
+    run = workspace.submit(*steps, options=(*TWO_NODES, *halt_after(30)))
+    killed, other = workspace.wait_until_ranks_halted(run, 30, 2)
+    os.kill(killed, signal.SIGKILL)
+    os.kill(other, signal.SIGCONT)
     workspace.wait_for_starts(run, 2)
     workspace.assert_completes(run)
     assert "refused" not in events(run)
-    assert [step for step, _ in losses(run)] == list(range(1, 301))
+    assert [step for step, _ in losses(run)] == list(range(1, 101))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_a_run_whose_rank_is_killed_before_its_first_checkpoint_starts_again(workspace: Workspace) -> None:
-    steps = ("train.steps=300", "train.checkpoint_every=1000", "train.log_every=5")
-    run = workspace.submit(*steps, options=TWO_NODES)
-    workspace.wait_for_step(run, 30)
-    pid = task_pid(run)
-    assert pid
-    os.kill(pid, signal.SIGKILL)
+    steps = ("train.steps=100", "train.checkpoint_every=1000", "train.log_every=5")
+    run = workspace.submit(*steps, options=(*TWO_NODES, *halt_after(30)))
+    killed, other = workspace.wait_until_ranks_halted(run, 30, 2)
+    os.kill(killed, signal.SIGKILL)
+    os.kill(other, signal.SIGCONT)
     workspace.wait_for_starts(run, 2, seconds=150)
     workspace.assert_completes(run)
     assert [fault["fault"] for fault in read_faults(run)] == ["lost rank"]
-    assert [step for step, _ in losses(run)] == list(range(1, 301))
+    assert [step for step, _ in losses(run)] == list(range(1, 101))
 
 
 @concurrent
 def test_ranks_on_two_nodes_stop_at_the_same_step_at_a_signal_and_resume(workspace: Workspace) -> None:
-    steps = ("train.steps=300", "train.checkpoint_every=null", "train.log_every=5")
-    run = workspace.submit(*steps, options=TWO_NODES)
-    workspace.wait_for_step(run, 20)
+    steps = ("train.steps=100", "train.checkpoint_every=null", "train.log_every=5")
+    run = workspace.submit(*steps, options=(*TWO_NODES, *halt_after(20)))
+    ranks = workspace.wait_until_ranks_halted(run, 20, 2)
     workspace.cluster.run("scancel", "--signal=USR2", job(run))
+    for pid in ranks:
+        workspace.continue_at_signal(pid, 10)
     workspace.wait_for_starts(run, 2)
     workspace.assert_completes(run)
     assert events(run) == ["start", "stopped", "requeued", "start", "finished"]
-    assert [step for step, _ in losses(run)] == list(range(1, 301))
+    assert [step for step, _ in losses(run)] == list(range(1, 101))

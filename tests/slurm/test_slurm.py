@@ -21,7 +21,7 @@ from tests.slurm.workspace import (
     has_signal,
     job,
     losses,
-    task_pid,
+    task_pids,
 )
 from trainer.run_directory.run_directory import RunDirectory
 
@@ -31,9 +31,9 @@ def test_a_run_resumes_after_its_time_limit(workspace: Workspace) -> None:
     run = workspace.submit(*LONG, options=("--time", "1", "--signal-delay", "30", *halt_after(50)))
 
     def is_requeued() -> bool:  # the process halts at step 50, unless the signal comes earlier
-        if (pid := task_pid(run)) and has_signal(pid):
+        if (pids := task_pids(run)) and has_signal(pids[0]):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                os.kill(pids[0], signal.SIGCONT)
         return "requeued" in events(run)
 
     workspace.cluster.until(is_requeued, 200, "Slurm signals the time limit")

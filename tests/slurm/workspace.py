@@ -105,17 +105,18 @@ class Workspace:
 
     def wait_until_halted(self, run: Path, step: int) -> int:
         """Wait until the run's process has halted after this step; returns its pid on this machine."""
+        return self.wait_until_ranks_halted(run, step, 1)[0]
+
+    def wait_until_ranks_halted(self, run: Path, step: int, ranks: int) -> list[int]:
+        """Wait until all processes of the run have halted after this step; returns their pids."""
         self.wait_for_step(run, step)
 
-        def is_halted() -> bool:
-            pid = task_pid(run)
-            return pid is not None and not has_signal(pid)
+        def halted() -> list[int]:
+            return [pid for pid in task_pids(run) if not has_signal(pid)]
 
-        self.cluster.until(is_halted, 30, f"{run} halts")
+        self.cluster.until(lambda: len(halted()) == ranks, 30, f"{ranks} ranks of {run} halt")
         assert last_step(run) < STEPS, "did not halt in time"
-        pid = task_pid(run)
-        assert pid
-        return pid
+        return halted()
 
     def continue_at_signal(self, pid: int, seconds: float) -> None:
         """Let a halted process continue once it has been sent a signal."""
@@ -124,16 +125,17 @@ class Workspace:
             os.kill(pid, signal.SIGCONT)
 
 
-def task_pid(run: Path) -> int | None:
-    """The pid, on this machine, of a training process of the run; None if there is none."""
+def task_pids(run: Path) -> list[int]:
+    """The pids, on this machine, of the training processes of the run."""
     own_job = f"SLURM_JOB_ID={job(run)}".encode()  # not that of its evaluation
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             arguments = (path / "cmdline").read_bytes().split(b"\0")
             is_task = b"submitit.core._submit" in arguments and b"srun" not in arguments[0]
             if is_task and own_job in (path / "environ").read_bytes().split(b"\0"):
-                return int(path.name)
-    return None
+                found.append(int(path.name))
+    return found
 
 
 def has_signal(pid: int) -> bool:
