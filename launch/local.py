@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from types import FrameType
 import torch
 
 from parallel.code_folder import CODE_FOLDER
+from parallel.spawn import describe_rank, free_port
 from trainer.run_directory.ownership import START_TOKEN
 
 GRACE_SECONDS = 10.0
@@ -58,14 +58,11 @@ def start_ranks(
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE_FOLDER), os.environ.get("PYTHONPATH")])),
         START_TOKEN: uuid.uuid4().hex,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
     }
+    port = free_port()
     with output.open("ab") if output else contextlib.nullcontext() as file:
         for number in range(count):
-            env = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            env = shared | describe_rank(number, count, port)
             command = [sys.executable, "-m", "trainer", *arguments]
             ranks.append(subprocess.Popen(command, env=env, stdout=file, stderr=file and subprocess.STDOUT))
 
@@ -105,9 +102,3 @@ def _first_failure(ranks: list[Process]) -> int:
             break
         time.sleep(0.05)
     return code if code >= 0 else 128 - code
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -208,6 +208,11 @@ class TransformerConfig(BaseModel):
         """Whether a class token joins before a later stage."""
         return False
 
+    @property
+    def dynamic_stages(self) -> int:
+        """How many stages drop tokens by masks in training."""
+        return sum(stage.reduce is not None and stage.reduce.masks for stage in self.stages or ())
+
     def layer_specs(self) -> list[LayerSpec]:
         """Every layer; raises ValueError for a position that a mixer does not apply, a mixer without a causal
         form, and a reducer that does not fit its tokens."""
@@ -270,6 +275,6 @@ class TransformerConfig(BaseModel):
 def _refuses_reducer(reduce: ReducerConfig, mixer: MixerConfig, tokens: TokenGrid) -> str | None:
     if reduce.ranks and not mixer.ranks:
         return f"mixer {mixer.kind} has no attention weights to rank tokens by; density_peaks needs none"
-    if tokens.masked and not reduce.after(tokens).masked:
+    if tokens.masked and not reduce.masks:
         return "an earlier stage only masks tokens in training: reduce by dynamicvit here too"
     return reduce.refuses(tokens)

@@ -116,11 +116,11 @@ class ViTConfig(TransformerConfig):
             inner = (spec.mixer.of_latents(self.width) for spec in body)
             between = (LayerSpec(mixer, NoPosition(), alone, None, "latents") for mixer in inner)
             body = [each for pair in zip(body, between, strict=True) for each in pair]
-        if self.pool == "class_attention" and body[-1].tokens_after.masked:
-            raise ValueError("pool=class_attention reads all tokens, dropped ones too: reduce=dynamicvit needs cls")
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
             tokens = replace(body[-1].tokens_after, class_token=True)
+            if tokens.masked:
+                raise ValueError("pool=class_attention reads dropped tokens: reduce=dynamicvit needs cls")
             after = [LayerSpec(reading, NoPosition(), tokens, None, "class")] * reading.layers
         return body + after
 
@@ -142,7 +142,6 @@ class ViT(Net):
         specs = specs or config.layer_specs()
         self.class_token_at = next((i for i, spec in enumerate(specs) if spec.tokens.class_token), None)
         self.layers = build_layers(config, specs)
-        self.dropping = sum(spec.reduces and spec.tokens_after.masked for spec in specs)
         self.norm = _norm(config)
         self.head = nn.Linear(C, config.classes)
 
@@ -150,13 +149,13 @@ class ViT(Net):
         """Mean cross-entropy, a float32 scalar; targets are labels[B] or class shares[B, classes]."""
         pooled_BC, penalty = self.features(images)
         loss = F.cross_entropy(_wide(self.head(pooled_BC)), targets)
-        return loss if penalty is None else loss + penalty.to(loss.dtype)
+        return loss if penalty is None else loss + penalty.to(loss.dtype) / self.config.dynamic_stages
 
     def logits(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)[0])
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the head reads, [B, C], and the penalty of stages that drop tokens dynamically, in training."""
+        """What the head reads, [B, C], and in training the penalty of stages that drop tokens dynamically."""
         wanted = (self.config.channels, *self.config.image_shape)
         if images.shape[1:] != wanted:
             raise ValueError(
@@ -177,7 +176,7 @@ class ViT(Net):
             x_BNC = x_BNC[:, : self.config.latents].mean(1, keepdim=True)
         x_BNC = self.norm(x_BNC)
         pooled_BC = mean_of_kept(x_BNC, *masks[:1]) if pool == "mean" else x_BNC[:, 0]
-        return pooled_BC, masks[1] / self.dropping if masks else None
+        return pooled_BC, masks[1] if masks else None
 
     def draws(self) -> dict[str, Draw]:
         """See models/initial.py."""

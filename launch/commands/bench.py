@@ -75,6 +75,39 @@ def op_command(
     raise typer.Exit(exit_code(action, debug))
 
 
+@app.command("step")
+def step_command(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file of a net; default: a vision net and a GPT.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: train.batch=8"),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 5,
+    card: Annotated[
+        str | None, typer.Option(help="Count for a100, h100, h200 or b200 instead of measuring here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Time of a whole training step over its operator and dense products alone, with random data."""
+
+    def action() -> None:
+        from launch.bench.step.rows import bench_step, usual_nets
+        from launch.bench.step.show import show
+        from trainer.config.arguments import split_arguments
+        from trainer.config.run import load_config
+
+        path, changes = split_arguments(config, overrides or [])
+        if path is None and changes:
+            raise UserError(f"{changes[0]}: overrides a config; name its file first")
+        nets = [load_config(path, changes)] if path else usual_nets(card)
+        show(bench_step(nets, repeat, card), as_json)
+
+    raise typer.Exit(exit_code(action, debug))
+
+
 @app.command("kernels")
 def kernels_command(
     card: Annotated[str, typer.Option(help="a100, h100, h200 or b200.")] = "h100",

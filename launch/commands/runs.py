@@ -106,6 +106,7 @@ def resume(
     tasks_per_node: options.TasksPerNode = None,
     cpus_per_task: options.CpusPerTask = None,
     mem_gb: options.MemGb = None,
+    device_memory_gb: options.DeviceMemoryGb = None,
     partition: options.Partition = None,
     time: options.Time = None,
     account: options.Account = None,
@@ -118,7 +119,11 @@ def resume(
     setup: options.Setup = None,
     signal_delay: options.SignalDelay = None,
     max_requeues: options.MaxRequeues = None,
+    bind: options.Bind = None,
     check: options.Check = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Submit although memory or data seem to be missing.")
+    ] = False,
     runs: options.Runs = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
@@ -132,7 +137,7 @@ def resume(
         words, overrides = split_overrides(run)
         if not words:
             raise UserError(f"{' '.join(run)}: names no run to resume")
-        resume(select_runs(words, runs), options.allocation_options(context), overrides, from_step)
+        resume(select_runs(words, runs), options.allocation_options(context), overrides, from_step, force)
 
     raise typer.Exit(exit_code(action, debug))
 

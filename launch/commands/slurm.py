@@ -44,6 +44,9 @@ SignalDelay = Annotated[
     int | None, typer.Option(help="Seconds between the signal to save and the end of the time limit.")
 ]
 MaxRequeues = Annotated[int | None, typer.Option(help="How often the job may restart.")]
+Bind = Annotated[
+    bool | None, typer.Option("--bind/--no-bind", help="Keep each process on the cores next to its device.")
+]
 Check = Annotated[
     bool | None,
     typer.Option("--check/--no-check", help="Check the hosts before each start (several nodes or GPUs)."),
@@ -79,6 +82,7 @@ def submit(
     setup: Setup = None,
     signal_delay: SignalDelay = None,
     max_requeues: MaxRequeues = None,
+    bind: Bind = None,
     check: Check = None,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B", help="One run per value; may be repeated.")

@@ -88,6 +88,7 @@ class Allocation(BaseModel):
     nodelist: OneLine | None = None
     sbatch: list[SbatchOption] = Field(default_factory=list, description="other options of sbatch, key=value")
     notify: list[Receiver] = Field(default_factory=list, description="mail addresses and webhooks")
+    bind: bool = Field(False, description="keep each process on the cores next to its device")
     check: bool = Field(True, description="check the hosts before each start, with several nodes or GPUs")
     container: OneLine | None = None
     setup: list[str] = Field(default_factory=list)

@@ -8,12 +8,21 @@ from launch.slurm.queries import slurm
 from parallel.errors import UserError
 
 _GPU_GB = {
-    "gb200": 186, "b200": 180, "h200": 141, "h100": 80, "a100": 40, "v100": 16, "p100": 16, "t4": 16,
-    "l4": 24, "a10": 24, "a10g": 24, "a30": 24, "a40": 48, "a6000": 48, "l40": 48, "l40s": 48, "rtx3090": 24,
-    "rtx4090": 24, "rtx6000": 48, "mi300x": 192, "mi250x": 64, "mi250": 64,
+    "b300": 270, "gb300": 270, "gb200": 186, "b200": 180, "h200": 141, "gh200": 96, "h100": 80, "h800": 80,
+    "h20": 96, "a100": 40, "a800": 40, "v100": 16, "v100s": 32, "p100": 16, "p40": 24, "k80": 12, "t4": 16,
+    "l4": 24, "l20": 48, "l40": 48, "l40s": 48, "a2": 16, "a10": 24, "a10g": 24, "a16": 16, "a30": 24,
+    "a40": 48, "a4000": 16, "a4500": 20, "a5000": 24, "a5500": 24, "a6000": 48, "rtx6000ada": 48,
+    "rtx5000ada": 32, "rtx8000": 48, "rtx6000": 24, "rtx5000": 16, "rtxpro6000": 96, "titanrtx": 24,
+    "1080ti": 11, "2080ti": 11, "rtx2080ti": 11, "rtx3080": 10, "3090": 24, "rtx3090": 24, "rtx4080": 16,
+    "4090": 24, "rtx4090": 24, "rtx5080": 16, "rtx5090": 32,
+    "mi100": 32, "mi210": 64, "mi250": 64, "mi250x": 64, "mi300a": 128, "mi300x": 192, "mi325x": 256,
+    "mi355x": 288,
 }  # fmt: skip
-"""Gigabytes of cards by the names that GRES types usually have; of the smaller one where two share a name."""
-_IN_NAME = re.compile(r"(\d+) ?gb?\b", re.IGNORECASE)
+"""Gigabytes of cards by the names that GRES types usually have; of the smaller one where two share a name. Of
+cards with two chips, each of which is a device, those of one."""
+_SLICE = re.compile(r"\d+g\.(\d+)gb")  # of a card that is divided: 3g.20gb
+_IN_NAME = re.compile(r"(\d+) ?gb?\b")
+_WITH_THE_HOSTS = "gh200"  # whose names say the host's memory: gh200_480gb
 
 
 class Node(NamedTuple):
@@ -69,11 +78,11 @@ def partition_nodes(partition: str | None, constraint: str | None = None) -> lis
         name, memory, cores, gres, features = (*line.strip().split("|"), "", "", "", "")[:5]
         if not memory.rstrip("+").isdigit() or not (partition or name.endswith("*")):
             continue
-        found = re.search(r"gpu:(?:([\w.-]+):)?(\d+)", gres)
-        gpus, kind = (int(found[2]), found[1] or "") if found else (0, "")
         named = frozenset(features.split(","))
         count = int(cores.rstrip("+")) if cores.rstrip("+").isdigit() else 0
-        nodes.append(Node(int(memory.rstrip("+")) * 2**20 / 1e9, count, gpus, kind, named))
+        cards = re.findall(r"gpu:(?:([\w.+-]+):)?(\d+)", gres) or [("", "0")]  # a node may have several types
+        gb = int(memory.rstrip("+")) * 2**20 / 1e9
+        nodes += [Node(gb, count, int(gpus), kind, named) for kind, gpus in cards]
     plain = constraint and re.fullmatch(r"[\w.-]+", constraint)
     return [node for node in nodes if not plain or constraint in node.features]
 
@@ -101,8 +110,15 @@ def process_memory(allocation: Allocation, nodes: list[Node]) -> Memory | None:
 
 
 def gpu_gb(kind: str) -> float | None:
-    """Gigabytes of a card by its GRES type, as in a100 or nvidia_h100_80gb_hbm3; None if unknown."""
-    if found := _IN_NAME.search(kind.replace("_", " ")):
+    """Gigabytes of a device by its GRES type, as in a100, h100_80gb or 3g.20gb; None if unknown."""
+    name = kind.lower().replace("_", " ")
+    if found := _SLICE.search(name):
         return float(found[1])
-    parts = re.split(r"[^a-z0-9]+", kind.lower())
-    return next((float(_GPU_GB[part]) for part in parts if part in _GPU_GB), None)
+    if (found := _IN_NAME.search(name)) and _WITH_THE_HOSTS not in name:
+        return float(found[1])
+    words = re.findall("[a-z0-9]+", name)
+    spans = [
+        (n, first) for n in (3, 2, 1) for first in range(len(words) - n + 1)
+    ]  # rtx 6000 ada before rtx 6000
+    found_gb = (_GPU_GB.get("".join(words[first : first + n])) for n, first in spans)
+    return next((float(each) for each in found_gb if each), None)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from launch.slurm.allocation import Allocation
-from launch.slurm.nodes import Memory
+from launch.slurm.nodes import Memory, partition_nodes, process_memory
 from parallel.errors import UserError
 from parallel.mesh import mesh_of
 from parallel.planner.plan import plan
@@ -55,6 +56,28 @@ class Verdict(NamedTuple):
     line: str
     fits: bool | None
     ask: bool = False
+
+
+def nodes_memory(allocation: Allocation) -> Memory | None:
+    """The memory that a process of the allocation will have; see `process_memory`."""
+    return process_memory(allocation, partition_nodes(allocation.partition, allocation.constraint))
+
+
+def refuse_too_large(verdict: Verdict) -> None:
+    """Raise UserError for a net that does not fit."""
+    if verdict.fits is False:
+        raise UserError(f"{verdict.line}; ask for more memory, shard the model, or give --force")
+
+
+def confirm(verdict: Verdict) -> None:
+    """Ask whether to submit a job that may not fit; where nobody can answer, only say what would help."""
+    if not verdict.ask:
+        return
+    if not sys.stdin.isatty():
+        print("warning: it may not fit into memory; give --device-memory-gb or --mem-gb to have it checked")
+        return
+    if input(f"{verdict.line}\nSubmit it all the same? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("not submitted; give --device-memory-gb or --mem-gb to have the memory checked")
 
 
 def memory_need(config: RunConfig, allocation: Allocation) -> MemoryNeed:

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import sys
 from pathlib import Path
 
 from launch.rehearse.before_submit import rehearse_before_submit
@@ -10,8 +9,16 @@ from launch.slurm.allocation import Allocation
 from launch.slurm.batch_script import batch_script, make_executor
 from launch.slurm.code_snapshot import snapshot
 from launch.slurm.job.evaluate_task import submit_evaluation
-from launch.slurm.nodes import check_partition, partition_nodes, process_memory
-from launch.slurm.preflight import Verdict, check_data, estimated_save_seconds, memory_need, save_warning
+from launch.slurm.nodes import check_partition
+from launch.slurm.preflight import (
+    check_data,
+    confirm,
+    estimated_save_seconds,
+    memory_need,
+    nodes_memory,
+    refuse_too_large,
+    save_warning,
+)
 from launch.slurm.queries import ALIVE, last_state
 from launch.slurm.runs.job_record import RECORD_FILE, SUBMITTED_CONFIG, JobRecord, claim_run, read_record
 from launch.slurm.runs.run_identity import Candidate, candidates, run_path
@@ -80,10 +87,10 @@ def submit_all(
     if not dry_run:
         check_partition(allocation.partition, allocation.nodes, allocation.time)
     needs = [memory_need(candidate.config, allocation) for candidate in found]
-    memory = process_memory(allocation, partition_nodes(allocation.partition, allocation.constraint))
+    memory = nodes_memory(allocation)
     verdict = max(needs, key=lambda need: need.peak).verdict(memory)
-    if verdict.fits is False and not force:
-        raise UserError(f"{verdict.line}; ask for more memory, shard the model, or give --force")
+    if not force:
+        refuse_too_large(verdict)
     runs = [run_path(candidate, root) for candidate in found]
     if dry_run:
         folder, record = root.absolute() / "<submission>", _new_record(found[0], allocation)
@@ -91,8 +98,8 @@ def submit_all(
         print(verdict.line, *(f"would run in {run}" for run in runs), batch_script(executor), sep="\n")
         return []
     dependency = _dependency(after, root) if after else None
-    if verdict.ask and not force:
-        _confirm(verdict)
+    if not force:
+        confirm(verdict)
     lines = [verdict.line]
     if rehearse:
         largest = max(zip(needs, found, strict=True), key=lambda each: each[0].peak)[1]
@@ -156,15 +163,6 @@ def _remove(runs: list[Path], root: Path) -> None:
             run.rmdir()
     with contextlib.suppress(OSError):
         root.rmdir()
-
-
-def _confirm(verdict: Verdict) -> None:
-    """Ask whether to submit a job that may not fit; where nobody can answer, only say what would help."""
-    if not sys.stdin.isatty():
-        print("warning: it may not fit into memory; give --device-memory-gb or --mem-gb to have it checked")
-        return
-    if input(f"{verdict.line}\nSubmit it all the same? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise UserError("not submitted; give --device-memory-gb or --mem-gb to have the memory checked")
 
 
 def _new_record(candidate: Candidate, allocation: Allocation) -> JobRecord:

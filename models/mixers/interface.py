@@ -31,9 +31,9 @@ class Mixer(nn.Module):
     A mixer with heads passes its input through `head_input`, the hook where tensor parallelism sums
     gradients, and computes `heads` heads. A mixer with bank entries calls models/ops/streamed.py with
     `schedule` and `combine`. One whose heads share a softmax takes it by `head_softmax(logits, dim)`, `dim`
-    being that of the heads, and a mean of all heads by `head_mean(numbers, dim)`. parallel/ replaces these six
-    attributes when it shards the mixer. Constants are
-    computed in forward; statistics that training follows are buffers, which `draws` begins like parameters.
+    being that of the heads, and a mean of all heads by `head_mean(numbers, dim)`. parallel/ replaces these
+    six attributes when it shards the mixer. Constants are computed in forward; statistics that training
+    follows are buffers, which `draws` begins like parameters.
 
     softmax_tokens   how many tokens' logits pass `head_softmax`
     importance       where a reducer ranks the tokens: which importance[B, N] `forward` returns beside y, the

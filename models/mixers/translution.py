@@ -158,16 +158,21 @@ class Translution(Mixer):
             bank = self.get_parameter(f"{name}_bank")
             nn.init.uniform_(bank, -self.bank_bound(bank), self.bank_bound(bank))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if x_BNC.dim() != 3 or x_BNC.shape[1:] != (self.grid.num_tokens, self.dim):
             raise ValueError(
                 f"x of shape {tuple(x_BNC.shape)}: [batch, {self.grid.num_tokens}, {self.dim}] is needed"
             )
         x_NBC = x_BNC.transpose(0, 1).contiguous()  # so that a rectangle's rows are long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
-        outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
+        sources = self._sources(x_NBC)
+        outs = streamed(self.recipe, self.schedule, sources, banks, self.combine, self.importance)
+        read_NBH = outs.pop() if self.importance else None
         out_NBD = outs[0] if len(outs) == 1 else average(outs[0], outs[1], self.v_up)
-        return self.out(out_NBD).transpose(0, 1)
+        y_BNC = self.out(out_NBD).transpose(0, 1)
+        if read_NBH is None:
+            return y_BNC
+        return y_BNC, self.head_mean(read_NBH, 2).T[:, int(self.grid.class_token) :]
 
     def weights(self, x_BNC: Tensor) -> Tensor:
         """The operator with the unit vector of each token as its value: what it sums are the weights."""
@@ -208,6 +213,7 @@ class TranslutionConfig(MixerConfig):
 
     title: ClassVar[str] = "Translution"
     causal: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
 
     kind: Literal["translution"] = "translution"
     heads: int = Field(default=3, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -19,11 +19,11 @@ from models.tokens import TokenGrid
 def density_peaks(x_BNC: Tensor, count: int, neighbours: int) -> Tensor:
     """The cluster [B, N] of each token, of `count` numbered by falling score of their centres.
 
-    D is the Euclidean distance over √C. A token's density ρ is exp(−mean D² of its `neighbours` nearest, itself
-    included); δ is its distance to the nearest token of higher density, for the densest the largest distance
-    of all. Centres have the highest ρ·δ; every other token goes to the centre nearest to it. Only some rows
-    of D are in memory at once. Source: the k-nearest form of density peaks (Rodriguez and Laio, 2014) in the
-    public code of arXiv 2204.08680.
+    D is the Euclidean distance over √C. A token's density ρ is exp(−mean D² of its `neighbours` nearest,
+    itself included); δ is its distance to the nearest token of higher density, for the densest the largest
+    distance of all. Centres have the highest ρ·δ; every other token goes to the centre nearest to it. Only
+    some rows of D are in memory at once. Source: the k-nearest form of density peaks (Rodriguez and Laio,
+    2014) in the public code of arXiv 2204.08680.
     """
     x_BNC = x_BNC.to(torch.promote_types(x_BNC.dtype, torch.float32))
     nearest = min(neighbours, x_BNC.shape[1])
@@ -83,7 +83,7 @@ class DensityPeaks(PatchReducer):
 
 
 class DensityPeaksConfig(KeepConfig):
-    """Clusters around density peaks, a mean token of each; `neighbours`: with itself, of a token's density."""
+    """Clusters around density peaks, a mean token of each; `neighbours`, with itself, of its density."""
 
     kind: Literal["density_peaks"] = "density_peaks"
     neighbours: int = Field(default=5, ge=1)

@@ -17,7 +17,7 @@ LEAST_WEIGHT = 1e-30  # importance that has underflowed weighs all tokens alike
 
 
 class Decouple(PatchReducer):
-    """The `left` most important tokens, of which the most similar pairs are merged, and clusters of all others.
+    """The `left` most important tokens, the most similar pairs of them merged, and clusters of all others.
 
     M = min(share·left, left/2, N − left) pairs become one token each, at the place of the more important one,
     and the M places that this frees are taken by M clusters of the other tokens around density peaks: `left`
@@ -27,9 +27,7 @@ class Decouple(PatchReducer):
     No code is public; this is a reconstruction from the abstract, a figure and the training logs.
     """
 
-    def __init__(
-        self, dim: int, tokens: TokenGrid, left: int, cluster_share: float, neighbours: int
-    ) -> None:
+    def __init__(self, dim: int, tokens: TokenGrid, left: int, cluster_share: float, neighbours: int) -> None:
         super().__init__(dim, tokens, ranks=True)
         self.left, self.neighbours = left, neighbours
         self.merges = min(round(cluster_share * left), left // 2, self.patches - left)
@@ -66,8 +64,8 @@ class Decouple(PatchReducer):
 
 @torch.no_grad()
 def most_similar_pairs(x_BAC: Tensor, count: int) -> Tensor:
-    """[B, M, 2]: M times the pair of greatest cosine similarity among tokens that are in none yet; of equal ones
-    the first in row order. The first member stands before the second.
+    """[B, M, 2]: M times the pair of greatest cosine similarity among tokens that are in none yet; of equal
+    ones the first in row order. The first member stands before the second.
     """
     A = x_BAC.shape[1]
     unit = F.normalize(x_BAC.to(torch.promote_types(x_BAC.dtype, torch.float32)), dim=-1)

@@ -42,8 +42,8 @@ class Dynamic(PatchReducer):
     """Keeps the `left` patches with the best scores, by falling score, behind a class token.
 
     In training all tokens stay: a decision of each patch, drawn by the straight-through Gumbel trick, masks
-    those that go in all layers after it, and the squared distance of the kept share of each image from `ratio`
-    is added to the penalty, times `weight`. The draws are torch's own, as those of dropout.
+    those that go in all layers after it, and the squared distance of an image's kept share from `ratio` is
+    added to the penalty, times `weight`. The draws are torch's own, as those of dropout.
     """
 
     def __init__(self, dim: int, tokens: TokenGrid, ratio: float, weight: float) -> None:
@@ -89,7 +89,7 @@ class DynamicConfig(ReducerConfig):
     weight   of the penalty on another share in training; the mean over stages is added to the loss
     """
 
-    place: ClassVar[Literal["inside", "after"]] = "after"
+    masks: ClassVar[bool] = True
 
     kind: Literal["dynamicvit"] = "dynamicvit"
     ratio: float = Field(gt=0, lt=1)

@@ -47,7 +47,9 @@ def token_groups(net: ViT, images: Tensor) -> list[TokenGroups]:
     group_BN = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
     for index, reducer in reducers:
         if index not in told:
-            raise ValueError(f"layer {index}: {type(reducer).__name__} does not tell what becomes of the tokens")
+            raise ValueError(
+                f"layer {index}: {type(reducer).__name__} does not tell what becomes of the tokens"
+            )
         group_BN = torch.where(group_BN < 0, -1, told[index].gather(1, group_BN.clamp_min(0)))
         tokens = int(group_BN.max()) + 1
         counts_BK = torch.zeros_like(group_BN).scatter_add(1, group_BN.clamp_min(0), (group_BN >= 0).long())

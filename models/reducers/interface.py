@@ -47,10 +47,12 @@ class ReducerConfig(Section):
 
     place   where it acts in the stage's last layer: "inside", between mixer and feed-forward, or "after" both
     ranks   whether it asks the mixer of that layer how important each token is
+    masks   whether in training it only masks tokens, and takes masked ones
     """
 
     place: ClassVar[Literal["inside", "after"]] = "after"
     ranks: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
 
     def refuses(self, tokens: TokenGrid) -> str | None:
         """Why these tokens cannot be reduced so; None where they can."""

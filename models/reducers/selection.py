@@ -51,8 +51,8 @@ class EvitConfig(KeepConfig):
 class AnyTokens(PatchReducer):
     """Keeps `left` tokens in their order, chosen without a look at them: at random, or evenly spaced.
 
-    Random tokens are drawn anew for every image in training, by torch's own generator, as dropout is. Otherwise
-    they are the same for all images.
+    Random tokens are drawn anew for every image in training, by torch's own generator, as dropout is.
+    Otherwise they are the same for all images.
     """
 
     def __init__(self, dim: int, tokens: TokenGrid, left: int, random: bool) -> None:
@@ -72,7 +72,9 @@ class AnyTokens(PatchReducer):
         if self.training:
             drawn_BN = torch.rand(B, N, device=x_BNC.device)
         else:
-            drawn_BN = torch.rand(N, generator=torch.Generator().manual_seed(N)).to(x_BNC.device).expand(B, -1)
+            drawn_BN = (
+                torch.rand(N, generator=torch.Generator().manual_seed(N)).to(x_BNC.device).expand(B, -1)
+            )
         return ranking(drawn_BN)[:, : self.left].sort(1).values
 
 

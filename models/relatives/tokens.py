@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,9 +42,11 @@ def dynamicvit_net(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:
     places, ratios = list(cfg["pruning_loc"]), list(cfg["token_ratio"])
     bounds = [*places, _depth(param)]
     if not places or bounds[0] < 1 or sorted(set(bounds)) != bounds or len(ratios) != len(places):
-        raise ValueError(f"pruning_loc {places}, token_ratio {ratios}: a ratio for each later layer is needed")
+        raise ValueError(
+            f"pruning_loc {places}, token_ratio {ratios}: a ratio for each later layer is needed"
+        )
     stages = [Stage(layers=places[0], reduce=DynamicConfig(ratio=ratios[0]))]
-    for index, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False), 1):
+    for index, (start, stop) in enumerate(pairwise(bounds), 1):
         reduce = DynamicConfig(ratio=ratios[index]) if index < len(ratios) else None
         stages.append(Stage(layers=stop - start, reduce=reduce))
     adapter = _net(cfg, param, shapes, stages)
@@ -81,9 +84,7 @@ def _options(
         width=width,
         depth=sum(stage.layers for stage in stages),
         mlp=len(param["blocks.0.mlp.fc1.weight"]),
-        mixer=AttentionConfig(
-            heads=heads, head_dim=width // heads, bias="blocks.0.attn.qkv.bias" in param
-        ),
+        mixer=AttentionConfig(heads=heads, head_dim=width // heads, bias="blocks.0.attn.qkv.bias" in param),
         stages=stages,
         position=LearnedPosition(),
         norm_eps=float(cfg.get("norm_eps", 1e-6)),
@@ -146,7 +147,9 @@ def dynamicvit_predictor(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter
 def _predictor(param: Tensors, theirs: str, ours: str) -> dict[str, Tensor]:
     names = {"in_conv.0": "norm", "in_conv.1": "enter"}
     names |= {"out_conv.0": "first", "out_conv.2": "second", "out_conv.4": "last"}
-    return {key: t for name, own in names.items() for key, t in linear(param, theirs + name, ours + own).items()}
+    return {
+        key: t for name, own in names.items() for key, t in linear(param, theirs + name, ours + own).items()
+    }
 
 
 def dynamicvit_masked_attention(cfg: Config, param: Tensors, shapes: Shapes) -> Adapter:

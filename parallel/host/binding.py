@@ -26,9 +26,18 @@ def bind_to_cores(device: torch.device, system: Path = _SYSTEM) -> set[int]:
 
 
 def _share(cores: list[int]) -> set[int]:
+    if _bound_by_srun():
+        return set(cores)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")  # DeepSpeed's name
     return set(cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks])
+
+
+def _bound_by_srun() -> bool:
+    """Whether srun, which started every rank, has given each cores of its own."""
+    masks = {mask for mask in os.environ.get("SLURM_CPU_BIND_LIST", "").split(",") if mask}
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return len(masks) >= ranks and os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE")
 
 
 def _card_cores(device: torch.device, system: Path) -> set[int]:

@@ -21,7 +21,7 @@ from parallel.errors import UserError
 from parallel.rehearsal.memory import Allocations
 
 _aten = torch.ops.aten
-_UNSEEN = {"prim", "c10d", "_c10d_functional", "symm_mem"}  # questions, and collectives
+UNSEEN = {"prim", "c10d", "_c10d_functional", "symm_mem"}  # questions, and collectives
 
 
 class CannotRehearse(UserError):
@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace in _UNSEEN:
+        if func.namespace in UNSEEN:
             return func(*args, **kwargs)
         try:
             out = func(*args, **kwargs)

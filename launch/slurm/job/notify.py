@@ -2,8 +2,9 @@
 
 import json
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.parse import urlsplit
 
 from launch.slurm.runs.job_record import job_id, read_record
 
@@ -22,5 +23,8 @@ def notify(run: Path, what: str) -> None:
         )
         try:
             urllib.request.urlopen(request, timeout=_SECONDS).close()
-        except (URLError, OSError, ValueError) as error:
-            print(f"warning: notify={url}: {error}", flush=True)
+        except (OSError, HTTPException, ValueError) as error:
+            where = urlsplit(url)  # what follows the host is often a secret
+            print(
+                f"warning: notify={where.scheme}://{where.netloc.rpartition('@')[2]}/…: {error}", flush=True
+            )

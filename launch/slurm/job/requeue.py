@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.slurm.job.notify import notify
-from launch.slurm.queries import job_fields, node_timeout, slurm, unresponsive
+from launch.slurm.queries import OVER, job_fields, node_timeout, slurm, unresponsive
 from launch.slurm.runs.failures import failure_cause, rank_logs
 from launch.slurm.runs.job_record import (
     job_id,
@@ -86,6 +86,7 @@ def requeue(run: Path, code: int) -> int:
     if reason is None:
         if read_record(run).cancelled:
             print(f"cancelled; to resume: translution resume {run}", flush=True)
+            notify(run, f"cancelled; to resume: translution resume {run}")
             return unfinished
         cause = _cause(run, code)
         log_event(run, "failed", cause=cause)
@@ -93,8 +94,11 @@ def requeue(run: Path, code: int) -> int:
         return unfinished
     state = job_fields(job_id()).get("JobState", "RUNNING")
     if state != "RUNNING":  # cancelled, out of time, or already requeued by Slurm
-        how = f"; to resume: translution resume {run}" if state in ("CANCELLED", "TIMEOUT") else ""
-        print(f"{reason}; not requeued: Slurm reports the job as {state}{how}", flush=True)
+        how = f"; to resume: translution resume {run}" if state in OVER else ""
+        line = f"not requeued: Slurm reports the job as {state}{how}"
+        print(f"{reason}; {line}", flush=True)
+        if how:
+            notify(run, line)
         return unfinished
     limit = read_record(run).allocation["max_requeues"]
     if restart_count() >= limit:

@@ -64,7 +64,8 @@ class TrainTask:
             self._fail_permanently(f"error: {error}")
         from trainer.__main__ import main
 
-        code = main([str(self.run / SUBMITTED_CONFIG), f"run_dir={self.run}", "--requeued"])
+        flags = ["--requeued", *(["--bind"] if record.allocation.get("bind") else [])]
+        code = main([str(self.run / SUBMITTED_CONFIG), f"run_dir={self.run}", *flags])
         if code in [128 + number for number in _WARNINGS]:
             if self._is_first_rank:
                 log_event(self.run, "stopped", signal=code - 128)

@@ -6,7 +6,15 @@ from typing import Any
 from launch.slurm.allocation import Allocation, read_allocation
 from launch.slurm.job.evaluate_task import submit_evaluation
 from launch.slurm.nodes import check_partition
-from launch.slurm.preflight import last_save_seconds, save_warning
+from launch.slurm.preflight import (
+    check_data,
+    confirm,
+    last_save_seconds,
+    memory_need,
+    nodes_memory,
+    refuse_too_large,
+    save_warning,
+)
 from launch.slurm.runs.job_record import SUBMITTED_CONFIG, JobRecord, read_record, write_record
 from launch.slurm.runs.run_identity import resolved
 from launch.slurm.runs.states import alive_jobs
@@ -21,22 +29,35 @@ from trainer.setup import check_net
 
 
 def resume(
-    runs: list[Path], options: dict[str, Any], overrides: list[str], from_step: int | None = None
+    runs: list[Path],
+    options: dict[str, Any],
+    overrides: list[str],
+    from_step: int | None = None,
+    force: bool = False,
 ) -> list[str]:
     """Submit again runs that ended; returns the job ids.
 
     `options` replace values of their allocations. With `from_step` they resume from the checkpoint of that
     step; newer ones are set aside. Raises UserError, before submitting any, if one is pending, running or
-    finished, or cannot train so.
+    finished, cannot train so, or, without `force`, does not fit into memory or names data that is not here.
     """
     runs = [run.absolute() for run in runs]
     alive = alive_jobs(runs)
     prepared = [_prepare(run, alive.get(run, []), options, overrides, from_step) for run in runs]
+    lines: list[str] = []
     for _, config, allocation in prepared:
         check_partition(allocation.partition, allocation.nodes, allocation.time)
         for member in run_members(config):
             check_net(member.config, allocation.processes)
-    for run, (record, config, allocation) in zip(runs, prepared, strict=True):
+        verdict = memory_need(config, allocation).verdict(nodes_memory(allocation))
+        lines.append(verdict.line)
+        if force:
+            continue
+        if overrides:
+            check_data(config)
+        refuse_too_large(verdict)
+        confirm(verdict)
+    for run, (record, config, allocation), line in zip(runs, prepared, lines, strict=True):
         aside = set_aside(RunDirectory(run).checkpoints, from_step) if from_step is not None else None
         before = (run / SUBMITTED_CONFIG).read_text()
         try:
@@ -55,6 +76,7 @@ def resume(
             forget_evaluations(run, from_step)
             where = f"; newer checkpoints are in {aside}" if aside else ""
             print(f"{run.name}: from step {from_step}{where}")
+        print(line)
         seconds = last_save_seconds(run)
         if seconds and (warning := save_warning(seconds, "measured", allocation.signal_delay)):
             print(warning)

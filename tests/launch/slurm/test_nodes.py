@@ -20,11 +20,50 @@ gpu|1031000|128|gpu:a100_80gb:4(S:0-1)|ib,old
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [("a100", 40), ("nvidia_a100-sxm4-80gb", 80), ("h100", 80), ("tesla_v100-sxm2-32gb", 32), ("H200", 141)],
+    [
+        ("a100", 40),
+        ("nvidia_a100-sxm4-80gb", 80),
+        ("A100_40GB", 40),
+        ("h100", 80),
+        ("nvidia_h100_80gb_hbm3", 80),
+        ("H200", 141),
+        ("nvidia_b200", 180),
+        ("tesla_v100-sxm2-32gb", 32),
+        ("v100", 16),
+        ("nvidia_l40s", 48),
+        ("rtx_a6000", 48),
+        ("quadro_rtx_6000", 24),
+        ("nvidia_rtx_6000_ada_generation", 48),
+        ("nvidia_geforce_rtx_2080_ti", 11),
+        ("nvidia_gh200_480gb", 96),  # the host has 480 GB
+        ("nvidia_a100_3g.20gb", 20),
+        ("1g.10gb+me", 10),
+        ("mi250x", 64),
+    ],
 )
 def test_a_gres_type_names_the_memory_of_the_card(kind: str, size: float):
     assert gpu_gb(kind) == size
-    assert gpu_gb("gpu") is None
+
+
+@pytest.mark.parametrize("kind", ["", "gpu", "tesla", "big"])
+def test_a_type_that_names_no_card_is_not_guessed(kind: str):
+    assert gpu_gb(kind) is None
+
+
+def test_a_node_may_have_cards_of_several_types(recorded: RecordedSlurm):
+    """Then the smallest decides whether a job fits everywhere."""
+    recorded.says("sinfo", "gpu*|64000|8|gpu:a100_3g.20gb:2(S:0),gpu:1g.5gb+me:4(S:0),gpu:big:1|(null)\n")
+    nodes = partition_nodes(None)
+    assert [(node.gpu_type, node.gpus) for node in nodes] == [
+        ("a100_3g.20gb", 2),
+        ("1g.5gb+me", 4),
+        ("big", 1),
+    ]
+    allocation = read_allocation(None, {"gpus_per_node": 1})
+    memory = process_memory(allocation, nodes[:2])
+    assert memory
+    assert (memory.most_gb, memory.least_gb) == (20, 5)
+    assert process_memory(allocation, nodes) is None, "one type says nothing"
 
 
 @pytest.mark.parametrize(

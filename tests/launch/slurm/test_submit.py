@@ -1,5 +1,6 @@
 """Before submitting: the batch script, the memory check, the time a save takes, the copy of the code."""
 
+import os
 import re
 import resource
 import shutil
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm.allocation import read_allocation
 from launch.slurm.code_snapshot import snapshot
+from launch.slurm.job.train_task import TrainTask
 from launch.slurm.preflight import save_warning
+from launch.slurm.runs.job_record import JobRecord, write_record
 from parallel.code_folder import CODE_FOLDER
 from tests.launch.slurm.recorded import RecordedSlurm
 
@@ -148,6 +152,25 @@ def test_a_mistake_is_named_before_anything_is_written(dry, tmp_path: Path, word
 
 def test_data_that_only_the_nodes_see_is_taken_with_force(dry):
     assert dry("data.path=nowhere", "--force").code == 0
+
+
+@pytest.mark.parametrize("bind", [True, False])
+def test_bind_reaches_the_trainer(bind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    allocation = read_allocation(None, {"bind": bind}).model_dump()
+    write_record(tmp_path, JobRecord("digest", allocation, ["7"]))
+    slurms = {"JOB_ID": "7", "JOB_NODELIST": "localhost", "JOB_NUM_NODES": "1", "NTASKS": "1"}
+    for name, value in (slurms | {"PROCID": "1", "LOCALID": "1"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    given: list[str] = []
+    monkeypatch.setattr("trainer.__main__.main", lambda arguments: given.extend(arguments) or 0)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    try:
+        assert TrainTask(tmp_path)() == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ("--bind" in given) is bind
 
 
 def test_hosts_are_checked_before_training_unless_told_not_to(dry):

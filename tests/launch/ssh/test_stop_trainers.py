@@ -1,6 +1,7 @@
 """Stopping the training processes of one start on a host."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,11 @@ def test_only_trainers_of_this_start_are_asked_to_stop(tmp_path: Path):
         for process in started.values():
             assert process.stdout
             assert process.stdout.readline() == b"ready\n"
-        assert stop_trainers("this") == 1
+        assert stop_trainers("this", signal.SIGINT) == 1
         assert started["trainer", "this"].wait(timeout=20) == 7
         assert [process.poll() for process in started.values()] == [7, None, None]
+        assert stop_trainers("another", signal.SIGHUP) == 1
+        assert started["trainer", "another"].wait(timeout=20) == -signal.SIGTERM
     finally:
         for process in started.values():
             process.kill()

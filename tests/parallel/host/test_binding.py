@@ -25,6 +25,22 @@ def test_ranks_of_a_host_share_its_cores():
     assert low < high
 
 
+def test_cores_that_srun_gave_each_rank_are_not_divided_again(monkeypatch: pytest.MonkeyPatch):
+    """Variables as Slurm 22.05 sets them with TaskPlugin=task/affinity; a launcher in one task divides."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {4, 5, 6, 7})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: None)
+    variables = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
+    slurms = {"SLURM_CPU_BIND_LIST": "0x0F,0xF0", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in (variables | slurms).items():
+        monkeypatch.setenv(name, value)
+    assert bind_to_cores(torch.device("cpu")) == {4, 5, 6, 7}
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert bind_to_cores(torch.device("cpu")) == {6, 7}
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_CPU_BIND_LIST", "0xFF")  # both may run on the same
+    assert bind_to_cores(torch.device("cpu")) == {6, 7}
+
+
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two NUMA nodes, a card beside the second; what is bound goes to `bound`."""

@@ -2,15 +2,24 @@
 
 import json
 import os
+import socket
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from launch.slurm.job import requeue
-from launch.slurm.runs.job_record import JobRecord, log_event, read_events, start_token, write_record
+from launch.slurm.runs.job_record import (
+    JobRecord,
+    log_event,
+    read_events,
+    read_record,
+    start_token,
+    write_record,
+)
 from tests.launch.slurm.recorded import write_log
 from trainer.faults.fault_log import note_fault
 from trainer.run_directory.ownership import START_TOKEN
@@ -224,17 +233,47 @@ def test_a_failed_job_leaves_its_cause_and_tells_the_webhook(
         requeue.requeue(run, 0)
         log_event(run, "finished")
         assert requeue.requeue(run, 0) == 0
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+        log_event(run, "start")
+        log_event(run, "stopped", signal=15)
+        monkeypatch.setattr(requeue, "job_fields", lambda job: {"JobState": "TIMEOUT"})
+        requeue.requeue(run, 0)
+        write_record(run, replace(read_record(run), cancelled=True))
+        requeue.requeue(run, 0)
         server.shutdown()
-    assert [message["what"].split(":")[0] for message in received] == ["failed", "not requeued", "finished"]
+    told = [message["what"].split(":")[0] for message in received]
+    assert told == ["failed", "not requeued", "finished", "not requeued", "cancelled; to resume"]
+    assert "max_requeues=0 reached" in received[1]["what"]
+    assert "Slurm reports the job as TIMEOUT; to resume" in received[3]["what"]
     assert received[0]["text"] == f"{run.name}: failed: the loss is not finite"
     assert received[0]["job"] == "7"
 
 
 def test_a_webhook_that_does_not_answer_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]):
-    write_record(run, JobRecord("digest", {"max_requeues": 0, "notify": ["http://127.0.0.1:9/"]}, ["7"]))
+    url = "http://127.0.0.1:9/services/secret"
+    write_record(run, JobRecord("digest", {"max_requeues": 0, "notify": [url]}, ["7"]))
     log_event(run, "finished")
     assert requeue.requeue(run, 0) == 0
-    assert "warning: notify=http://127.0.0.1:9/: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning: notify=http://127.0.0.1:9/…: " in said
+    assert "secret" not in said
+
+
+def test_a_webhook_that_speaks_no_http_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"what?\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        write_record(run, JobRecord("digest", {"max_requeues": 0, "notify": [url]}, ["7"]))
+        log_event(run, "finished")
+        assert requeue.requeue(run, 0) == 0
+    assert "warning: notify=" in capsys.readouterr().out
 
 
 def test_a_mistake_found_by_the_check_of_the_hosts_is_no_lost_node(

@@ -75,6 +75,45 @@ def test_what_cannot_be_resumed_is_refused_before_anything_changes(
     assert len(checkpoints(run / "checkpoints")) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--tasks-per-node", "4"],
+            "does not fit into the 262 kB of a process .what Slurm says of the nodes.; .*give --force",
+        ),
+        (["--mem-gb", "0.00002", "--tasks-per-node", "2"], "the 10 kB of a process .mem_gb."),
+        (
+            ["--gpus-per-node", "1", "--device-memory-gb", "0.00001"],
+            "the 10 kB of a process .device_memory_gb.",
+        ),
+    ],
+)
+def test_memory_is_checked_as_at_submission(
+    run: Path, translution: Callable, recorded: RecordedSlurm, words: list, message: str
+):
+    recorded.says("sinfo", "main*|1|8|gpu:h100:2|(null)\n")
+    words = ["train.steps=8", "train.batch=8", *words]
+    outcome = translution("resume", "tiny", *words)
+    assert outcome.code == 2
+    assert re.search(message, outcome.err), outcome.err
+    assert read_record(run).jobs == ["7"]
+    forced = translution("resume", "tiny", *words, "--force")
+    assert forced.code == 0, forced.err
+    assert "; does not fit into the " in forced.out
+
+
+def test_memory_that_is_not_known_is_told_and_a_data_path_is_checked(
+    run: Path, translution: Callable, recorded: RecordedSlurm
+):
+    missing = translution("resume", "tiny", "train.steps=8", "data.path=nowhere")
+    assert "data.path=nowhere: no such file or folder on this machine; give --force" in missing.err
+    recorded.says("sinfo", "main*|8000|8|gpu:big:2|(null)\n")
+    outcome = translution("resume", "tiny", "train.steps=8", "--gpus-per-node", "2")
+    assert outcome.code == 0, outcome.err
+    assert "not compared: the memory of a process is not known" in outcome.out
+
+
 def test_fewer_steps_than_the_checkpoint_has_are_refused(run: Path, translution: Callable):
     (run / "result.json").unlink()
     line = "train.steps=4: .*step 6 already; give train.steps=6 or more"
