@@ -67,7 +67,18 @@ def layer_bytes(
     saved += scaled
     if layer.reduce is not None and (cost := net.cost(layer.reduce, load)):
         mlp, mlp_work = mlp + cost.saved, max(mlp_work, cost.work)
+    in_mixer, in_mlp = _cast_weights(net, kind, mesh, size)
+    saved, mlp = saved + in_mixer, mlp + in_mlp
     return LayerBytes(residual, saved, mlp, work, mlp_work)
+
+
+def _cast_weights(net: LayerKinds, kind: LayerKind, mesh: Mesh, size: Sizes) -> tuple[int, int]:
+    """Autocast's copies of linear layers' weights, which backward reads: in the mixer, and in all else."""
+    found = [0, 0]
+    for piece in net.pieces(mesh) if size.product != size.weight else ():
+        if piece.name.startswith(kind.prefix) and piece.part != "banks" and len(piece.shard.full) == 2:
+            found[f"{kind.prefix}mixer." not in piece.name] += piece.shard.numel * size.product
+    return found[0], found[1]
 
 
 def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndBytes:
@@ -80,7 +91,7 @@ def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndByte
         )
     patch = config.channels * math.prod(config.patch_shape)
     rows = samples * math.prod(config.grid)
-    embedding = 2 * rows * patch * 4 + rows * C * size.product + 4 * rows * 4
+    embedding = rows * patch * (size.residual + size.product) + rows * C * size.product + 4 * rows * 4
     if config.stem.kind != "patches":
         cost = net.cost(net.net.patch_embedding, Load(samples, size))
         embedding = cost.saved if cost else 0

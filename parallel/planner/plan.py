@@ -152,6 +152,8 @@ def layer_kinds(model: ModelConfig) -> LayerKinds:
         return LayerKinds(model)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
+    except OSError as error:
+        raise UserError(f"model: cannot be built: {error.filename or 'a file'}: {error.strerror}") from None
 
 
 def breakeven_batch(
