@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands import bench, checkpoints, plan, prepare, rehearse, results, runs, slurm, ssh, verify
 from launch.commands.desk import config, local_runs, net
 from trainer.errors import exit_code
 
@@ -19,6 +19,7 @@ slurm.register(app)
 runs.register(app)
 checkpoints.register(app)
 ssh.register(app)
+results.register(app)
 app.add_typer(bench.app, name="bench")
 plan.register(app)
 rehearse.register(app)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from parallel.errors import UserError
 from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
@@ -16,14 +15,7 @@ PICTURE, EXAMPLE = "results.png", "example.png"
 
 
 def name_run(config: str | None, overrides: list[str], resume: Path | None) -> tuple[Path | None, list[str]]:
-    """The directory that a run will have, and the overrides that say so.
-
-    Raises UserError where its picture could not be drawn.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("--picture: needs matplotlib; pip install 'translution[pictures]'") from None
+    """The directory that a run will have, and the overrides that say so."""
     if resume is not None or config is None:
         return resume, overrides
     own = load_config(config, overrides)

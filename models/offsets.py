@@ -136,6 +136,11 @@ class OffsetGrid:
         return self  # nothing in it changes
 
     @property
+    def in_bands(self) -> bool:
+        """Whether offsets that share an entry lie side by side, as `bands`."""
+        return self.num_entries != self.num_offsets
+
+    @property
     def num_pairs(self) -> int:
         """Pairs (i, j) that exist: N², or N(N+1)/2 for a causal sequence."""
         n = self.num_tokens

@@ -26,7 +26,11 @@ from models.positions.relative.shaw import ShawPosition
 from models.positions.relative.swin import SwinPosition
 from models.positions.rope import RopePosition
 from models.positions.sinusoidal import SinusoidalPosition
-from models.reducers.interface import Reducer, ReducerConfig
+from models.reducers.clusters import DensityPeaksConfig
+from models.reducers.decouple import DecoupleConfig
+from models.reducers.dynamic import DynamicConfig
+from models.reducers.interface import Reducer, ReducerConfig, patches_of
+from models.reducers.selection import EvitConfig, RandomConfig, UniformConfig
 from models.section import by_import_path
 from models.tokens import TokenGrid
 
@@ -65,7 +69,15 @@ AnyPosition = Annotated[
     by_import_path(PositionConfig),
     BeforeValidator(from_name),
 ]
-AnyReducer = Annotated[SerializeAsAny[ReducerConfig], by_import_path(ReducerConfig)]
+AnyReducer = Annotated[
+    SerializeAsAny[
+        Annotated[
+            EvitConfig | DecoupleConfig | DynamicConfig | DensityPeaksConfig | RandomConfig | UniformConfig,
+            Field(discriminator="kind"),
+        ]
+    ],
+    by_import_path(ReducerConfig),
+]
 
 
 class Stage(BaseModel):
@@ -73,7 +85,7 @@ class Stage(BaseModel):
 
     mixer     null: the net's
     position  null: the net's; learned positions belong to the net, not to a stage
-    reduce    reducer after the last layer; null: none
+    reduce    reducer in the last layer, for those after it; null: none
     class_token   of a net with pool: cls: its token joins before this stage, not before the first layer
     layers  how many
     """
@@ -111,18 +123,27 @@ class LayerSpec(NamedTuple):
     def tokens_after(self) -> TokenGrid:
         return self.reduce.after(self.tokens) if self.reduce else self.tokens
 
+    @property
+    def reduces(self) -> bool:
+        """False also of a reducer that keeps all tokens as they are."""
+        return self.reduce is not None and not self.reduce.keeps_all(self.tokens)
+
     def build_mixer(self, dim: int) -> Mixer:
         """Raises ValueError, in one line, for a mixer that cannot be built or declares what cannot be."""
         mixer = self.mixer.build(dim, self.tokens, self.position)
         if not isinstance(mixer, Mixer):
             raise ValueError(f"mixer {self.mixer.kind}: build() gives {type(mixer).__name__}, no Mixer")
         mixer.place = self.place
+        if self.reduces and self.reduce.ranks:
+            mixer.importance = "class" if self.tokens.class_token else "received"
         mixer.check()
         return mixer
 
     def build_reducer(self, dim: int) -> Reducer | None:
-        reducer = self.reduce.build(dim, self.tokens) if self.reduce else None
-        if self.reduce and not isinstance(reducer, Reducer):
+        if not self.reduces:
+            return None
+        reducer = self.reduce.build(dim, self.tokens)
+        if not isinstance(reducer, Reducer):
             raise ValueError(f"reduce {self.reduce.kind}: build() gives {type(reducer).__name__}, no Reducer")
         return reducer
 
@@ -191,6 +212,11 @@ class TransformerConfig(BaseModel):
         """Whether a class token joins before a later stage."""
         return False
 
+    @property
+    def dynamic_stages(self) -> int:
+        """How many stages drop tokens by masks in training."""
+        return sum(stage.reduce is not None and stage.reduce.masks for stage in self.stages or ())
+
     def layer_specs(self) -> list[LayerSpec]:
         """Every layer; raises ValueError for a position that a mixer does not apply, a mixer without a causal
         form, and a reducer that does not fit its tokens."""
@@ -200,6 +226,8 @@ class TransformerConfig(BaseModel):
             if stage.class_token:
                 if tokens.class_token or not self.class_token_joins:
                     raise ValueError(f"stages[{number}].class_token: joins once, and only with pool: cls")
+                if tokens.masked:
+                    raise ValueError(f"stages[{number}].class_token: must join before reduce=dynamicvit")
                 tokens = replace(tokens, class_token=True)
             if position.inside_mixer and (reason := mixer.refuses(position)):
                 raise ValueError(f"position {position.kind}: {reason}")
@@ -210,13 +238,18 @@ class TransformerConfig(BaseModel):
                 raise ValueError(f"position {position.kind}: {reason}")
             if reason := mixer.refuses_tokens(tokens):
                 raise ValueError(f"mixer {mixer.kind} {reason}")
+            if tokens.masked and not mixer.masks:
+                raise ValueError(f"mixer {mixer.kind} cannot mask the tokens that an earlier stage drops")
             if tokens.latents and not mixer.latents:
                 raise ValueError(f"mixer {mixer.kind} mixes no latents with tokens; latents needs mixer bixt")
+            if stage.reduce and (reason := _refuses_reducer(stage.reduce, mixer, tokens)):
+                raise ValueError(f"stages[{number}].reduce={stage.reduce.kind}: {reason}")
             last = LayerSpec(mixer, position, tokens, stage.reduce)
             specs += [last._replace(reduce=None)] * (stage.layers - 1) + [last]
             tokens = last.tokens_after
-            if stage.reduce and not 0 < tokens.num_tokens - tokens.class_token < last.tokens.num_tokens:
-                raise ValueError(f"stages[{number}].reduce: leaves {tokens} of {last.tokens}")
+            left, patches = patches_of(tokens), patches_of(last.tokens)
+            if stage.reduce and not 0 < left <= patches:
+                raise ValueError(f"stages[{number}].reduce: leaves {left} of {patches} tokens")
             if tokens.class_token != last.tokens.class_token:
                 raise ValueError(f"stages[{number}].reduce: loses the class token, which the net reads")
         return self.around(specs)
@@ -241,3 +274,11 @@ class TransformerConfig(BaseModel):
         specs = self.layer_specs()
         known = any(spec.mixer.knows_positions() or spec.position.inside_mixer for spec in specs)
         return NoPosition() if known else LearnedPosition()
+
+
+def _refuses_reducer(reduce: ReducerConfig, mixer: MixerConfig, tokens: TokenGrid) -> str | None:
+    if reduce.ranks and not mixer.ranks:
+        return f"mixer {mixer.kind} has no attention weights to rank tokens by; density_peaks needs none"
+    if tokens.masked and not reduce.masks:
+        return "an earlier stage only masks tokens in training: reduce by dynamicvit here too"
+    return reduce.refuses(tokens)

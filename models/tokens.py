@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from models.ablations.pair_grid import PairGrid
 from models.offsets import OffsetGrid
 
 
@@ -17,6 +18,7 @@ class TokenGrid:
     class_token  token 0 is not on the grid
     ungridded    number of tokens where there is no grid, class token not included
     latents      learned tokens of no place, before all others
+    masked       in training, tokens that were dropped before are still there, masked
     """
 
     shape: tuple[int, ...] | None
@@ -24,6 +26,7 @@ class TokenGrid:
     class_token: bool = False
     ungridded: int = 0
     latents: int = 0
+    masked: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -40,8 +43,11 @@ class TokenGrid:
             return f"a sequence of {self.shape[0]}"
         return f"a grid of {'×'.join(map(str, self.shape))}"
 
-    def offsets(self, share: str = "none") -> OffsetGrid:
-        """The offsets between these tokens; raises ValueError where they have no grid."""
+    def offsets(self, share: str = "none", index: str = "offset") -> OffsetGrid:
+        """The offsets between these tokens, or their pairs (`index`: pair or scattered); raises ValueError
+        where they have no grid."""
         if self.shape is None:
             raise ValueError("tokens have no grid here: a `reduce` of an earlier stage broke it")
+        if index != "offset":
+            return PairGrid(self.shape, self.class_token, index == "scattered")
         return OffsetGrid(self.shape, self.causal, self.class_token, share)

@@ -20,6 +20,8 @@ from models.parts.sides import Sides
 from models.parts.stems import AnyStem, Stem
 from models.positions.interface import add_positions
 from models.positions.learned import NoPosition
+from models.reducers.dynamic import in_parts, mean_of_kept
+from models.reducers.layer import MaskedLayer, ReducingLayer
 from models.stages import LayerSpec, TransformerConfig
 from models.tokens import TokenGrid
 
@@ -28,20 +30,13 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class Layer(Block):
-    """x ← x + mixer(norm(x)), then x ← x + mlp(norm(x)); the last layer of a stage may reduce the tokens."""
+    """x ← x + mixer(norm(x)), then x ← x + mlp(norm(x))."""
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         x_BNC = x_BNC + self.dropout(self.mixer_scale(self.mixer(self.mixer_norm(x_BNC))))
         if self.local is not None:
             x_BNC = x_BNC + self.dropout(self.local_scale(self.local(self.local_norm(x_BNC))))
-        x_BNC = x_BNC + self.dropout(self.mlp_scale(self.mlp(self.mlp_norm(x_BNC))))
-        if self.reduce is None:
-            return x_BNC
-        x_BMC = self.reduce(x_BNC)
-        if x_BMC.shape[1] != self.tokens_after:
-            name, said = type(self.reduce).__name__, self.tokens_after
-            raise ValueError(f"{name} gives {x_BMC.shape[1]} tokens where its config says {said}")
-        return x_BMC
+        return x_BNC + self.dropout(self.mlp_scale(self.mlp(self.mlp_norm(x_BNC))))
 
 
 def build_layers(config: TransformerConfig, specs: list[LayerSpec] | None) -> nn.Sequential:
@@ -54,7 +49,9 @@ def _build_layer(config: TransformerConfig, spec: LayerSpec) -> nn.Module:
         return ClassLayer(config, spec, spec.mixer.norm_tokens)
     if spec.form == "latents":
         return Sides(spec.tokens.latents, Layer(config, spec), nn.Identity())
-    return Layer(config, spec)
+    if spec.tokens_after.masked:
+        return MaskedLayer(config, spec)
+    return (ReducingLayer if spec.reduces else Layer)(config, spec)
 
 
 class ViTConfig(TransformerConfig):
@@ -89,18 +86,15 @@ class ViTConfig(TransformerConfig):
         return self
 
     @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+    def image_shape(self) -> tuple[int, int]:  # pixels
         return _pair(self.image_size)
 
     @property
-    def patch_shape(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+    def patch_shape(self) -> tuple[int, int]:  # pixels
         return _pair(self.patch_size)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches."""
+    def grid(self) -> tuple[int, int]:  # rows and columns of patches
         return self.stem.grid(self.image_shape, self.patch_shape)
 
     @property
@@ -124,6 +118,8 @@ class ViTConfig(TransformerConfig):
         if self.pool == "class_attention":
             reading = self.class_attention or ClassAttentionConfig()
             tokens = replace(body[-1].tokens_after, class_token=True)
+            if tokens.masked:
+                raise ValueError("pool=class_attention reads dropped tokens: reduce=dynamicvit needs cls")
             after = [LayerSpec(reading, NoPosition(), tokens, None, "class")] * reading.layers
         return body + after
 
@@ -150,9 +146,15 @@ class ViT(Net):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, a float32 scalar; targets are labels[B] or class shares[B, classes]."""
-        return F.cross_entropy(_wide(self.logits(images)), targets)
+        pooled_BC, penalty = self.features(images)
+        loss = F.cross_entropy(_wide(self.head(pooled_BC)), targets)
+        return loss if penalty is None else loss + penalty.to(loss.dtype) / self.config.dynamic_stages
 
     def logits(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images)[0])
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the head reads, [B, C], and in training the penalty of stages that drop tokens dynamically."""
         wanted = (self.config.channels, *self.config.image_shape)
         if images.shape[1:] != wanted:
             raise ValueError(
@@ -164,14 +166,16 @@ class ViT(Net):
         x_BNC = self.dropout(add_positions(x_BNC, self.positions))
         if pool == "latents":
             x_BNC = _before(self.latents, x_BNC)
+        masks: tuple[Tensor, ...] = ()  # from the first dynamic reduction on, in training
         for index, layer in enumerate(self.layers):
             if index == self.class_token_at and not on_all:
                 x_BNC = _before(self.class_token, x_BNC)
-            x_BNC = layer(x_BNC)
+            x_BNC, *masks = in_parts(layer(x_BNC, *masks))
         if pool == "latents":
             x_BNC = x_BNC[:, : self.config.latents].mean(1, keepdim=True)
         x_BNC = self.norm(x_BNC)
-        return self.head(x_BNC.mean(1) if pool == "mean" else x_BNC[:, 0])
+        pooled_BC = mean_of_kept(x_BNC, *masks[:1]) if pool == "mean" else x_BNC[:, 0]
+        return pooled_BC, masks[1] if masks else None
 
     def draws(self) -> dict[str, Draw]:
         """See models/initial.py."""

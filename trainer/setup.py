@@ -52,12 +52,20 @@ def set_up(
         config = load_config(config_path, overrides)
     else:
         raise UserError("no config: name a file, as in configs/debug.yaml, or give --resume RUN_DIR")
+    return checked_setup(config, resume or config.run_dir)
+
+
+def checked_setup(config: RunConfig, root: Path | None, world: int | None = None) -> Setup:
+    """The nets of a config and their data, all checked for `world` processes, by default this job's.
+
+    `root` is the run directory, where there may be one already. Raises UserError.
+    """
     device = pick_device(config)
     set_numerics(config.tf32, config.deterministic)
     members = run_members(config)
     meshes = [check_net(member.config, world) for member in members]
     for member in members:
-        _check_origin(member, resume or config.run_dir)
+        _check_origin(member, root)
     for member, mesh in zip(members, meshes, strict=True):
         if mesh != meshes[0]:
             raise ConfigError(
@@ -102,6 +110,7 @@ def check_net(config: RunConfig, world: int | None = None) -> Mesh:
     with this batch and precision.
     """
     mesh = mesh_of(config.parallel, world or world_size())
+    _check_pictures(config, mesh)
     build.check_trainable(
         config.model,
         config.parallel,
@@ -111,6 +120,19 @@ def check_net(config: RunConfig, world: int | None = None) -> Mesh:
         accumulate=config.train.accumulate,
     )
     return mesh
+
+
+def _check_pictures(config: RunConfig, mesh: Mesh) -> None:
+    """Raises UserError for pictures of a net that no rank holds whole."""
+    every, parallel = config.train.pictures_every, config.parallel
+    divided = f"offset × tensor = {mesh.model}" if mesh.model > 1 else ""
+    if parallel.engine == "deepspeed" and parallel.zero == 3:
+        divided = "ZeRO-3"
+    if every and divided:
+        raise ConfigError(
+            f"train.pictures_every={every}: with {divided} no rank holds a whole net; leave it out, and draw "
+            "the checkpoints with: translution show RUN_DIR --out FOLDER"
+        )
 
 
 def build_engine(config: RunConfig, mesh: Mesh | None = None) -> Engine:

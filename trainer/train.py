@@ -172,6 +172,8 @@ def train_net(
                 recorder.save()
             if due(train.evaluate_every):
                 evaluate_now()
+            if due(train.pictures_every):
+                recorder.draw()
         recorder.save()
         if not stop.number:
             evaluate_now()

@@ -38,11 +38,9 @@ def curve(run: Run) -> list[tuple[int, float]]:
 
 
 def plot_curves(paths: list[Path], file: Path) -> None:
-    """Draw the curves into a picture file; raises UserError without matplotlib or for an unknown format."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--plot: needs matplotlib; pip install 'translution[pictures]'") from None
+    """Draw the curves into a picture file; raises UserError for an unknown format."""
+    from matplotlib.figure import Figure  # here, because it takes long to import
+
     figure = Figure(figsize=(7, 4), dpi=120, layout="tight")
     axes = figure.subplots()
     for path in paths:

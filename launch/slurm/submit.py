@@ -52,6 +52,35 @@ def submit(
     found = candidates(config, overrides, sweeps, allocation.processes)
     if evaluate_every and found[0].config.study:
         raise UserError("--evaluate-every: this config is a study, not a single net (study=null trains one)")
+    return submit_all(
+        found,
+        found[0].config.name,
+        allocation,
+        root,
+        bool(sweeps),
+        parallel,
+        after,
+        evaluate_every,
+        force,
+        dry_run,
+        rehearse,
+    )
+
+
+def submit_all(
+    found: list[Candidate],
+    name: str,
+    allocation: Allocation,
+    root: Path,
+    sweep: bool,
+    parallel: int | None = None,
+    after: list[str] | None = None,
+    evaluate_every: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    rehearse: bool = True,
+) -> list[Path]:
+    """The rest of `submit`, for runs that were resolved before; a `sweep` of them is one array `name`."""
     if not force:
         for candidate in found:
             check_data(candidate.config)
@@ -63,7 +92,6 @@ def submit(
     if not force:
         refuse_too_large(verdict)
     runs = [run_path(candidate, root) for candidate in found]
-    name = found[0].config.name
     if dry_run:
         folder, record = root.absolute() / "<submission>", _new_record(found[0], allocation)
         executor = make_executor(runs, allocation, folder, name, record, parallel)
@@ -77,7 +105,7 @@ def submit(
         largest = max(zip(needs, found, strict=True), key=lambda each: each[0].peak)[1]
         least = memory and memory.least_gb * 1e9
         lines.append(rehearse_before_submit(largest.config, allocation, least, force))
-    new = _claim(found, runs, allocation, bool(sweeps))
+    new = _claim(found, runs, allocation, sweep)
     if not new:
         print("nothing to submit: all runs of the sweep are already submitted")
         return []
@@ -85,7 +113,7 @@ def submit(
         for run, candidate in new.items():
             write_config(run, candidate.values)
             snapshot(run)
-        send(list(new), allocation, name, root if sweeps else None, parallel, dependency)
+        send(list(new), allocation, name, root if sweep else None, parallel, dependency)
     except BaseException:
         _remove(list(new), root)
         raise
@@ -97,7 +125,7 @@ def submit(
         announce(run)
         if evaluate_every:
             submit_evaluation(run, allocation, evaluate_every)
-    if sweeps:
+    if sweep:
         print(f"when they have finished: translution sweep {read_record(next(iter(new))).sweep}")
     return list(new)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -40,15 +41,33 @@ class Attention(Mixer):
     ) -> None:
         super().__init__(dim, tokens.num_tokens)
         self.heads, self.causal, self.inner = heads, tokens.causal, heads * head_dim
+        self.class_token = tokens.class_token
+        self.further_shapes = ((self.num_tokens,),) if tokens.masked else ()
         self.q = nn.Linear(dim, self.inner, bias)
         self.k = nn.Linear(dim, self.inner, bias)
         self.v = nn.Linear(dim, self.inner, bias)
         self.attend = (position or NoPosition()).attend(tokens, heads, head_dim)
         self.out = nn.Linear(self.inner, dim, out_bias) if project else nn.Identity()
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, kept_BN: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = self._projected(x_BNC)
-        return self._joined(self.attend(q, k, v, self.head_input))
+        if kept_BN is None:
+            out_BHNE = self.attend(q, k, v, self.head_input)
+        else:
+            out_BHNE = self.attend.masked(q, k, v, self.head_input(kept_BN))
+        y_BNC = self._joined(out_BHNE)
+        if self.importance is None:
+            return y_BNC
+        read_BHN = self.attend.importance(q, k, self.head_input, self.importance)
+        return y_BNC, self.head_mean(read_BHN, 1)[:, int(self.class_token) :]
+
+    def weights(self, x_BNC: Tensor) -> Tensor | None:
+        """Attention over values that are the unit vectors of the tokens."""
+        if not self.attend.plain_values:
+            return None
+        q, k, _ = self._projected(x_BNC)
+        units = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+        return self.attend(q, k, units, self.head_input)
 
     def cache(self) -> Cache:
         if not self.attend.extends:
@@ -83,7 +102,7 @@ class Attention(Mixer):
     def cost(self, load: Load) -> Cost:
         """By formulas where nothing is added to the logits; T is B·N. What autograd saves was read off
         `forward`."""
-        if not self.attend.plain:
+        if not self.attend.plain or self.importance or self.further_shapes:
             return measured_cost(self, load)
         size, N, T = load.sizes, self.num_tokens, load.samples * self.num_tokens
         inner = self.inner
@@ -110,6 +129,8 @@ class AttentionConfig(MixerConfig):
 
     title: ClassVar[str] = "Self-attention"
     causal: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
 
     kind: Literal["attention"] = "attention"
     heads: int = Field(default=3, ge=1)

@@ -49,6 +49,7 @@ class Cost:
     head_gradients    bytes of the gradients that pass `head_input`
     partials          bytes of the partial softmax that is merged: maxima, sums and outputs
     source_gradients  bytes of the gradient of each of the operator's sources
+    importance        bytes that are merged to rank tokens by their importance: in forward, and in backward
     """
 
     forward: int
@@ -58,3 +59,4 @@ class Cost:
     head_gradients: int = 0
     partials: int = 0
     source_gradients: tuple[int, ...] = ()
+    importance: tuple[int, int] = (0, 0)

@@ -54,10 +54,11 @@ def count_pass(
     with meta_is(card) as choice:
         with LaunchCounter(card) as forward, live, FusedAttention():
             y = part(x)
-        grad_y, done = torch.empty_like(y), live.now
+        outputs, done = y if isinstance(y, tuple) else (y,), live.now
+        grad_outputs = [torch.empty_like(out) for out in outputs]
         with LaunchCounter(card) as backward, live:
-            _, *gradients = torch.autograd.grad(y, [x, *part.parameters()], grad_y)
-    held = [x, y, *part.parameters()]
+            _, *gradients = torch.autograd.grad(outputs, [x, *part.parameters()], grad_outputs)
+    held = [x, *outputs, *part.parameters()]
     return CountedPass(
         forward,
         backward,

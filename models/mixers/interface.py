@@ -16,7 +16,7 @@ from models.decoding.cache import Cache, Recomputed
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.measured_cost import measured_cost
-from models.ops.recipe import Combine
+from models.ops.recipe import Combine, Importance
 from models.ops.walk.schedule import Schedule
 from models.positions.interface import PositionConfig
 from models.section import Section
@@ -32,10 +32,13 @@ class Mixer(nn.Module):
     A mixer with heads passes its input through `head_input`, the hook where tensor parallelism sums
     gradients, and computes `heads` heads. A mixer with bank entries calls models/ops/streamed.py with
     `schedule` and `combine`. One whose heads share a softmax takes it by `head_softmax(logits, dim)`, `dim`
-    being that of the heads. parallel/ replaces these five attributes when it shards the mixer. Constants are
-    computed in forward; statistics that training follows are buffers, which `draws` begins like parameters.
+    being that of the heads, and a mean of all heads by `head_mean(numbers, dim)`. parallel/ replaces these
+    six attributes when it shards the mixer. Constants are computed in forward; statistics that training
+    follows are buffers, which `draws` begins like parameters.
 
     softmax_tokens   how many tokens' logits pass `head_softmax`
+    importance       where a reducer ranks the tokens: which importance[B, N] `forward` returns beside y, the
+                     mean of all heads, in float32 or more; a class token's own is not in it
     place            the layer's index and the number of layers, where initial values depend on it
     """
 
@@ -43,6 +46,7 @@ class Mixer(nn.Module):
     schedule: Schedule | None = None
     combine: Combine | None = None
     softmax_tokens: int = 0
+    importance: Importance | None = None
     place: tuple[int, int] = (0, 1)
 
     def __init__(self, dim: int, num_tokens: int) -> None:
@@ -50,6 +54,7 @@ class Mixer(nn.Module):
         self.dim, self.num_tokens = dim, num_tokens
         self.head_input: nn.Module = nn.Identity()
         self.head_softmax: Callable[[Tensor, int], Tensor] = softmax_over_heads
+        self.head_mean: Callable[[Tensor, int], Tensor] = mean_of_heads
 
     def axes(self) -> Axes:
         """By parameter name, the dimensions that run over heads or bank entries.
@@ -72,6 +77,15 @@ class Mixer(nn.Module):
     def tokens_out(self, linear: str) -> int:
         """How many of the N tokens pass a linear layer whose inputs are heads."""
         return self.num_tokens
+
+    def weights(self, x_BNC: Tensor) -> Tensor | None:
+        """The weights [B, H, N, N] with which each query sums the keys' values, by head; None for a mixer
+        that has none. On a mesh those of this rank's heads; all ranks call it."""
+        return None
+
+    def shifts(self) -> Tensor | None:
+        """Learned weights [heads, …] of the offsets of a window, least offset first; None for most mixers."""
+        return None
 
     def no_decay(self) -> set[str]:
         """Parameters of several dimensions that weight decay leaves alone."""
@@ -113,11 +127,15 @@ class MixerConfig(Section):
     title    the mixer's name in tables
     causal   whether it has a causal form, in which no token sees a later one; language nets need it
     latents  whether it mixes latents with tokens
+    ranks    whether it can say how important each token is to the others (`Mixer.importance`)
+    masks    whether its mixer takes kept[B, N] after x, 0 for a token that the others are not to see
     """
 
     title: ClassVar[str] = ""
     causal: ClassVar[bool] = False
     latents: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -142,6 +160,14 @@ class MixerConfig(Section):
             return "has no causal form, which a language net needs"
         return None
 
+    def of_head_width(self, factor: float, step: int = 1) -> MixerConfig:
+        """The section with heads so many times as wide, rounded to a multiple of `step`; itself where heads
+        have no width of their own."""
+        if "head_dim" not in type(self).model_fields:
+            return self
+        head_dim: int = getattr(self, "head_dim")  # noqa: B009 (a field of some subclasses)
+        return self.model_copy(update={"head_dim": max(step, round(head_dim * factor / step) * step)})
+
     def for_last_layer(self) -> MixerConfig:
         """The section of a net's last layer, after which nothing reads the tokens but the latents."""
         return self
@@ -159,6 +185,11 @@ class MixerConfig(Section):
 def softmax_over_heads(logits: Tensor, dim: int) -> Tensor:
     """Softmax over all heads, which lie along `dim`."""
     return logits.softmax(dim)
+
+
+def mean_of_heads(numbers: Tensor, dim: int) -> Tensor:
+    """The mean of all heads, which lie along `dim`."""
+    return numbers.mean(dim)
 
 
 def head_width(dim: int, heads: int) -> int:

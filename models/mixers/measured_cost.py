@@ -27,7 +27,8 @@ MOST_SAMPLES = 16
 
 
 def measured_cost(module: nn.Module, load: Load) -> Cost:
-    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens` or `input_shape`, is on the meta device.
+    """See `Mixer.cost`; `module`, with its `dim` and `num_tokens` or `input_shape`, is on the meta device. It
+    may have further inputs, of `further_shapes`, and several outputs.
 
     Bytes are measured in float32 and scaled to the width of products. More than MOST_SAMPLES samples are
     extrapolated from MOST_SAMPLES and half as many: their cost is linear, but for a workspace that is used
@@ -41,7 +42,7 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
     def extrapolate(low: int, high: int) -> int:
         return round(high + (high - low) * steps)
 
-    fields = {
+    fields: dict[str, Any] = {
         key: extrapolate(getattr(half, key), value)
         for key, value in vars(most).items()
         if isinstance(value, int)
@@ -54,7 +55,8 @@ def _measure(module: nn.Module, load: Load) -> Cost:
     part = part_of(module, load.head_parts, load.pair_parts, load.part)
     shape: tuple[int, ...] = getattr(part, "input_shape", None) or (part.num_tokens, part.dim)
     shape = (load.samples, *shape)
-    x = torch.empty(shape, device="meta", requires_grad=True)
+    shapes = [shape, *((load.samples, *each) for each in getattr(part, "further_shapes", ()))]
+    inputs = [torch.empty(each, device="meta", requires_grad=True) for each in shapes]
     merging, live = _MergingRecorder(), LiveBytes()
     head_inputs: list[int] = []
     if hasattr(part, "head_input"):
@@ -79,14 +81,15 @@ def _measure(module: nn.Module, load: Load) -> Cost:
         FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
     ):
-        y = part(x)
+        y = part(*inputs)
     kept = sum(storage.nbytes() for storage in saved.values())
     for storage in saved.values():
         live.add(storage)
     saved.clear()
-    grad_y = torch.empty_like(y)
+    outputs = [out for out in (y if isinstance(y, tuple) else (y,)) if out.requires_grad]
+    gradients = [torch.empty_like(out) for out in outputs]
     with stands_for("cpu" if load.cpu else "cuda"), flop_counter() as backward, live:
-        y.backward(grad_y)
+        torch.autograd.backward(outputs, gradients)
     work = live.peak(without=[p.grad for p in part.parameters() if p.grad is not None]) - kept
     flops, sizes = forward.get_total_flops(), load.sizes
     return Cost(

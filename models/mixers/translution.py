@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.decoding.cache import Cache
-from models.decoding.offset_rows import OffsetRows
+from models.decoding.offset_cache import OffsetCache
 from models.initial import Draw
 from models.mixers.cost import Cost, Load
 from models.mixers.interface import Axes, Mixer, MixerConfig
@@ -161,22 +161,38 @@ class Translution(Mixer):
             bank = self.get_parameter(f"{name}_bank")
             nn.init.uniform_(bank, -self.bank_bound(bank), self.bank_bound(bank))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if x_BNC.dim() != 3 or x_BNC.shape[1:] != (self.grid.num_tokens, self.dim):
             raise ValueError(
                 f"x of shape {tuple(x_BNC.shape)}: [batch, {self.grid.num_tokens}, {self.dim}] is needed"
             )
         x_NBC = x_BNC.transpose(0, 1).contiguous()  # so that a rectangle's rows are long contiguous runs
         banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
-        outs = streamed(self.recipe, self.schedule, self._sources(x_NBC), banks, self.combine)
-        return self._joined(outs)
+        sources = self._sources(x_NBC)
+        outs = streamed(self.recipe, self.schedule, sources, banks, self.combine, self.importance)
+        read_NBH = outs.pop() if self.importance else None
+        y_BNC = self._joined(outs)
+        if read_NBH is None:
+            return y_BNC
+        return y_BNC, self.head_mean(read_NBH, 2).T[:, int(self.grid.class_token) :]
 
     def _joined(self, outs: list[Tensor]) -> Tensor:
         out_NBD = outs[0] if len(outs) == 1 else average(outs[0], outs[1], self.v_up)
         return self.out(out_NBD).transpose(0, 1)
 
+    def weights(self, x_BNC: Tensor) -> Tensor:
+        """The operator with the unit vector of each token as its value: what it sums are the weights."""
+        x_NBC = x_BNC.transpose(0, 1).contiguous()
+        sources = self._sources(x_NBC)
+        unit_NN = torch.eye(len(x_NBC), dtype=x_NBC.dtype, device=x_NBC.device)
+        units = unit_NN[:, None].repeat(1, x_NBC.shape[1], self.heads)
+        recipe = replace(self.recipe, values=(Operand(len(sources)),), keep=False, kernel="loop")
+        banks = [self.get_parameter(f"{name}_bank") for name in self.relative]
+        (out,) = streamed(recipe, self.schedule, [*sources, units], banks, self.combine)
+        return out.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+
     def cache(self) -> Cache:
-        return _Cache(self) if self.grid.causal else super().cache()
+        return OffsetCache(self) if self.grid.causal else super().cache()
 
     def axes(self) -> Axes:
         declared: Axes = {"out.weight": {1: "head"}}
@@ -197,30 +213,6 @@ class Translution(Mixer):
         return translution_cost(self, load)
 
 
-class _Cache:
-    """See models/decoding/offset_rows.py. The first tokens, all given at once, are mixed by `streamed`."""
-
-    recomputes = False
-
-    def __init__(self, mixer: Translution) -> None:
-        self._mixer, self._seen = mixer, 0
-        self._banks = [mixer.get_parameter(f"{name}_bank") for name in mixer.relative]
-        self._rows = OffsetRows(mixer.recipe, mixer.grid, self._banks)
-
-    def extend(self, x_BnC: Tensor) -> Tensor:
-        first, self._seen = self._seen, self._seen + x_BnC.shape[1]
-        mixer, x_nBC = self._mixer, x_BnC.transpose(0, 1).contiguous()
-        sources = mixer._sources(x_nBC, first)
-        if first:
-            each = zip(*(source.split(1) for source in sources), strict=True)
-            return torch.cat([mixer._joined(self._rows.add(list(token))) for token in each], 1)
-        self._rows.fill(sources)
-        grid = OffsetGrid((self._seen,), causal=True, share=mixer.grid.share)
-        banks = [bank[: grid.num_entries] for bank in self._banks]
-        recipe = replace(mixer.recipe, keep=False, compiled=False, kernel="auto")  # once, for this length
-        return mixer._joined(streamed(recipe, whole_schedule(grid), sources, banks))
-
-
 class TranslutionConfig(MixerConfig):
     """The `mixer` section for Translution.
 
@@ -232,10 +224,13 @@ class TranslutionConfig(MixerConfig):
     workspace   limit in bytes of temporaries; null: 64 MiB on the CPU, 1 GiB on a card
     compiled    fuse the element-wise stage with torch.compile
     kernel      auto, loop, grouped or fused; the last two are for CUDA
+    index       what chooses a pair's bank entry: offset or, as ablations, the pair itself, or scattered: one
+                of as many entries as there are offsets, without regard to it
     """
 
     title: ClassVar[str] = "Translution"
     causal: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
 
     kind: Literal["translution"] = "translution"
     heads: int = Field(default=3, ge=1)
@@ -243,6 +238,7 @@ class TranslutionConfig(MixerConfig):
     relative: Literal["q", "k", "v", "qk", "qv", "kv", "qkv"] = "qkv"
     rank: int | None = Field(default=None, ge=1)
     share: Share = "none"
+    index: Literal["offset", "pair", "scattered"] = "offset"
     init: Literal["linear", "reference"] = "linear"
     memory: Literal["recompute", "keep"] = "recompute"
     workspace: int | None = Field(default=None, ge=1)
@@ -252,6 +248,13 @@ class TranslutionConfig(MixerConfig):
     def knows_positions(self) -> bool:
         return True
 
+    def refuses_tokens(self, tokens: TokenGrid) -> str | None:
+        if tokens.shape is None:
+            return "knows offsets on a grid, and a `reduce` of an earlier stage broke it"
+        if self.index != "offset" and tokens.causal:
+            return f"with index: {self.index} has no causal form, which a language net needs"
+        return super().refuses_tokens(tokens)
+
     def refuses(self, position: PositionConfig) -> str | None:
         if not position.rotates:
             return "it acts on logits; translution's shared queries and keys can only be rotated"
@@ -259,6 +262,18 @@ class TranslutionConfig(MixerConfig):
             return None
         return f"it rotates shared queries and keys; mixer.relative={self.relative}, only v fits"
 
+    @model_validator(mode="after")
+    def _check_index(self) -> Self:
+        if self.index == "offset":
+            return self
+        if self.share != "none":
+            raise ValueError(f"share={self.share} shares offsets; index={self.index} needs share: none")
+        if self.kernel not in ("auto", "loop"):
+            raise ValueError(f"kernel={self.kernel} multiplies by offsets; index={self.index} needs loop")
+        return self
+
     def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> Translution:
-        options = self.model_dump(exclude={"kind", "share"})
-        return Translution(dim, tokens.offsets(self.share), **options, position=position)
+        options = self.model_dump(exclude={"kind", "share", "index"})
+        if self.index != "offset":
+            options["kernel"] = "loop"
+        return Translution(dim, tokens.offsets(self.share, self.index), **options, position=position)

@@ -15,7 +15,7 @@ from models.dealing import deal
 from models.mixers.cost import Cost, Load, Sizes
 from models.offsets import OffsetGrid
 from models.ops.dense.parts import BUFFERS, Parts, cut_of, has_dense_part, parts_of
-from models.ops.recipe import Operand, Recipe, workspace_bytes
+from models.ops.recipe import Importance, Operand, Recipe, workspace_bytes
 from models.ops.walk.schedule import CPU_CHUNK_BYTES, Schedule
 from models.ops.walk.tiles import largest_tile
 
@@ -29,6 +29,7 @@ class Translution(Protocol):
     head_dim: int
     rank: int | None
     schedule: Schedule
+    importance: Importance | None
 
     @property
     def recipe(self) -> Recipe: ...
@@ -66,14 +67,21 @@ def translution_cost(mixer: Translution, load: Load) -> Cost:
     work = T * (here.values * size.product + here.heads * 4) + sum(gradients)
     if load.pair_parts > 1 and len(gradients) > 1:  # summed over the parts in one piece
         work += sum(gradients)
+    keeps, read, numbers = mixer.recipe.keep, 0, T * here.heads * size.statistics
+    if mixer.importance == "received":  # logits of all pairs, in forward and, for the outputs t, in backward
+        read = load.samples * _walk_flops(mixer, whole, load.pair_parts, load.part, logits=True)
+        read, keeps = read // load.head_parts, False
     return Cost(
-        forward=pairs + dense,
-        recomputed=0 if mixer.recipe.keep else pairs,  # q, k and v of every pair
-        saved=_saved(mixer, here, load, T),
+        forward=pairs + dense + read,
+        recomputed=(0 if keeps else pairs) - read,  # q, k and v of every pair; backward reads once, not twice
+        saved=_saved(mixer, here, load, T) + numbers * (mixer.importance is not None),
         work=work + _temporaries(mixer, here, load),
         head_gradients=T * mixer.dim * size.residual + T * here.narrow * size.product,
         partials=T * (2 * here.heads + here.values) * size.statistics,
         source_gradients=gradients,
+        importance={None: (0, 0), "class": (numbers, 0), "received": (numbers, 3 * numbers)}[
+            mixer.importance
+        ],
     )
 
 
@@ -101,9 +109,12 @@ def _widths(mixer: Translution, head_parts: int) -> _Widths:
     )
 
 
-def _walk_flops(mixer: Translution, widths: _Widths, parts: int, part: int | None) -> int:
-    """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits, outputs; of
-    one of so many parts, or of the busiest. Dense logits and values are computed by every part."""
+def _walk_flops(
+    mixer: Translution, widths: _Widths, parts: int, part: int | None, logits: bool = False
+) -> int:
+    """FLOPs forward of the pass over all pairs of one sample: products with the bank, logits and, unless only
+    `logits` are asked for, outputs; of one of so many parts, or of the busiest. Dense logits and values are
+    computed by every part."""
     dense = set() if mixer.schedule.in_bands else _dense_operands(mixer.recipe)
     values = {id(each) for each in widths.operands[-len(mixer.recipe.values) :]}
 
@@ -113,7 +124,7 @@ def _walk_flops(mixer: Translution, widths: _Widths, parts: int, part: int | Non
     def of(schedule: Schedule) -> int:
         query_rows, key_rows = schedule.rows
         total = 0
-        for each in widths.operands:
+        for each in widths.operands[: -len(values)] if logits else widths.operands:
             operand, side, width = each
             if operand.bank is not None:
                 rows = query_rows if side == "query" else key_rows

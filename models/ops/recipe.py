@@ -16,6 +16,9 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 Kernel = Literal["auto", "loop", "grouped", "fused"]
+Importance = Literal[
+    "class", "received"
+]  # of a token: the class token's attention, or the mean of all queries'
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.ops.delta.operator import delta_of
+from models.ops.importance.class_row import add_class_row_gradients, class_row
+from models.ops.importance.received import received, with_received
 from models.ops.kernel_choice import choose_walk
-from models.ops.recipe import AllPairs, Combine, Recipe
+from models.ops.recipe import AllPairs, Combine, Importance, Recipe
 from models.ops.walk.operands import Operands, operand_width, segments, steps, view_all
 from models.ops.walk.products import Bank
 from models.ops.walk.rows import RowGradients, Rows
@@ -29,9 +31,11 @@ def streamed(
     sources: Sequence[Tensor],
     banks: Sequence[Tensor],
     combine: Combine | None = None,
+    importance: Importance | None = None,
 ) -> list[Tensor]:
     """Attention over all pairs of the schedule: sources [N, B, C_s], banks [K, C_s, D_b] → a [N, B, D]
-    for each value segment, in the sources' (or autocast's) dtype.
+    for each value segment, in the sources' (or autocast's) dtype; with `importance` also [N, B, H], how much
+    each head reads each token: the class token's weights, or the mean of all queries'.
 
     Statistics are float32, or float64 for float64 inputs. Raises ValueError for a source of the wrong
     length or a bank of the wrong number of entries. Source: arXiv 2510.10060, section 3.
@@ -44,13 +48,20 @@ def streamed(
     for bank in banks:
         if bank.shape[0] != schedule.num_entries:
             raise ValueError(f"a bank of {bank.shape[0]} entries given, the grid has {schedule.num_entries}")
-    return list(_Streamed.apply(recipe, schedule, combine or AllPairs(), len(sources), *sources, *banks))
+    combine = combine or AllPairs()
+    return list(_Streamed.apply(recipe, schedule, combine, importance, len(sources), *sources, *banks))
 
 
 class _Streamed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, recipe: Recipe, schedule: Schedule, combine: Combine, num_sources: int, *tensors: Tensor
+        ctx,
+        recipe: Recipe,
+        schedule: Schedule,
+        combine: Combine,
+        importance: Importance | None,
+        num_sources: int,
+        *tensors: Tensor,
     ):
         sources, banks = tensors[:num_sources], tensors[num_sources:]
         dtype = _compute_dtype(sources[0])
@@ -58,24 +69,37 @@ class _Streamed(torch.autograd.Function):
         walk = choose_walk(recipe, schedule, work, banks)
         lse, outs, kept = walk.forward(recipe, schedule, work, banks)
         lse, outs = combine.merge(lse, outs)
-        ctx.save_for_backward(lse, *outs, *sources, *banks, *kept)
+        read = []
+        if importance is not None:
+            sums = class_row if importance == "class" else received
+            read = combine.sum_gradients([sums(recipe, schedule, work, banks, lse)], [])
+        ctx.save_for_backward(lse, *outs, *sources, *banks, *kept, *read)
         ctx.recipe, ctx.schedule, ctx.combine, ctx.walk, ctx.dtype = recipe, schedule, combine, walk, dtype
-        ctx.counts = (1, len(outs), len(sources), len(banks), len(kept))
-        return tuple(out.flatten(2).to(dtype) for out in outs)
+        ctx.importance, ctx.counts = importance, tuple(map(len, ([lse], outs, sources, banks, kept, read)))
+        return *(out.flatten(2).to(dtype) for out in outs), *read
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = iter(ctx.saved_tensors)
-        (lse,), outs, sources, banks, kept = (list(islice(saved, count)) for count in ctx.counts)
+        (lse,), outs, sources, banks, kept, read = (list(islice(saved, count)) for count in ctx.counts)
         work = [source.to(ctx.dtype) for source in sources]
-        grads = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in zip(grad_outs, outs, strict=True)]
-        grad_sources, grad_banks = ctx.walk.backward(
-            ctx.recipe, ctx.schedule, work, banks, kept, lse, delta_of(grads, outs), grads
-        )
+        of_outs = zip(grad_outs, outs, strict=False)  # then that of the importance
+        grads = [g.to(ctx.dtype).unflatten(2, o.shape[2:]) for g, o in of_outs]
+        recipe, walk, delta = ctx.recipe, ctx.walk, delta_of(grads, outs)
+        if ctx.importance == "received":
+            walk, recipe, work, delta, grads = with_received(
+                recipe, ctx.schedule, ctx.combine, work, banks, delta, grads, grad_outs[-1]
+            )
+        grad_sources, grad_banks = walk.backward(recipe, ctx.schedule, work, banks, kept, lse, delta, grads)
+        grad_sources = grad_sources[: len(sources)]
+        if ctx.importance == "class":
+            add_class_row_gradients(
+                recipe, ctx.schedule, work, banks, read[0], grad_outs[-1], grad_sources, grad_banks
+            )
         grad_sources = ctx.combine.sum_gradients(grad_sources, grad_banks)
         grad_sources = [g.to(source.dtype) for g, source in zip(grad_sources, sources, strict=True)]
-        return None, None, None, None, *grad_sources, *grad_banks
+        return None, None, None, None, None, *grad_sources, *grad_banks
 
 
 def _compute_dtype(source: Tensor) -> torch.dtype:

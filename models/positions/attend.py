@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.initial import Draw
+from models.ops.device import device_type
+from models.ops.recipe import Importance, workspace_bytes
 
+MASK_EPS = 1e-6
 HeadInput = Callable[[Tensor], Tensor]
 HeadAxes = dict[str, dict[int, Literal["head", "entry"]]]
 
@@ -21,17 +25,74 @@ class Attend(nn.Module):
     A position encoding that acts here is a subclass with its parameters. A parameter that all heads share is
     passed through `head_input`, the mixer's hook: there tensor parallelism sums its gradient over the heads.
 
-    plain   whether nothing is added to the logits, so that formulas give the cost
+    plain         whether nothing is added to the logits, so that formulas give the cost
+    plain_values  whether nothing is added to the values, so that they may be of any width
     """
 
     plain: bool = True
+    plain_values: bool = True
 
     def __init__(self, causal: bool = False) -> None:
         super().__init__()
         self.causal = causal
 
     def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
-        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, is_causal=self.causal)
+        q_BHNE, k_BHNE = self.rotated(q_BHNE, k_BHNE)
+        bias = self.logit_bias(q_BHNE, head_input)
+        causal = self.causal and bias is None
+        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=bias, is_causal=causal)
+
+    def rotated(self, q_BHNE: Tensor, k_BHNE: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they are multiplied."""
+        return q_BHNE, k_BHNE
+
+    def logit_bias(self, q_BHNE: Tensor, head_input: HeadInput) -> Tensor | None:
+        """What is added to the logits, [H, N, N] or [B, H, N, N]."""
+        return None
+
+    def logits(self, q_BHIE: Tensor, k_BHNE: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, H, I, N] of some queries, without a causal mask, in float32 or more."""
+        statistics = torch.promote_types(q_BHIE.dtype, torch.float32)
+        logits = (q_BHIE @ k_BHNE.mT).to(statistics) * q_BHIE.shape[-1] ** -0.5
+        return logits if bias is None else logits + bias
+
+    def weights(self, q_BHIE: Tensor, k_BHNE: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+        """The weights [B, H, I, N] of the queries `rows`; `bias` is theirs."""
+        return self.logits(q_BHIE, k_BHNE, bias).softmax(-1)
+
+    def importance(
+        self, q_BHNE: Tensor, k_BHNE: Tensor, head_input: HeadInput, importance: Importance
+    ) -> Tensor:
+        """How much each head reads each token, [B, H, N]: the class token's weights, or the mean of all
+        queries'."""
+        q_BHNE, k_BHNE = self.rotated(q_BHNE, k_BHNE)
+        bias = self.logit_bias(q_BHNE, head_input)
+        if importance == "class":
+            first = slice(0, 1)
+            own = None if bias is None else bias[..., first, :]
+            return self.weights(q_BHNE[:, :, first], k_BHNE, own, first).squeeze(2)
+
+        def read(q_BHIE: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+            return self.weights(q_BHIE, k_BHNE, bias, rows).sum(2)
+
+        return sum(_by_rows(read, q_BHNE, bias)) / q_BHNE.shape[2]
+
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, kept_BN: Tensor) -> Tensor:
+        """[B, H, N, E] where a token with kept = 0 is seen by itself only; without positions.
+
+        The weights are (e_ij·m_ij + ε/N) / (Σ_j e_ij·m_ij + ε), e relative to the greatest of all logits, as
+        in the public code of arXiv 2106.02034.
+        """
+        kept_B11N = kept_BN[:, None, None]
+
+        def attend(q_BHIE: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+            logits, token = self.logits(q_BHIE, k, bias), torch.arange(k.shape[2], device=k.device)
+            mask = torch.where(token[rows, None] == token, 1.0, kept_B11N.to(logits.dtype))
+            e = (logits - logits.amax(-1, keepdim=True)).exp() * mask
+            weights = (e + MASK_EPS / k.shape[2]) / (e.sum(-1, keepdim=True) + MASK_EPS)
+            return weights.to(v.dtype) @ v
+
+        return torch.cat(list(_by_rows(attend, q, None)), 2)
 
     def placed(self, rows_BHnE: Tensor, first: int) -> Tensor:
         """Queries or keys of the tokens from `first` on, as they are compared."""
@@ -64,3 +125,16 @@ class Attend(nn.Module):
     def no_decay(self) -> set[str]:
         """Parameters of several dimensions that weight decay leaves alone."""
         return set()
+
+
+def _by_rows(
+    function: Callable[[Tensor, Tensor | None, slice], Tensor], q_BHNE: Tensor, bias: Tensor | None
+) -> Iterator[Tensor]:
+    """function(q, bias, rows) for some rows of queries at a time, so that few weights are in memory at once;
+    backward computes them again."""
+    B, H, N, _ = q_BHNE.shape
+    most = max(1, workspace_bytes(None, device_type(q_BHNE.device)) // (8 * B * H * N))
+    for start in range(0, N, most):
+        rows = slice(start, start + most)
+        own = None if bias is None else bias[..., rows, :]
+        yield checkpoint(function, q_BHNE[:, :, rows], own, rows, use_reentrant=False)  # pyright: ignore

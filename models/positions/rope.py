@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.offsets import OffsetGrid
-from models.positions.attend import Attend, HeadInput
+from models.positions.attend import Attend
 from models.positions.interface import PositionConfig
 from models.tokens import TokenGrid
 
@@ -79,8 +79,8 @@ class RotatedAttend(Attend):
         super().__init__(causal)
         self.rope = rope
 
-    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
-        return super().forward(self.placed(q_BHNE, 0), self.placed(k_BHNE, 0), v_BHNE, head_input)
+    def rotated(self, q_BHNE: Tensor, k_BHNE: Tensor) -> tuple[Tensor, Tensor]:
+        return self.placed(q_BHNE, 0), self.placed(k_BHNE, 0)
 
     def placed(self, rows_BHnE: Tensor, first: int) -> Tensor:
         return self.rope(rows_BHnE.permute(2, 0, 1, 3), first).permute(1, 2, 0, 3)
@@ -102,6 +102,9 @@ class RopePosition(PositionConfig):
     @property
     def rotates(self) -> bool:
         return True
+
+    def refuses(self, tokens: TokenGrid, width: int) -> str | None:
+        return f"it knows places on a grid, not {tokens.where}" if tokens.shape is None else None
 
     def rotation(self, grid: OffsetGrid, head_dim: int) -> Rope:
         return Rope(grid, head_dim, self.base)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.relatives import attention, images, latents, positions, sequences
+from models.relatives import attention, images, latents, positions, sequences, tokens
 from models.relatives.adapter import Builder, Relative
 
 SYSTEMS: dict[str, Builder] = {
@@ -47,6 +47,14 @@ SYSTEMS: dict[str, Builder] = {
     "swin_bias": positions.swin_bias,
     "gpsa": positions.gpsa,
     "gpsa_at_init": positions.gpsa,
+    "evit_block": tokens.evit_block,
+    "evit_net": tokens.evit_net,
+    "evit_schedule": tokens.evit_schedule,
+    "dynamicvit_predictor": tokens.dynamicvit_predictor,
+    "dynamicvit_masked_attention": tokens.dynamicvit_masked_attention,
+    "dynamicvit_net": tokens.dynamicvit_net,
+    "dpc_knn": tokens.dpc_knn,
+    "decouple_merge_reconstruction": tokens.decouple_merge,
 }
 
 

@@ -77,11 +77,13 @@ def micro_batch_traffic(
 def _mixer_forward(kind: LayerKind, cost: Cost | None, mesh: Mesh, samples: int, size: Sizes) -> Traffic:
     traffic, divided = Traffic(), kind.mixer.divided_axes()
     if "entry" in divided and mesh.offset > 1 and cost:
-        traffic.add("offset", "all_reduce", cost.partials)
+        traffic.add("offset", "all_reduce", cost.partials + cost.importance[0])
     if "head" in divided and mesh.tensor > 1:
         for outputs, _ in _head_sums(kind.mixer):
             traffic.add("tensor", "all_reduce", samples * outputs * size.product)
         traffic.add("tensor", "all_reduce", 2 * samples * kind.mixer.softmax_tokens * 4)  # maxima, sums
+        ranked = kind.tokens if kind.mixer.importance else 0
+        traffic.add("tensor", "all_reduce", samples * ranked * size.statistics)  # the mean over heads
     return traffic
 
 
@@ -111,7 +113,7 @@ def _backward(
             traffic.add("tensor", "all_gather", heads_again * samples * outputs * size.product)
         traffic.add("tensor", "all_reduce", samples * kind.mixer.softmax_tokens * 4)
     if "entry" in divided and mesh.offset > 1:
-        traffic.add("offset", "all_reduce", sum(cost.source_gradients) if cost else 0)
+        traffic.add("offset", "all_reduce", sum(cost.source_gradients) + cost.importance[1] if cost else 0)
         pieces = [p for p in net.pieces(mesh) if p.name.startswith(kind.prefix) and p.part == "banks"]
         whole = sum(p.shard.numel for p in pieces if p.shard.entries is None)  # on every offset rank
         traffic.add("offset", "all_reduce", whole * size.weight)

@@ -88,13 +88,13 @@ def _checkpoint_activations(net: nn.Module, policy: str) -> None:
 
 
 def _recompute(module: nn.Module, offload: HostOffload | None) -> None:
-    """Saves a module's input only, in host memory with `offload`. (fairscale's checkpoint_wrapper recomputes
+    """Saves a module's inputs only, in host memory with `offload`. (fairscale's checkpoint_wrapper recomputes
     in another dtype than autocast's: float32 on the CPU, float16 on CUDA.)"""
     forward = module.forward
 
-    def run(x: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         with offload.hooks() if offload else nullcontext():
-            return checkpoint(forward, x, use_reentrant=True)
+            return checkpoint(forward, *inputs, use_reentrant=True)  # pyright: ignore[reportReturnType]
 
     module.forward = run
 

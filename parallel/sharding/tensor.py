@@ -24,6 +24,7 @@ def shard_heads(mixer: Mixer, mesh: Mesh) -> None:
     mixer.heads //= mesh.tensor
     mixer.head_input = HeadInput(group)
     mixer.head_softmax = HeadSoftmax(group)
+    mixer.head_mean = HeadMean(group, mesh.tensor)
     for name, dims in mixer.axes().items():
         if dims.get(1) == "head":  # the weight of a linear layer that sums over heads
             path = name.removesuffix(".weight")
@@ -52,6 +53,16 @@ class HeadSoftmax:
 
     def __call__(self, logits: Tensor, dim: int) -> Tensor:
         return _SoftmaxOverRanks.apply(logits, dim, self._group)
+
+
+class HeadMean:
+    """The mean of the heads of all ranks, from this rank's: all-reduces their sums."""
+
+    def __init__(self, group: Group, ranks: int) -> None:
+        self._group, self._ranks = group, ranks
+
+    def __call__(self, numbers: Tensor, dim: int) -> Tensor:
+        return _AllReduceForward.apply(numbers.mean(dim) / self._ranks, self._group)
 
 
 class HeadSum(nn.Module):

@@ -10,6 +10,7 @@ from models import ModelConfig
 from parallel.engine.optimizer import OptimizerConfig
 from parallel.errors import UserError
 from parallel.mesh import ParallelConfig
+from trainer.config.compare import CompareConfig
 from trainer.config.errors import ConfigError, explain
 from trainer.config.layers import read_layers, set_value
 from trainer.data.digits.moving_mnist import MovingMnistConfig
@@ -25,6 +26,9 @@ DataConfig = Annotated[
     MovingMnistConfig | ImagenetConfig | OpenWebTextConfig | BookConfig | SyntheticConfig,
     Field(discriminator="kind"),
 ]
+
+NETS = "nets"  # the study key whose values are named: name → {key: value}
+StudyConfig = dict[str, list[Any] | dict[str, dict[str, Any]]]
 
 
 class TrainConfig(OptimizerConfig, FaultsConfig):
@@ -42,6 +46,9 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     save_in_background: bool = Field(True, description="write a copy, made in host memory, while training")
     loggers: list[LoggerName] = Field(
         ["tensorboard"], description="where scalars go besides metrics.jsonl: tensorboard, wandb, mlflow"
+    )
+    pictures_every: int | None = Field(
+        None, ge=1, description="steps between pictures of banks and attention, to TensorBoard"
     )
     profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
@@ -65,16 +72,17 @@ class RunConfig(BaseModel):
     data: DataConfig = Field(description="what it trains on")
     train: TrainConfig = Field(description="optimizer, length, logs and checkpoints")
     parallel: ParallelConfig = Field(ParallelConfig(), description="mesh and engine")
-    study: dict[str, list[Any]] | None = Field(
-        None, description="key: [values]; one net for every combination; null: one net"
-    )
+    study: StudyConfig | None = Field(None, description="nets to train: see trainer/config/study.py")
+    compare: CompareConfig | None = Field(None, description="of `translution compare`, which resolves it")
 
     @field_validator("study")
     @classmethod
-    def _values(cls, study: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+    def _values(cls, study: StudyConfig | None) -> StudyConfig | None:
         for key, values in (study or {}).items():
             if not values:
                 raise ValueError(f"{key} has no values; give a list of at least one")
+            if isinstance(values, dict) != (key == NETS):
+                raise ValueError(f"{key}: a list of values is needed; only {NETS} names sets of values")
         return study or None
 
     def build_source(self) -> Source:

@@ -27,8 +27,6 @@ from trainer.run_directory.run_directory import RunDirectory
 from trainer.run_directory.saving import Saves
 from trainer.signals import StopRequest
 
-_SLOW_DISK = 50e6  # bytes per second; below it the watchdog takes a save for one that hangs
-
 
 class Recorder:
     """Logs, saves and reports the training of one net; `samples` were consumed before this start.
@@ -64,9 +62,6 @@ class Recorder:
         newest = engine.steps_done if samples else -1
         self._saves = Saves(config, run, engine, newest, lambda line: self._progress.say(line))
         self._went_back_to = -1
-        # AdamW's state in float32, which may be written to a slow disk.
-        held = sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
-        self._save_seconds = 12 * held / _SLOW_DISK
         self._evaluation: dict[str, dict[str, float]] = {}
 
     def __enter__(self) -> "Recorder":
@@ -205,7 +200,7 @@ class Recorder:
                 f"{self._run.path}: loss or gradient is not finite since step {first}{tried}; "
                 f"lower train.lr={train.lr:g} or lengthen train.warmup_steps={train.warmup_steps}"
             )
-        self.watchdog.at("going back to a checkpoint", more=self._save_seconds)
+        self.watchdog.at("going back to a checkpoint", more=self._saves.most_seconds)
 
     def went_back(self) -> None:
         """The engine has the weights of the last checkpoint again; the data goes on where it was."""
@@ -257,7 +252,7 @@ class Recorder:
         due = self._saves.step != step and (ends or not self._skips_in_a_row)
         if not due and not ends:
             return
-        self.watchdog.at("saving a checkpoint", step, more=2 * self._save_seconds)
+        self.watchdog.at("saving a checkpoint", step, more=2 * self._saves.most_seconds)
         with self.clock.host_phase("saving"):
             if due:
                 self._saves.start(self.samples)
@@ -279,6 +274,14 @@ class Recorder:
                 self._events.add_scalar(f"{name}/{metric}", value, step)
         self.restart_clock()
 
+    def draw(self) -> None:
+        """Add pictures of banks and attention to the TensorBoard events, without a collective."""
+        from trainer.pictures.events import picture_events  # here, because Matplotlib takes long to import
+
+        self.log()
+        self._events.add_pictures(picture_events(self._engine, self._source), self._engine.steps_done)
+        self.restart_clock()
+
     def finish(self) -> dict[str, Any]:
         """Write result.json, which marks the run as finished; returns the result."""
         seconds = max(self._seconds, 1e-9)
@@ -292,6 +295,7 @@ class Recorder:
             "parameters": self._engine.parameters,
             "seconds": round(self._seconds, 3),
             f"{self._source.unit}_per_second": round(trained / seconds, 1),
+            "step_seconds": round(seconds * self._config.train.batch / max(trained, 1), 6),
             "data_share": round(self._data_seconds / seconds, 4),
             "evaluation": self._evaluation,
             **self._resources.result(),

@@ -72,6 +72,8 @@ class Resources:
         """Predictions and measurements for result.json; null where nothing was measured."""
         peak = self.peak_bytes() if self._device.type == "cuda" else None
         return {
+            "flops_per_sample": self._sample_flops,
+            "peak_bytes": self.peak_bytes(),
             "predicted": self._plan.logged(),
             "measured": {"peak_bytes": peak, "bytes_sent": self._sent},
         }

@@ -22,6 +22,8 @@ from trainer.run_directory.checkpoints import checkpoint_path, delete_old
 from trainer.run_directory.ownership import LostOwnership
 from trainer.run_directory.run_directory import RunDirectory, run_versions
 
+_SLOW_DISK = 50e6  # bytes per second; below it the watchdog takes a save for one that hangs
+
 
 @dataclass
 class _Save:
@@ -36,6 +38,8 @@ class Saves:
 
     step  of the newest checkpoint, also while it is written; −1: there is none
     say   tells a person something
+
+    most_seconds  that a save or a load should take on a slow disk
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Saves:
         self._held = shards(net, engine.mesh)
         self._saver = Saver(self._held, engine.mesh, config.train.save_in_background)
         self._save: _Save | None = None
+        held = sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
+        self.most_seconds = 12 * held / _SLOW_DISK  # AdamW's state in float32
 
     def start(self, samples: int) -> None:
         """Begin to save the engine's state; training may go on. Ends the save before first (`settle`)."""

@@ -1,4 +1,7 @@
-"""The small nets that `translution verify --net NAME` trains: one for every mixer and position."""
+"""The small nets that `translution verify --net NAME` trains: one for every mixer, position and reducer.
+
+Not for `random` and `dynamicvit`: like dropout they draw by the data rank, so that meshes differ.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,15 @@ ATTENTION = {"mixer": {"kind": "attention", "heads": 2, "head_dim": 16}}
 LATE_CLASS_TOKEN = {"layers": 1, "position": "none", "class_token": True}
 STRUCTURE = {"kind": "structure", "attention_heads": 2, "shift_heads": 4, "head_dim": 8, "reach": 2}
 
+TRANSLUTION = {"mixer": {"kind": "translution", "heads": 2, "head_dim": 16}}
+
+
+def reduced(reduce: dict[str, Any], first: dict[str, Any] = ATTENTION) -> dict[str, Any]:
+    """Two layers, the first with a reducer."""
+    stages = [first | {"layers": 1, "reduce": reduce}, ATTENTION | {"layers": 1}]
+    return {"position": "learned", "stages": stages}
+
+
 NETS: dict[str, dict[str, Any]] = {
     "translution": IMAGE | {"mixer": {"kind": "translution", "heads": 2, "head_dim": 16}},
     "attention": IMAGE | ATTENTION | {"position": "none"},
@@ -60,6 +72,11 @@ NETS: dict[str, dict[str, Any]] = {
     "gpsa": IMAGE
     | ATTENTION
     | {"position": "learned", "stages": [{"layers": 1, "position": "gpsa"}, LATE_CLASS_TOKEN]},
+    "evit": IMAGE | reduced({"kind": "evit", "keep": 0.6}),
+    "decouple": IMAGE | reduced({"kind": "decouple", "keep": 0.6}, TRANSLUTION),
+    "decouple-mean": PATCHES | reduced({"kind": "decouple", "keep": 0.6}, TRANSLUTION),
+    "density_peaks": PATCHES | reduced({"kind": "density_peaks", "keep": 0.6}),
+    "uniform": IMAGE | reduced({"kind": "uniform", "keep": 0.6}),
     "structure": PATCHES | {"mixer": STRUCTURE | {"every_shift": True, "reach": 1}},
     "structure-text": TEXT | {"mixer": STRUCTURE | {"factored": False}},
 }

@@ -35,11 +35,17 @@ def candidates(config_path: str, overrides: list[str], sweeps: list[str], proces
             raise UserError(f"run_dir={config.run_dir}: each run of a sweep needs its own; leave run_dir out")
         for member in run_members(config):
             check_net(member.config, processes)
-        resolved_values = resolved(config)
-        digest = hashlib.sha256(json.dumps(resolved_values, sort_keys=True).encode()).hexdigest()[:10]
         label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values)
-        found.setdefault(digest, Candidate(config, resolved_values, digest, label))
+        candidate = candidate_of(config, label)
+        found.setdefault(candidate.digest, candidate)
     return list(found.values())
+
+
+def candidate_of(config: RunConfig, label: str) -> Candidate:
+    """A run of a checked config."""
+    values = resolved(config)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return Candidate(config, values, digest, label)
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

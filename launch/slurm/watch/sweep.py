@@ -43,12 +43,17 @@ def sweep_table(runs: list[Path]) -> Table:
 
 
 def show_if_complete(sweep: Path, root: Path) -> None:
-    """Print the sweep's table and write it into its folder if this was its last run to finish."""
+    """Print the sweep's table and write it into its folder if this was its last run to finish; where the
+    sweep is a comparison, also write its results."""
     runs = [run for run in submitted_runs(root) if _sweep(run) == str(sweep)]
     if runs and all(_results(run) for run in runs):
         table = sweep_table(runs)
         table.show()
         atomic_write(sweep / _FILE, table.markdown())
+        if RunDirectory(root).config.exists():
+            from launch.compare import write_comparison
+
+            write_comparison(root)
 
 
 def _sweep(run: Path) -> str:

@@ -132,6 +132,12 @@ class Structure(Mixer):
                 found.append(shifts_KNN[None])
         return torch.cat([each.expand(len(x_BNC), -1, -1, -1) for each in found], 1)
 
+    def weights(self, x_BNC: Tensor) -> Tensor:
+        return self.matrices(x_BNC)
+
+    def shifts(self) -> Tensor | None:
+        return self.mixtures() if "shift" in self.outs else None
+
     def thetas(self) -> Tensor:
         """Θ[K, C, C] of all heads, in the order of `matrices`."""
         found = []

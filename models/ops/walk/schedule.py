@@ -129,7 +129,7 @@ def whole_schedule(grid: OffsetGrid, row_work: float = 1.0, in_bands: bool = Tru
     rows are then multiplied once, but attention computes pairs beyond the band as well.
     """
     by_offset = Schedule(grid, row_work=row_work)
-    if grid.num_entries == grid.num_offsets or not in_bands:
+    if not (grid.in_bands and in_bands):
         return by_offset
     by_entry = Schedule(grid, [(block,) for block in grid.bands], row_work=row_work)
     beyond = sum(attended(block) for block in grid.bands)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.initial import Draw
@@ -30,14 +29,13 @@ class BotnetAttend(Attend):
         self.height_rel = nn.Parameter(torch.empty(2 * grid[0] - 1, head_dim))
         self.width_rel = nn.Parameter(torch.empty(2 * grid[1] - 1, head_dim))
 
-    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
+    def logit_bias(self, q_BHNE: Tensor, head_input: HeadInput) -> Tensor:
         q = q_BHNE * q_BHNE.shape[-1] ** -0.5 if self.scale else q_BHNE
         q = q.unflatten(2, self.grid)  # [B, H, rows, columns, E]
         rows = to_keys((q @ head_input(self.height_rel).T).transpose(2, 3)).transpose(2, 3)
         columns = to_keys(q @ head_input(self.width_rel).T)
         bias = rows.unsqueeze(-1) + columns.unsqueeze(-2)
-        bias_BHNN = bias.flatten(4).flatten(2, 3).to(q_BHNE.dtype)
-        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=bias_BHNN)
+        return bias.flatten(4).flatten(2, 3).to(q_BHNE.dtype)
 
     def draws(self) -> dict[str, Draw]:
         std = self.height_rel.shape[1] ** -0.5

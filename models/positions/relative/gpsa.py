@@ -35,10 +35,18 @@ class GatedAttend(Attend):
         self.gating = nn.Parameter(torch.empty(heads))
 
     def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
-        gate_H11 = self.gating.sigmoid().view(-1, 1, 1).to(v_BHNE.dtype)
+        gate_H11 = self.gate(v_BHNE.dtype)
         places_HNN = self.by_place().softmax(-1).to(v_BHNE.dtype)
         content = super().forward(q_BHNE, k_BHNE, v_BHNE, head_input)
         return (1 - gate_H11) * content + gate_H11 * (places_HNN @ v_BHNE)
+
+    def weights(self, q_BHIE: Tensor, k_BHNE: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+        content = super().weights(q_BHIE, k_BHNE, bias, rows)
+        gate_H11 = self.gate(content.dtype)
+        return (1 - gate_H11) * content + gate_H11 * self.by_place()[:, rows].softmax(-1).to(content.dtype)
+
+    def gate(self, dtype: torch.dtype) -> Tensor:
+        return self.gating.sigmoid().view(-1, 1, 1).to(dtype)
 
     def by_place(self) -> Tensor:
         """Logits[H, N, N] of the places, in float32 or more: squares are too large for bfloat16."""

@@ -22,7 +22,7 @@ class ShawAttend(Attend):
     formed. The sum over `values` needs the weights α themselves, so no fused kernel serves.
     """
 
-    plain = False
+    plain = plain_values = False
 
     def __init__(self, head_dim: int, max_distance: int, causal: bool) -> None:
         super().__init__(causal)

@@ -30,9 +30,8 @@ class BiasAttend(Attend):
         self.grid = grid
         self.bias = nn.Parameter(torch.empty(heads, grid.num_entries))
 
-    def forward(self, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, head_input: HeadInput) -> Tensor:
-        bias_HNN = self.of_pairs().to(q_BHNE.dtype)
-        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=bias_HNN)
+    def logit_bias(self, q_BHNE: Tensor, head_input: HeadInput) -> Tensor:
+        return self.of_pairs().to(q_BHNE.dtype)
 
     def extend(self, q_BHnE: Tensor, k_BHME: Tensor, v_BHME: Tensor) -> Tensor:
         n, M = q_BHnE.shape[2], k_BHME.shape[2]

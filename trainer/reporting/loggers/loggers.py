@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from parallel.processes import rank
 from trainer.config.run import RunConfig, flat_values
@@ -49,3 +49,9 @@ class Loggers:
             self._events.add_scalar(name, value, step)
         for service in self._services:
             service.add_scalar(name, value, step)
+
+    def add_pictures(self, pictures: Iterable[tuple[str, bytes]], step: int) -> None:
+        """Add (name, PNG file) to TensorBoard's events."""
+        if self._events is not None:
+            for name, png in pictures:
+                self._events.add_picture(name, png, step)

@@ -1,10 +1,13 @@
-"""TensorBoard's scalars and hyper-parameters."""
+"""TensorBoard's scalars, pictures and hyper-parameters."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -26,6 +29,11 @@ class Events:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self._writer.add_scalar(name, value, step)
+
+    def add_picture(self, name: str, png: bytes, step: int) -> None:
+        """Add a PNG file."""
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
 
 
 def write_hparams(folder: Path, values: dict[str, str], result: dict[str, Any]) -> None:
