@@ -40,7 +40,7 @@ def measured_cost(module: nn.Module, load: Load) -> Cost:
     def extrapolate(low: int, high: int) -> int:
         return round(high + (high - low) * steps)
 
-    fields = {
+    fields: dict[str, Any] = {
         key: extrapolate(getattr(half, key), value)
         for key, value in vars(most).items()
         if isinstance(value, int)
