@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -47,6 +48,18 @@ class Block:
             return math.prod(map(_pairs_in_band, self.queries, self.keys, self.band))
         return _area(self.queries or self.keys or ())
 
+    def offsets(self) -> Iterator[Block]:
+        """A block for each of the band's offsets that has pairs; itself without a band."""
+        if self.band is None or self.queries is None or self.keys is None:
+            yield self
+            return
+        for offset in itertools.product(*(range(least, greatest + 1) for least, greatest in self.band)):
+            sides = list(zip(self.queries, self.keys, offset, strict=True))
+            queries = tuple((max(q[0], k[0] + d), min(q[1], k[1] + d)) for q, k, d in sides)
+            if all(start < stop for start, stop in queries):
+                keys = tuple((a - d, b - d) for (a, b), d in zip(queries, offset, strict=True))
+                yield Block(self.entry, queries, keys)
+
     @property
     def products(self) -> tuple[int, int]:
         """Rows multiplied by the bank on the query and on the key side; 1 for the class token."""
@@ -57,6 +70,7 @@ def _area(rectangle: tuple[Range, ...]) -> int:
     return math.prod(stop - start for start, stop in rectangle)
 
 
+@lru_cache(maxsize=1 << 16)
 def _pairs_in_band(queries: Range, keys: Range, band: Range) -> int:
     return sum(
         max(0, min(queries[1], keys[1] + delta) - max(queries[0], keys[0] + delta))
@@ -117,6 +131,9 @@ class OffsetGrid:
     def __repr__(self) -> str:
         options = f"causal={self.causal}, class_token={self.class_token}, share={self.share!r}"
         return f"OffsetGrid({self.shape}, {options})"
+
+    def __deepcopy__(self, copied: dict[int, object]) -> OffsetGrid:
+        return self  # nothing in it changes
 
     @property
     def num_pairs(self) -> int:

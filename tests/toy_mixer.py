@@ -184,3 +184,13 @@ class LyingConfig(EverySecondConfig):
 
     def after(self, tokens: TokenGrid) -> TokenGrid:
         return TokenGrid(None, tokens.causal, tokens.class_token, 2)
+
+
+class FromFileConfig(RelativeValuesConfig):
+    """Builds a mixer from a file."""
+
+    file: str = "table.npy"
+
+    def build(self, dim: int, tokens: TokenGrid, position: PositionConfig) -> RelativeValues:
+        with open(self.file, "rb"):
+            return super().build(dim, tokens, position)

@@ -6,31 +6,19 @@ from typing import Annotated
 
 import typer
 
+from launch.plan import options
 from trainer.errors import exit_code
 
 
 def plan_command(
     config: Annotated[str | None, typer.Argument(help="YAML file; left out with --table.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: parallel.offset=8"),
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(min=1, help="Number of machines; by default as many as the mesh needs.")
-    ] = None,
-    devices_per_node: Annotated[int, typer.Option(min=1, help="Devices per machine, one process each.")] = 8,
-    card: Annotated[
-        str, typer.Option(help="a100, h100, h200 or b200: for which the time of a step is counted.")
-    ] = "h100",
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of one device; default: the card's.")
-    ] = None,
-    bandwidth: Annotated[
-        str, typer.Option(metavar="SIZE", help="Bandwidth of a device inside its machine, per second.")
-    ] = "300GB",
-    network: Annotated[
-        str, typer.Option(metavar="SIZE", help="Bandwidth of a device to other machines, per second.")
-    ] = "25GB",
+    overrides: options.Overrides = None,
+    nodes: options.Nodes = None,
+    devices_per_node: options.DevicesPerNode = 8,
+    card: options.CardName = "h100",
+    memory: options.DeviceMemory = None,
+    bandwidth: options.Bandwidth = options.NVLINK,
+    network: options.Network = options.NETWORK,
     teraflops: Annotated[
         float | None,
         typer.Option(min=0.001, help="TFLOP/s of a device: time from FLOPs instead of the card's kernels."),
@@ -46,24 +34,11 @@ def plan_command(
     def action() -> None:
         from launch.plan import report as plan_report
         from launch.plan import table as plan_table
-        from models.ops.cards import CARDS
         from parallel.errors import UserError
-        from parallel.planner.recommend import Cluster
-        from parallel.planner.units import parse_size
 
-        if card not in CARDS:
-            raise UserError(f"--card {card}: one of {', '.join(CARDS)} is needed")
-        cluster = Cluster(
-            nodes or 1,
-            devices_per_node,
-            parse_size(memory, "--memory") if memory else CARDS[card].memory,
-            parse_size(bandwidth, "--bandwidth"),
-            parse_size(network, "--network"),
-        )
+        cluster = options.cluster_of(nodes, devices_per_node, card, memory, bandwidth, network)
         if teraflops is not None:
             cluster = dataclasses.replace(cluster, card=None, speed=teraflops * 1e12)
-        else:
-            cluster = dataclasses.replace(cluster, card=CARDS[card])
         if table:
             plan_table.show(cluster, as_json)
             return

@@ -5,35 +5,23 @@ from typing import Annotated
 
 import typer
 
+from launch.plan import options
 from trainer.errors import exit_code
 
 
 def rehearse_command(
     config: Annotated[str, typer.Argument(help="YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ: parallel.offset=8"),
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(min=1, help="Number of machines; by default as many as the mesh needs.")
-    ] = None,
-    devices_per_node: Annotated[int, typer.Option(min=1, help="Devices per machine, one process each.")] = 8,
+    overrides: options.Overrides = None,
+    nodes: options.Nodes = None,
+    devices_per_node: options.DevicesPerNode = 8,
     ranks: Annotated[
         str,
         typer.Option(help="Numbers, fullest, busiest, or all-distinct, whose collectives are compared."),
     ] = "fullest",
-    card: Annotated[
-        str, typer.Option(help="a100, h100, h200 or b200: whose kernels are chosen and counted.")
-    ] = "h100",
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of one device; default: the card's.")
-    ] = None,
-    bandwidth: Annotated[
-        str, typer.Option(metavar="SIZE", help="Bandwidth of a device inside its machine, per second.")
-    ] = "300GB",
-    network: Annotated[
-        str, typer.Option(metavar="SIZE", help="Bandwidth of a device to other machines, per second.")
-    ] = "25GB",
+    card: options.CardName = "h100",
+    memory: options.DeviceMemory = None,
+    bandwidth: options.Bandwidth = options.NVLINK,
+    network: options.Network = options.NETWORK,
     scale: Annotated[
         str | None, typer.Option(metavar="1,8,64", help="Seconds of a step and days on so many devices.")
     ] = None,
@@ -56,17 +44,9 @@ def rehearse_command(
         from launch.rehearse import scale as scaling
         from launch.rehearse.report import show
         from launch.rehearse.run import rehearse_config
-        from models.ops.cards import CARDS
-        from parallel.errors import UserError
-        from parallel.planner.recommend import Cluster
-        from parallel.planner.units import parse_size
         from trainer.config.run import load_config
 
-        if card not in CARDS:
-            raise UserError(f"--card {card}: one of {', '.join(CARDS)} is needed")
-        size = parse_size(memory, "--memory") if memory else CARDS[card].memory
-        speeds = parse_size(bandwidth, "--bandwidth"), parse_size(network, "--network")
-        cluster = Cluster(nodes or 1, devices_per_node, size, *speeds, CARDS[card])
+        cluster = options.cluster_of(nodes, devices_per_node, card, memory, bandwidth, network)
         run = load_config(Path(config), overrides or [])
         if scale is not None:
             rows = scaling.scale(run, cluster, scaling.parse_devices(scale), 60 * minutes)

@@ -115,7 +115,7 @@ def rehearse_rank(part: Part) -> RankReport:
             stop, collectives, work = memory.now(), list(log), recorder.work()
             if repeated:
                 (before, first), (after, last) = marks[1:3]
-                work = work.plus(after, before, repeated)
+                work = work.plus(after.minus(before), repeated)
                 collectives[first:first] = collectives[first:last] * repeated
             log.clear()
             evaluation, saving = _evaluate(engine, config, memory), _save_and_load(engine, memory)

@@ -18,7 +18,9 @@ from parallel.mesh import Mesh, ParallelConfig
 from parallel.planner.flops import sample_flops
 from parallel.planner.layers import LayerKinds
 from parallel.planner.memory import fullest_rank
+from parallel.rehearsal.distinct import distinct_ranks
 from parallel.rehearsal.recorder import CannotRehearse
+from trainer.data.prepare.pool import exit_with_parent
 
 PROCESSES = max(1, min(4, len(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else 2
 
@@ -29,13 +31,12 @@ class OutOfTime(CannotRehearse):
 
 def choose_ranks(text: str, net: LayerKinds, mesh: Mesh, parallel: ParallelConfig) -> list[int]:
     """Ranks by number, "fullest" (the one with most bank entries), "busiest" (most FLOPs), or "all-distinct":
-    all of the first and of the last model-parallel group, for all groups do the same.
+    one of each kind, see `distinct_ranks`.
 
     Raises UserError for anything else.
     """
     if text == "all-distinct":
-        first = set(range(mesh.model))
-        return sorted(first | {rank + (mesh.data - 1) * mesh.model for rank in first})
+        return distinct_ranks(net, mesh, parallel)
     ranks = []
     for word in text.split(","):
         word = word.strip()
@@ -98,6 +99,7 @@ def _start(context: Any, part: Part) -> tuple[Any, Any]:
 
 
 def _work(part: Part, pipe: Any) -> None:
+    exit_with_parent()
     torch.set_num_threads(1)
     try:
         outcome = rehearse_rank(part)

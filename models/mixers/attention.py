@@ -87,10 +87,11 @@ class Attention(Mixer):
         forward = load.samples * 4 * pairs * inner // load.head_parts
         forward += sum(2 * T * p.numel() for p in projections) // load.head_parts
         own, heads = inner // load.head_parts, self.heads // load.head_parts
+        inputs = 3 if size.product != size.residual else 1  # autocast casts x for each projection
         return Cost(
             forward=forward,
             recomputed=0,
-            saved=T * self.dim * size.product + 5 * T * own * size.product + T * heads * 4,
+            saved=inputs * T * self.dim * size.product + 5 * T * own * size.product + T * heads * 4,
             work=4 * T * own * size.product,
             head_gradients=T * self.dim * size.residual,
         )

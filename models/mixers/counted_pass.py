@@ -17,7 +17,9 @@ class CountedPass(NamedTuple):
     """forward, backward   the launches of either
     kernels             which kernels visited the pairs; empty for a mixer that visits none
     refused             those that cannot serve, and why
-    extra_bytes         most bytes allocated at once, beside the input, parameters and their gradients
+    extra_bytes         most bytes allocated at once, beside input, output, parameters and gradients
+    saved_bytes         of them, those that forward leaves for backward
+    work_bytes          most bytes that backward allocates at once beside those and parameters' gradients
     """
 
     forward: LaunchCounter
@@ -25,6 +27,8 @@ class CountedPass(NamedTuple):
     kernels: tuple[Kernel, ...]
     refused: dict[Kernel, str]
     extra_bytes: int
+    saved_bytes: int
+    work_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -50,16 +54,19 @@ def count_pass(
     with meta_is(card) as choice:
         with LaunchCounter(card) as forward, live, FusedAttention():
             y = part(x)
-        outputs = y if isinstance(y, tuple) else (y,)
+        outputs, done = y if isinstance(y, tuple) else (y,), live.now
         grad_outputs = [torch.empty_like(out) for out in outputs]
         with LaunchCounter(card) as backward, live:
             _, *gradients = torch.autograd.grad(outputs, [x, *part.parameters()], grad_outputs)
+    held = [x, *outputs, *part.parameters()]
     return CountedPass(
         forward,
         backward,
         tuple(choice.chosen),
         choice.refused,
-        live.peak(without=[x, *part.parameters(), *gradients]),
+        live.peak([*held, *gradients]),
+        live.alive(held, done),
+        live.peak_after([*held, *gradients], done),
     )
 
 

@@ -45,6 +45,10 @@ CASES = [
     Case("class token", OffsetGrid((3, 4), class_token=True)),
     Case("causal", OffsetGrid((9,), causal=True)),
     Case("shared entries", OffsetGrid((4, 4), share="clip(1)")),
+    Case("shared, causal", OffsetGrid((40,), causal=True, share="log")),
+    Case("shared, class token", OffsetGrid((9, 10), class_token=True, share="log")),
+    Case("shared, relative v", OffsetGrid((40,), causal=True, share="log"), {"relative": "v"}),
+    Case("shared, α", OffsetGrid((40,), causal=True, share="log"), {"rank": 8}),
     Case("kept q, k, v", OffsetGrid((3, 4), class_token=True), {"memory": "keep"}),
     *(Case(f"relative {r}", OffsetGrid((3, 3)), {"relative": r}) for r in ("q", "k", "v", "qk", "qv", "kv")),
     Case("α", OffsetGrid((3, 4), class_token=True), {"rank": 8}),
@@ -55,6 +59,8 @@ LARGE_CASES = [
     Case("14×14, C=192", OffsetGrid((14, 14), class_token=True), {}, 32, 192, 3, 64, False),
     Case("14×14, C=768", OffsetGrid((14, 14), class_token=True), {}, 16, 768, 12, 64, False),
     Case("256 causal, C=192", OffsetGrid((256,), causal=True), {}, 8, 192, 3, 64, False),
+    Case("1,024 causal, C=192, log", OffsetGrid((1024,), causal=True, share="log"), {}, 2, 192, 3, 64, False),
+    Case("14×14, C=192, log", OffsetGrid((14, 14), class_token=True, share="log"), {}, 8, 192, 3, 64, False),
     Case("14×14, C=192, α", OffsetGrid((14, 14), class_token=True), {"rank": 8}, 32, 192, 3, 64, False),
 ]
 
@@ -109,7 +115,7 @@ def _check_case(
     dtype, loop = sources[0].dtype, _run("loop", layer, sources, banks, grad_seed)
     for kernel in KERNELS:
         recipe = replace(layer.recipe, kernel=kernel)
-        reason = why_not(kernel, layer.rank is not None, recipe, layer.schedule, sources, banks)
+        reason = why_not(kernel, recipe, layer.schedule, sources, banks)
         if reason is not None:
             yield Check(case.name, dtype, kernel, reason=reason)
             continue

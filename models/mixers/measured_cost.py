@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.dealing import deal
 from models.mixers.cost import Cost, Load
@@ -75,7 +77,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
 
     with (
         stands_for("cpu" if load.cpu else "cuda"),
-        _flop_counter() as forward,
+        flop_counter() as forward,
         FusedAttention(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
     ):
@@ -86,7 +88,7 @@ def _measure(module: nn.Module, load: Load) -> Cost:
     saved.clear()
     outputs = [out for out in (y if isinstance(y, tuple) else (y,)) if out.requires_grad]
     gradients = [torch.empty_like(out) for out in outputs]
-    with stands_for("cpu" if load.cpu else "cuda"), _flop_counter() as backward, live:
+    with stands_for("cpu" if load.cpu else "cuda"), flop_counter() as backward, live:
         torch.autograd.backward(outputs, gradients)
     work = live.peak(without=[p.grad for p in part.parameters() if p.grad is not None]) - kept
     flops, sizes = forward.get_total_flops(), load.sizes
@@ -101,25 +103,46 @@ def _measure(module: nn.Module, load: Load) -> Cost:
     )
 
 
-def _flop_counter() -> FlopCounterMode:
-    """torch's, and formulas for what it does not know: products added in place, attention on the CPU."""
-    aten = torch.ops.aten
+def flop_counter() -> FlopCounterMode:
+    """torch's, with the formulas below."""
+    return FlopCounterMode(display=False, custom_mapping=FLOPS)
 
-    def add_product(out: Any, a: Any, b: Any, **_: Any) -> int:
-        return 2 * a[0] * a[1] * b[1]
 
-    def attention(*shapes: Any, **_: Any) -> int:
-        return sdpa_flop_count(*shapes[:3])
+def _attention_flops(products: int, q: Sequence[int], k: Sequence[int], causal: bool) -> int:
+    """Of products over pairs of q[B, H, N, E] and k[B, H, M, E]; a kernel leaves out masked ones."""
+    B, H, N, E = q
+    pairs = N * (N + 1) // 2 if causal else N * k[2]
+    return products * 2 * B * H * pairs * E
 
-    def attention_backward(*shapes: Any, **_: Any) -> int:
-        return sdpa_backward_flop_count(*shapes[:4])
 
-    formulas = {
-        aten.addmm_: add_product,
-        aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
+def _add_product(out: Any, a: Any, b: Any, **_: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, **_: Any) -> int:
+    return _attention_flops(2, q, k, causal)
+
+
+def _attention_backward(
+    grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, dropout: float, causal: bool, **_: Any
+) -> int:
+    return _attention_flops(5, q, k, causal)
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *others: Any, **_: Any) -> int:
+    """As much as forward for either gradient, in groups too, which torch's formula overlooks."""
+    wanted = others[-1]
+    rows = x if others[4] else grad  # transposed
+    return 2 * (wanted[0] + wanted[1]) * rows[0] * math.prod(rows[2:]) * math.prod(weight)
+
+
+FLOPS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.addmm_: _add_product,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten.convolution_backward: _convolution_backward,
+}
+"""FLOPs, from shapes, of what torch's counter does not know or counts otherwise than a kernel works."""
 
 
 class FusedAttention(TorchFunctionMode):
@@ -208,11 +231,27 @@ class LiveBytes(TorchDispatchMode):
 
         weakref.finalize(storage, release)
 
+    @property
+    def now(self) -> int:
+        """How many changes there were so far: a moment for `peak`."""
+        return len(self._changes)
+
+    def alive(self, without: list[Tensor], at: int) -> int:
+        """What was alive at a moment, leaving out the storages of some tensors."""
+        return sum(self._sizes(without, at))
+
     def peak(self, without: list[Tensor]) -> int:
         """The most that was alive at once, leaving out the storages of some tensors."""
+        return max(accumulate(self._sizes(without)), default=0)
+
+    def peak_after(self, without: list[Tensor], at: int) -> int:
+        """The same, of what came after a moment, above what was alive then."""
+        sizes, before = list(self._sizes(without)), len(list(self._sizes(without, at)))
+        return max(accumulate(sizes[before:], initial=0))
+
+    def _sizes(self, without: list[Tensor], stop: int | None = None) -> Iterator[int]:
         left_out = {self._live.get(_identity(tensor)) for tensor in without}
-        sizes = (size for number, size in self._changes if number not in left_out)
-        return max(accumulate(sizes), default=0)
+        return (size for number, size in self._changes[:stop] if number not in left_out)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -94,7 +94,7 @@ class Translution(Mixer):
         self._recipe = self._build_recipe(heads, memory == "keep", workspace, compiled, kernel)
         multiplied, attended = (dim, inner) if rank is None else (narrow, inner + narrow)
         row_work = multiplied * (inner if rank is None else narrow) / (2 * attended)
-        self.schedule: Schedule = whole_schedule(grid, row_work, kernel in ("auto", "loop"))  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.schedule: Schedule = whole_schedule(grid, row_work, kernel != "grouped")  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_banks()
 
     @property

@@ -152,13 +152,25 @@ def _saved(mixer: Translution, here: _Widths, load: Load, T: int) -> int:
     saved = T * mixer.dim * size.residual + T * other * size.product
     saved += T * (here.heads + here.values) * size.statistics
     saved += T * here.up * size.product
-    if size.product != size.statistics:
+    if not load.cpu and len(here.sources) > 2 - (mixer.rank is not None):
+        saved += mixer.dim * other * size.product  # weights side by side (models/mixers/joined.py)
+    fused_alpha = _fused_alpha(mixer, load)
+    if size.product != size.statistics and fused_alpha and load.pair_parts == 1:  # rounded at once
+        saved -= T * here.values * (size.statistics - size.product)
+    elif size.product != size.statistics:
         saved += T * here.values * size.product
-    if mixer.recipe.keep:
+    if mixer.recipe.keep and not fused_alpha:
         saved += _kept(mixer, here) * load.samples * size.product // load.pair_parts
     if size.product != size.residual:  # autocast saves its own copy of x
         saved += T * mixer.dim * size.product
+        saved -= T * mixer.dim * size.residual if fused_alpha else 0  # of which all sources are products
     return saved
+
+
+def _fused_alpha(mixer: Translution, load: Load) -> bool:
+    """Whether α-Translution's kernels are taken: they keep no operands, and write outputs in the products'
+    dtype where nothing of another rank is to be merged with them."""
+    return mixer.rank is not None and not load.cpu and mixer.recipe.kernel != "loop"
 
 
 def _kept(mixer: Translution, here: _Widths) -> int:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from models.mixers.cost import Load, Sizes
+import torch
+
+from models.mixers.cost import Cost, Load, Sizes
 from models.mixers.interface import Mixer
 from models.ops import cross_entropy
+from models.ops.cards import CARDS
 from models.transformer import GPTConfig
 from parallel.mesh import Mesh
 from parallel.planner.layers import LayerKind, LayerKinds, mixer_load
+
+PLANNED_CARD = CARDS["h100"]  # whose kernels' temporaries stand for any card's: all keep to the workspace
 
 
 class LayerBytes(NamedTuple):
@@ -44,9 +49,10 @@ class EndBytes(NamedTuple):
 
 
 def layer_bytes(
-    net: LayerKinds, kind: LayerKind, mesh: Mesh, samples: int, size: Sizes, cpu: bool
+    net: LayerKinds, kind: LayerKind, mesh: Mesh, samples: int, size: Sizes, cpu: bool, counted: bool = True
 ) -> LayerBytes:
-    """Of one layer of this kind for a micro-batch of `samples` on this rank."""
+    """Of one layer of this kind for a micro-batch of `samples` on this rank; unless `counted`, temporaries of
+    mixers are their own figures alone, which takes no time."""
     config, layer, T, C = net.config, kind.layer, samples * kind.tokens, net.config.width
     residual, dropped = T * C * size.residual, T * C * bool(config.dropout)
     cast = size.product if size.product != size.residual else 0  # autocast saves its own copy
@@ -62,12 +68,38 @@ def layer_bytes(
         mlp_work = residual + hidden + (inner * C * size.product if mesh.model > 1 else 0)
     if layer.local is not None and (cost := net.cost(layer.local, load)):
         mlp, mlp_work = mlp + residual + normed + cost.saved + scaled, max(mlp_work, residual + cost.work)
-    cost = net.cost(kind.mixer, mixer_load(kind.mixer, mesh, load))
-    saved, work = (normed + cost.saved, residual + cost.work) if cost else (normed, residual)
-    saved += scaled
+    part = mixer_load(kind.mixer, mesh, load)
+    cost = net.cost(kind.mixer, part)
+    saved, work = normed + scaled, residual
+    if cost:
+        saved, work = saved + cost.saved, work + (_work(net, kind, part, cost) if counted else cost.work)
     if layer.reduce is not None and (cost := net.cost(layer.reduce, load)):
         mlp, mlp_work = mlp + cost.saved, max(mlp_work, cost.work)
+    in_mixer, in_mlp = _cast_weights(net, kind, mesh, size)
+    saved, mlp = saved + in_mixer, mlp + in_mlp
     return LayerBytes(residual, saved, mlp, work, mlp_work)
+
+
+def _cast_weights(net: LayerKinds, kind: LayerKind, mesh: Mesh, size: Sizes) -> tuple[int, int]:
+    """Autocast's copies of linear layers' weights, which backward reads: in the mixer, and in all else."""
+    found = [0, 0]
+    for piece in net.pieces(mesh) if size.product != size.weight else ():
+        if piece.name.startswith(kind.prefix) and piece.part != "banks" and len(piece.shard.full) == 2:
+            found[f"{kind.prefix}mixer." not in piece.name] += piece.shard.numel * size.product
+    return found[0], found[1]
+
+
+def _work(net: LayerKinds, kind: LayerKind, load: Load, cost: Cost) -> int:
+    """Temporaries of a mixer's backward: its own figure, or for one that visits pairs on a card what the
+    kernels that are chosen there allocate, with the sum over ranks of all sources' gradients."""
+    if load.cpu or kind.mixer.schedule is None:
+        return cost.work
+    dtype = torch.bfloat16 if load.sizes.product == 2 else torch.float32
+    counted = net.counted(kind.mixer, load, PLANNED_CARD, dtype)
+    if counted is None:
+        return cost.work
+    several = load.pair_parts > 1 and len(cost.source_gradients) > 1
+    return counted.work_bytes + several * sum(cost.source_gradients)
 
 
 def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndBytes:
@@ -80,7 +112,7 @@ def end_bytes(net: LayerKinds, mesh: Mesh, samples: int, size: Sizes) -> EndByte
         )
     patch = config.channels * math.prod(config.patch_shape)
     rows = samples * math.prod(config.grid)
-    embedding = 2 * rows * patch * 4 + rows * C * size.product + 4 * rows * 4
+    embedding = rows * patch * (size.residual + size.product) + rows * C * size.product + 4 * rows * 4
     if config.stem.kind != "patches":
         cost = net.cost(net.net.patch_embedding, Load(samples, size))
         embedding = cost.saved if cost else 0

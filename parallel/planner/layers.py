@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -75,7 +76,7 @@ class LayerKinds:
         self.not_planned: dict[str, str] = {}
         self._pieces: dict[tuple[int, int, int], list[Piece]] = {}
         self._costs: dict[tuple[nn.Module, Load], Cost | None] = {}
-        self._counted: dict[tuple[nn.Module, Load, Card], CountedPass | None] = {}
+        self._counted: dict[tuple[object, ...], CountedPass | None] = {}
         specs = config.layer_specs()
         counts = Counter(spec.key for spec in specs)
         distinct: dict[tuple[Any, ...], LayerSpec] = {spec.key: spec for spec in specs}
@@ -87,6 +88,11 @@ class LayerKinds:
         self.kinds = list(by_key.values())
         self.order = [by_key[spec.key] for spec in specs]
         self.tokens_out = specs[-1].tokens_after.num_tokens
+
+    @cached_property
+    def no_decay(self) -> set[str]:
+        """The parameters besides norms and biases that weight decay leaves alone."""
+        return self.net.no_decay()
 
     def cost(self, module: nn.Module, load: Load) -> Cost | None:
         """The cost of a mixer, reducer or stem of this net; None where it cannot be known."""
@@ -112,16 +118,18 @@ class LayerKinds:
                 found.append(BankEntries(kind.repeats, grid.share, grid.num_entries, grid.num_offsets))
         return tuple(found)
 
-    def counted(self, mixer: Mixer, load: Load, card: Card) -> CountedPass | None:
-        """A mixer's kernels for one part of a load, in bfloat16; None where it does not run on the meta
+    def counted(
+        self, mixer: Mixer, load: Load, card: Card, dtype: torch.dtype = torch.bfloat16
+    ) -> CountedPass | None:
+        """A mixer's kernels for one part of a load, in `dtype`; None where it does not run on the meta
         device."""
-        key = (mixer, load, card)
-        if key not in self._counted:
+        parts = load.samples, card, load.head_parts, load.pair_parts, dtype
+        if (mixer, *parts) not in self._counted:
             try:
-                self._counted[key] = count_pass(mixer, load.samples, card, load.head_parts, load.pair_parts)
+                self._counted[mixer, *parts] = count_pass(mixer, *parts)
             except Exception:  # of code that we did not write
-                self._counted[key] = None
-        return self._counted[key]
+                self._counted[mixer, *parts] = None
+        return self._counted[mixer, *parts]
 
     def replicated(self, mesh: Mesh) -> list[str]:
         """A line for each kind of mixer that several ranks compute whole."""

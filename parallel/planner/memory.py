@@ -66,8 +66,10 @@ def step_memory(
     accumulate: int,
     precision: Precision,
     cpu: bool = False,
+    counted: bool = True,
 ) -> Memory:
-    """Predicts one rank's bytes in a training step (not the first, which has no optimizer states yet).
+    """Predicts one rank's bytes in a training step (not the first, which has no optimizer states yet);
+    `counted`: see `layer_bytes`.
 
     `mesh` gives the rank; the fullest one is `fullest_rank`. `batch` is the global batch.
     """
@@ -75,7 +77,7 @@ def step_memory(
     states, host = _states(net, mesh, parallel, precision)
     ends = end_bytes(net, mesh, samples, size)
     layers = [
-        (kind, layer_bytes(net, kind, mesh, samples, size, cpu))
+        (kind, layer_bytes(net, kind, mesh, samples, size, cpu, counted))
         for kind in net.kinds
         for _ in range(kind.repeats)
     ]

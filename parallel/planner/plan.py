@@ -115,10 +115,12 @@ def plan(
     precision: Precision = "fp32",
     cpu: bool = False,
     own_rank: bool = False,
+    counted: bool = True,
 ) -> Plan:
     """Predicts a run; `mesh` is a place on a mesh that need not exist, `batch` the global batch.
 
-    With `own_rank` for the mesh's own rank, else for the fullest one, whose work is the busiest one's.
+    `counted`: see `layer_bytes`. With `own_rank` for the mesh's own rank, else for the fullest one, whose
+    work is the busiest one's.
 
     Raises UserError where net, mesh and batch do not fit, with what would be right.
     """
@@ -134,7 +136,7 @@ def plan(
         precision,
         net.held(Mesh()),
         net.held(place),
-        step_memory(net, place, parallel, batch, accumulate, precision, cpu),
+        step_memory(net, place, parallel, batch, accumulate, precision, cpu, counted),
         step_traffic(net, place, parallel, batch, accumulate, precision),
         sample_flops(net, Mesh(), parallel),
         sample_flops(net, place, parallel, own_rank),
@@ -152,6 +154,8 @@ def layer_kinds(model: ModelConfig) -> LayerKinds:
         return LayerKinds(model)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
+    except OSError as error:
+        raise UserError(f"model: cannot be built: {error.filename or 'a file'}: {error.strerror}") from None
 
 
 def breakeven_batch(

@@ -194,8 +194,7 @@ def _flat(net: LayerKinds, mesh: Mesh) -> int:
 
 def _decays(net: LayerKinds, piece: Piece) -> bool:
     """Which of the optimizer's groups it is in (parallel/engine/optimizer.py)."""
-    without_decay: set[str] = net.net.no_decay()  # pyright: ignore
-    return len(piece.shard.full) > 1 and piece.name not in without_decay
+    return len(piece.shard.full) > 1 and piece.name not in net.no_decay
 
 
 def _norm_bytes(

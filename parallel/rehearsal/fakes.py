@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from models.initial import shapes_only
@@ -27,6 +28,7 @@ from models.ops.walk.stage import stage
 from parallel.mesh import Mesh, ParallelConfig, forget_mesh, join_mesh
 from parallel.rehearsal.memory import Allocations
 from parallel.rehearsal.recorder import Recorder
+from parallel.rehearsal.repeats import repeated_walks
 from parallel.sharding.offload import HostOffload
 
 STAND_INS = {
@@ -58,12 +60,14 @@ def one_rank(
             stack.enter_context(shapes_only())
             if parallel.engine == "deepspeed":
                 stack.enter_context(_deepspeed(rank, world))
+                stack.enter_context(_equal_parts())
             if card is not None:
                 stack.enter_context(meta_is(card, "cpu"))
                 stack.enter_context(FusedAttention())
                 stack.enter_context(mock.patch.object(HostOffload, "hooks", _save_on_host(recorder.memory)))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(recorder)
+            stack.enter_context(repeated_walks(recorder))
             stack.enter_context(_module_paths(recorder.memory))
             yield mesh, recorder
     finally:
@@ -106,6 +110,46 @@ def _save_on_host(memory: Allocations) -> Callable[..., Any]:
         return copy
 
     return lambda offload: torch.autograd.graph.saved_tensors_hooks(to_host, torch.clone)
+
+
+@contextmanager
+def _equal_parts() -> Iterator[None]:
+    """While the context lasts, equal parts of a flat fake tensor are one view: they differ only in where they
+    begin, which nothing reads. ZeRO-3 makes one for every data rank whenever it gathers a weight or scatters
+    a gradient."""
+    narrow, get = Tensor.narrow, Tensor.__getitem__
+
+    def shared(flat: Tensor, length: int, cut: Callable[[], Tensor]) -> Tensor:
+        parts = vars(flat).setdefault("_equal_parts", {})
+        part = parts[length]() if length in parts else None  # weak, or a tensor would keep itself alive
+        if part is None or part.untyped_storage()._cdata != flat.untyped_storage()._cdata:
+            part = cut()
+            parts[length] = weakref.ref(part)
+        return part
+
+    def narrow_shared(tensor: Tensor, dim: int, start: Any, length: int) -> Tensor:
+        def cut() -> Tensor:
+            return narrow(tensor, dim, start, length)
+
+        return shared(tensor, length, cut) if _is_flat(tensor) else cut()
+
+    def get_shared(tensor: Tensor, index: Any) -> Tensor:
+        if isinstance(index, slice) and _is_flat(tensor):
+            length = len(range(*index.indices(len(tensor))))
+            return shared(tensor, length, lambda: get(tensor, index))
+        return get(tensor, index)
+
+    with (
+        mock.patch.object(Tensor, "narrow", narrow_shared),
+        mock.patch.object(Tensor, "__getitem__", get_shared),
+    ):
+        yield
+
+
+def _is_flat(tensor: Tensor) -> bool:
+    """Whether it is a fake vector whose parts have no gradients of their own."""
+    plain = type(tensor) is FakeTensor and tensor.dim() == 1
+    return plain and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
 @contextmanager

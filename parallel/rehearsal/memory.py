@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -42,6 +42,14 @@ class _Storage(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+
+
+class Span(NamedTuple):
+    """What a piece of work allocates: what is alive at its peak, without its results, and the results, with
+    whether they are alive then."""
+
+    alive: list[_Storage]
+    results: list[tuple[_Storage, bool]]
 
 
 class Allocations:
@@ -84,6 +92,56 @@ class Allocations:
         number = len(self._storages)
         self._storages.append(_Storage(operator, self.phase, self.module, (size,), "bytes", size))
         self._changes += [(number, size), (number, -size)]
+
+    def start_span(self) -> tuple[int, int]:
+        """Where the record is: see `span`."""
+        return len(self._changes), len(self._storages)
+
+    def span(self, start: tuple[int, int], results: list[Tensor]) -> Span | None:
+        """What has been allocated since `start`; None where more is left of it than tables and `results`, or
+        where one of these is older."""
+        change, first = start
+        given = [self._alive.get(tensor.untyped_storage()._cdata, -1) for tensor in results]
+        alive: dict[int, int] = {}
+        at_peak: dict[int, int] = {}
+        total = highest = 0
+        for number, size in self._changes[change:]:
+            if number < first or self._kinds.get(number) == "tables":
+                continue
+            total += size
+            if size > 0:
+                alive[number] = size
+            else:
+                alive.pop(number, None)
+            if total > highest:
+                highest, at_peak = total, dict(alive)
+        if set(alive) - set(given) or min(given, default=first) < first:
+            return None
+        return Span(
+            [self._storages[number] for number in at_peak if number not in given],
+            [(self._storages[number], number in at_peak) for number in given],
+        )
+
+    def repeat(self, span: Span, make: Callable[[int], Tensor]) -> list[Tensor]:
+        """Records the peak of a piece of work once more; gives its results, the n-th of which is make(n)."""
+        results: dict[int, Tensor] = {}
+
+        def give(early: bool) -> None:
+            for number, (storage, at_peak) in enumerate(span.results):
+                if at_peak == early:
+                    tensor = results[number] = make(number)
+                    own = self._alive[tensor.untyped_storage()._cdata]
+                    self._storages[own] = self._storages[own]._replace(operator=storage.operator)
+
+        first = len(self._storages)
+        for storage in span.alive:
+            self._changes.append((len(self._storages), storage.bytes))
+            self._storages.append(storage._replace(phase=self.phase, module=self.module))
+        last = len(self._storages)
+        give(early=True)
+        self._changes += [(number, -self._storages[number].bytes) for number in range(first, last)]
+        give(early=False)
+        return [results[number] for number in range(len(results))]
 
     def mark(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Says of what kind some tensors are, where phases do not tell."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from models.mixers.measured_cost import FLOPS
 from models.ops.cards import HOST_LAUNCH, Card
 from models.ops.count import launches
 from models.ops.kernel_cost import COSTS, WORKSPACES
@@ -22,6 +23,7 @@ from parallel.rehearsal.memory import Allocations
 
 _aten = torch.ops.aten
 UNSEEN = {"prim", "c10d", "_c10d_functional", "symm_mem"}  # questions, and collectives
+_FLOPS = {packet: shape_wrapper(formula) for packet, formula in FLOPS.items()}
 
 
 class CannotRehearse(UserError):
@@ -43,17 +45,28 @@ class Work(NamedTuple):
     seconds: float
     launching: float
 
-    def plus(self, after: Work, before: Work, times: int) -> Work:
-        """With what was done between two moments once more, `times` times."""
+    def minus(self, before: Work) -> Work:
+        """What was done since an earlier moment."""
         launched = Counter(self.by_operator)
-        for name, count in after.by_operator.items():
-            launched[name] += times * (count - before.by_operator.get(name, 0))
+        launched.subtract(before.by_operator)
+        return self._replace(
+            flops=self.flops - before.flops,
+            kernels=self.kernels - before.kernels,
+            by_operator={name: count for name, count in launched.items() if count},
+            seconds=self.seconds - before.seconds,
+            launching=self.launching - before.launching,
+        )
+
+    def plus(self, more: Work, times: int) -> Work:
+        """With `more` done so many times in addition."""
+        launched = Counter(self.by_operator)
+        launched.update({name: times * count for name, count in more.by_operator.items()})
         return Work(
-            self.flops + times * (after.flops - before.flops),
-            self.kernels + times * (after.kernels - before.kernels),
+            self.flops + times * more.flops,
+            self.kernels + times * more.kernels,
             dict(launched.most_common()),
-            self.seconds + times * (after.seconds - before.seconds),
-            self.launching + times * (after.launching - before.launching),
+            self.seconds + times * more.seconds,
+            self.launching + times * more.launching,
         )
 
 
@@ -84,6 +97,13 @@ class Recorder(TorchDispatchMode):
         """Since the last restart."""
         launched = dict(self.by_operator.most_common())
         return Work(self.flops, sum(launched.values()), launched, self.seconds, self.launching)
+
+    def add(self, work: Work) -> None:
+        """Counts work that is not done again."""
+        self.flops += work.flops
+        self.seconds += work.seconds
+        self.launching += work.launching
+        self.by_operator.update(work.by_operator)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -137,25 +157,15 @@ def product_flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> int
     """FLOPs of a matrix product or of attention; 0 for anything else, our own kernels among it."""
     packet = func.overloadpacket
     name = packet.__name__
-    if name == "addmm_":
-        return 2 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
+    if packet in _FLOPS:
+        return _FLOPS[packet](*args, **kwargs)
     if name in ("baddbmm", "baddbmm_"):
         return 2 * args[1].numel() * args[2].shape[-1]
     if name == "_grouped_mm":  # rows · C · D, or the sum over rows of the entries' gradients
         return 2 * args[0].shape[0] * args[0].shape[1] * args[1].shape[-1]
-    if name == "_scaled_dot_product_flash_attention_for_cpu":
-        return 2 * _attention(args) * 2
-    if name == "_scaled_dot_product_flash_attention_for_cpu_backward":
-        return 5 * _attention(args[1:]) * 2
     if packet in flop_registry:
         return flop_registry[packet](*args, **kwargs, out_val=out)
     return 0
-
-
-def _attention(args: Any) -> int:
-    """Multiply-adds of one product over all pairs: q[B, H, N, E], k[B, H, M, E]."""
-    B, H, N, E = args[0].shape
-    return B * H * N * args[1].shape[2] * E
 
 
 def _asked_by() -> tuple[str, bool]:

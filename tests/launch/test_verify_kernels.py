@@ -20,7 +20,8 @@ def test_the_command_ends_in_a_table(translution):
 
 def test_the_command_fails_where_a_kernel_is_wrong(monkeypatch, translution):
     place = ("tests.models.mixers.test_kernel_check", "SlightlyOff")
-    monkeypatch.setitem(kernel_choice._WALKS, ("fused", False), place)
+    monkeypatch.setitem(kernel_choice._WALKS, ("fused", "full"), place)
+    monkeypatch.setattr(kernel_choice, "_choices", {})
     outcome = translution("verify", "--device", "cpu")
     assert outcome.code == 1
     assert "DISAGREES" in outcome.out

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launch.bench.kernels.rows import MIXERS, SIZES, Size
+from launch.bench.kernels.rows import Size, layers
+from launch.bench.kernels.show import row_name
 from models.mixers.cost import Load
 from models.mixers.counted_pass import cast_dense, count_pass
 from models.mixers.interface import Mixer
@@ -26,14 +27,13 @@ def measure_kernels(device: torch.device, repeat: int) -> list[dict[str, Any]]:
     """A row for each layer, by the kernels that are chosen there; layers too large for the memory are left
     out."""
     card, rows = card_of(device), []
-    for name in MIXERS:
-        for size in SIZES:
-            print(f"measuring {name} {size.shape}, C={size.c}, B={size.batch} …", file=sys.stderr, flush=True)
-            try:
-                rows.append(measure_row(size, name, card, device, repeat))
-            except torch.OutOfMemoryError:
-                print("  left out: out of memory", file=sys.stderr, flush=True)
-                torch.cuda.empty_cache()
+    for name, size in layers():
+        print(f"measuring {name} {size} …", file=sys.stderr, flush=True)
+        try:
+            rows.append(measure_row(size, name, card, device, repeat))
+        except torch.OutOfMemoryError:
+            print("  left out: out of memory", file=sys.stderr, flush=True)
+            torch.cuda.empty_cache()
     return rows
 
 
@@ -46,6 +46,7 @@ def measure_row(size: Size, name: str, card: Card, device: torch.device, repeat:
     useful = 3 * plan.cost(Load(size.batch)).forward
     return {
         "shape": size.shape,
+        "share": size.share,
         "mixer": name,
         "c": size.c,
         "batch": size.batch,
@@ -113,7 +114,7 @@ def show_measured(rows: list[dict[str, Any]], machine: str, repeat: int) -> None
             "of floor, measured": f"{row['measured_fraction']:.2g}",
         }
         for column, cell in cells.items():
-            table.put(f"{row['mixer']} {row['shape']}, C={row['c']}, B={row['batch']}", column, cell)
+            table.put(row_name(row), column, cell)
     table.show()
     print(
         f"\nmeasured: median of {repeat} after {WARM_UP} passes to warm up, between CUDA events. counted: by"

@@ -26,6 +26,8 @@ HEAD_DIM = 64
 RANK = 8
 GRIDS = {
     "14x14+cls": TokenGrid((14, 14), class_token=True),
+    "28x28+cls": TokenGrid((28, 28), class_token=True),
+    "8192 causal": TokenGrid((8192,), causal=True),
     "1024 causal": TokenGrid((1024,), causal=True),
     "7x7": TokenGrid((7, 7)),
 }
@@ -33,11 +35,16 @@ MIXERS = {"full": None, "alpha-8": RANK}
 
 
 class Size(NamedTuple):
-    """A layer's tokens, width and batch."""
+    """A layer's tokens, width and batch, and which offsets share entries."""
 
     shape: str
     c: int
     batch: int
+    share: str = "none"
+
+    def __str__(self) -> str:
+        shared = "" if self.share == "none" else f" {self.share}"
+        return f"{self.shape}{shared}, C={self.c}, B={self.batch}"
 
     def mixer(self, name: str, kernel: Kernel = "auto") -> Mixer:
         """The layer, on the meta device."""
@@ -46,7 +53,7 @@ class Size(NamedTuple):
             if name == "attention":
                 return Attention(self.c, tokens, heads, HEAD_DIM)
             rank = MIXERS[name]
-            return Translution(self.c, tokens.offsets(), heads, HEAD_DIM, rank=rank, kernel=kernel)
+            return Translution(self.c, tokens.offsets(self.share), heads, HEAD_DIM, rank=rank, kernel=kernel)
 
 
 SIZES = [
@@ -54,6 +61,21 @@ SIZES = [
     Size("1024 causal", 768, 8),
     Size("7x7", 192, 256),
 ]
+SHARED = [
+    Size("1024 causal", 768, 8, "log"),
+    Size("14x14+cls", 768, 32, "log"),
+    Size("1024 causal", 768, 8, "clip(3)"),
+    Size("8192 causal", 768, 1, "log"),
+    Size("14x14+cls", 768, 128, "clip(2)"),
+    Size("28x28+cls", 768, 8, "log"),
+]
+
+
+def layers() -> list[tuple[str, Size]]:
+    """The mixer and size of each row."""
+    return [*((name, size) for name in MIXERS for size in SIZES), *(("full", size) for size in SHARED)] + [
+        ("alpha-8", size) for size in SHARED[:2]
+    ]
 
 
 def bench_kernels(card_name: str) -> dict[str, Any]:
@@ -63,11 +85,11 @@ def bench_kernels(card_name: str) -> dict[str, Any]:
     card = CARDS[card_name]
     not_counted: dict[str, str] = {}
     rows = []
-    for name in MIXERS:
-        for size in SIZES:
-            row, refused = count_row(size, name, card_name)
-            rows.append(row)
-            not_counted |= {f"{name}, {kernel}": reason for kernel, reason in refused.items()}
+    for name, size in layers():
+        row, refused = count_row(size, name, card_name)
+        rows.append(row)
+        shared = "" if size.share == "none" else " shared"
+        not_counted |= {f"{name}{shared}, {kernel}": reason for kernel, reason in refused.items()}
     return {
         "card": card.name,
         "how": "counted, not measured",
@@ -88,6 +110,7 @@ def count_row(size: Size, name: str, card_name: str) -> tuple[dict[str, Any], di
     useful = 3 * mixer.cost(Load(size.batch)).forward
     row: dict[str, Any] = {
         "shape": size.shape,
+        "share": size.share,
         "mixer": name,
         "c": size.c,
         "batch": size.batch,
@@ -103,7 +126,7 @@ def count_row(size: Size, name: str, card_name: str) -> tuple[dict[str, Any], di
         **_peak(counted.extra_bytes, size.batch * mixer.num_tokens * size.c * 2),
         "before": _before(size, name, card_name, useful / card.rate),
     }
-    if name != "full":
+    if name != "full" or size.share != "none":
         row |= _beside_attention(size, card, counted.seconds, useful)
     return row, counted.refused
 
@@ -117,8 +140,8 @@ def _launches(counted: CountedPass) -> dict[str, int]:
 
 
 def _peak(extra: int, x: int) -> dict[str, float]:
-    """Peak memory beside x, parameters and their gradients, and what of it is above a whole workspace, both
-    also in sizes of x."""
+    """Peak memory beside x, the output, parameters and gradients, and what of it is above a whole workspace,
+    both also in sizes of x."""
     workspace = workspace_bytes(None, "cuda")
     return {
         "peak_extra_bytes": extra,
@@ -134,7 +157,8 @@ def _kernels(counted: CountedPass) -> int:
 
 def _before(size: Size, name: str, card_name: str, floor: float) -> dict[str, Any] | None:
     """The same count of the code as it was before there were kernels of its own."""
-    then = before(size.shape, name, size.c, size.batch, card_name)
+    shape = size.shape if size.share == "none" else f"{size.shape} {size.share}"
+    then = before(shape, name, size.c, size.batch, card_name)
     if then is None:
         return None
     milliseconds = then.milliseconds[card_name]
@@ -148,7 +172,7 @@ def _before(size: Size, name: str, card_name: str, floor: float) -> dict[str, An
 
 
 def _beside_attention(size: Size, card: Card, seconds: float, useful: int) -> dict[str, float]:
-    """α-Translution against self-attention of the same width: time, and what their FLOPs say."""
+    """A layer against self-attention of the same width: time, and what their FLOPs say."""
     attention = size.mixer("attention")
     counted = count_pass(attention, size.batch, card)
     return {

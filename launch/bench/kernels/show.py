@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from launch.bench.kernels.rows import Size
 from trainer.reporting.table import Table
 
 
@@ -16,11 +17,15 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table = Table(f"One layer on {result['card']}, forward + backward, bf16: counted, not measured")
     for row in result["rows"]:
         for column, cell in _cells(row).items():
-            table.put(f"{row['mixer']} {row['shape']}, C={row['c']}, B={row['batch']}", column, cell)
+            table.put(row_name(row), column, cell)
     table.show()
     print(_legend(result))
     for kernel, reason in result["not_counted"].items():
         print(f"not counted: {kernel} ({reason})")
+
+
+def row_name(row: dict[str, Any]) -> str:
+    return f"{row['mixer']} {Size(row['shape'], row['c'], row['batch'], row['share'])}"
 
 
 def _legend(result: dict[str, Any]) -> str:
@@ -32,8 +37,8 @@ Counted, not measured. A kernel's time is the longest of: its memory's bytes ove
 cache's over {cache:.1f} TB/s, its FLOPs over {rate:.0f} TFLOP/s, and {launch:.0f} µs.
 by: the kernels, the fastest by count. done: FLOPs done over useful ones. floor: ms of the useful FLOPs.
 of floor: floor over ms. before: ms (and floor over ms) of loops and grouped products with 64 MiB.
-host: launches of {host:.0f} µs each on the host, over ms. peak: memory beside x, parameters and their
-gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x.
+host: launches of {host:.0f} µs each on the host, over ms. peak: memory beside x, the layer's output,
+parameters and gradients; beside: what of it is above the workspace of {workspace:.2f} GB, in sizes of x.
 attention: ms over self-attention's (and FLOPs over its)."""
 
 

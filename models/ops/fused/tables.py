@@ -75,7 +75,7 @@ class PairOrder:
     def groups(self, side: Side, size: int) -> tuple[Groups, tuple[int, ...]]:
         """Groups of up to `size` tokens of this side, those with most steps first; and how many steps all
         groups take before each chunk, and in the end."""
-        tokens = _group_tokens(self.grid, size)
+        tokens = group_tokens(self.grid, size)
         group, place = np.zeros((2, self.grid.num_tokens), dtype=np.int64)
         rows, columns = (tokens >= 0).nonzero()
         group[tokens[rows, columns]], place[tokens[rows, columns]] = rows, columns
@@ -103,14 +103,14 @@ class PairOrder:
         return Tiles(run.astype(np.int32), first.astype(np.int32)), tuple(begins)
 
 
-def order_pairs(schedule: Schedule, chunk_pairs: int) -> PairOrder:
-    """Numbers the pairs, with at most `chunk_pairs` of them in a chunk, or one class (a causal sequence:
-    one offset) where that has more."""
-    return _order(schedule, max(1, chunk_pairs))
+def order_pairs(schedule: Schedule, chunk_pairs: int, chunk_entries: int | None = None) -> PairOrder:
+    """Numbers the pairs, with at most `chunk_pairs` of them and `chunk_entries` bank entries in a chunk, or
+    one class (a causal sequence: one offset) where that has more."""
+    return _order(schedule, max(1, chunk_pairs), chunk_entries)
 
 
 @lru_cache(maxsize=64)
-def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
+def _order(schedule: Schedule, chunk_pairs: int, chunk_entries: int | None) -> PairOrder:
     grid = schedule.grid
     positions = np.arange(grid.grid_tokens).reshape(grid.shape) + grid.class_token
     sides: dict[Side, list[np.ndarray]] = {"query": [], "key": []}
@@ -118,7 +118,7 @@ def _order(schedule: Schedule, chunk_pairs: int) -> PairOrder:
     run_start, run_entry, run_again, chunk_pair_starts, chunk_run_starts = [], [], [], [], []
     seen: set[int] = set()
     count = 0
-    for chunk in _chunks(_units(schedule), chunk_pairs):
+    for chunk in _chunks(_units(schedule), chunk_pairs, chunk_entries):
         chunk_pair_starts.append(count)
         chunk_run_starts.append(len(run_entry))
         for entry, blocks in chunk.items():
@@ -158,13 +158,17 @@ def _units(schedule: Schedule) -> list[tuple[Block, ...]]:
     return [(block,) for block in sorted(blocks, key=lambda block: block.queries or ())] + specials
 
 
-def _chunks(units: Sequence[tuple[Block, ...]], limit: int) -> list[dict[int, list[Block]]]:
+def _chunks(
+    units: Sequence[tuple[Block, ...]], most_pairs: int, most_entries: int | None
+) -> list[dict[int, list[Block]]]:
     """The blocks of each chunk by entry, in order of the entries' first appearance."""
     chunks: list[dict[int, list[Block]]] = []
-    pairs = limit
+    pairs = most_pairs
     for unit in units:
         size = sum(block.pairs for block in unit)
-        if pairs + size > limit:
+        held = chunks[-1].keys() if chunks else set()
+        entries = len(held) + len({block.entry for block in unit} - held)
+        if pairs + size > most_pairs or (most_entries is not None and entries > most_entries):
             chunks.append({})
             pairs = 0
         pairs += size
@@ -183,7 +187,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _group_tokens(grid: OffsetGrid, size: int) -> np.ndarray:
+def group_tokens(grid: OffsetGrid, size: int) -> np.ndarray:
     """tokens[G, size]: rectangles of the grid, then the class token by itself; −1 where there is none."""
     sides = group_shape(grid.shape, size)
     padded = [math.ceil(n / side) * side for n, side in zip(grid.shape, sides, strict=True)]

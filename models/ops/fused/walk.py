@@ -31,7 +31,8 @@ class FusedWalk:
     """Visits the pairs in few kernels that keep q, k and v on the chip; bit-reproducible.
 
     Forward is one launch, or a few where banks are cast to the sources' dtype chunk by chunk. Backward
-    takes a chunk of classes at a time: the workspace holds the chunk's ∂q, ∂k and ∂v, one class at least.
+    takes a chunk of classes at a time: the workspace holds the chunk's ∂q, ∂k and ∂v, one class at least, and
+    the sums of sources' gradients.
     """
 
     @staticmethod
@@ -121,6 +122,8 @@ def _plan(recipe: Recipe, schedule: Schedule, sources: Sequence[Tensor], banks: 
     if all(bank.dtype == source.dtype for bank in banks):
         entry_bytes = 0  # none is cast
     workspace = WORKSPACE if recipe.workspace is None else recipe.workspace
+    sums = sum(4 * source.numel() for source in sources)  # of ∂sources, which backward holds beside a chunk
+    workspace -= min(sums, workspace // 2)
     return _tables(schedule, batch, sides.width, size, entry_bytes, workspace, tiles, source.device)
 
 
@@ -137,11 +140,11 @@ def _tables(
     device: torch.device,
 ) -> Plan:
     """For operands of B samples of D numbers of `size` bytes; entry_bytes: an entry's casts, all banks'."""
-    blocks = sum(map(len, schedule.classes)) + len(schedule.special_blocks)
-    pair_bytes = 3 * batch * width * size + entry_bytes * blocks // max(schedule.pairs, 1)
+    ratio = max((len(blocks) / sum(b.pairs for b in blocks) for blocks in schedule.classes), default=0.0)
+    pair_bytes = 3 * batch * width * size + ratio * entry_bytes
     runs = workspace // entry_bytes if entry_bytes else None
-    chunk_pairs = min(workspace // pair_bytes, MOST_NUMBERS // (batch * width))
-    order = order_pairs(schedule, chunk_pairs)
+    chunk_pairs = min(int(workspace / pair_bytes), MOST_NUMBERS // (batch * width))
+    order = order_pairs(schedule, chunk_pairs, int(ratio * chunk_pairs) if entry_bytes else None)
     pairs = order.pairs
 
     def moved(*tables: np.ndarray) -> list[Tensor]:

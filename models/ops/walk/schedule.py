@@ -47,6 +47,9 @@ class Schedule:
         self.in_bands = any(block.band is not None for block in blocks)
         self.largest_block = max((max(block.products) for block in blocks), default=1)
 
+    def __deepcopy__(self, copied: dict[int, object]) -> Schedule:
+        return self  # nothing in it changes, so copies of a layer share it as layers do
+
     @cached_property
     def pairs(self) -> int:
         return sum(b.pairs for blocks in (*self.classes, self.special_blocks) for b in blocks)
@@ -55,6 +58,16 @@ class Schedule:
     def complete(self) -> bool:
         """Whether all pairs of the grid are here."""
         return self.pairs == self.grid.num_pairs
+
+    @cached_property
+    def by_offset(self) -> Schedule:
+        """The same pairs as blocks of single offsets, for walks that know no bands."""
+        if self.complete:
+            return whole_schedule(self.grid, self.row_work, False)
+        classes = [tuple(block.offsets()) for blocks in self.classes for block in blocks]
+        unrolled = Schedule(self.grid, classes, self.special_blocks, row_work=self.row_work)
+        unrolled.num_entries = self.num_entries
+        return unrolled
 
     def work(self, block: Block) -> float:
         """Of a block with a query, a key and a value projection, in pairs."""

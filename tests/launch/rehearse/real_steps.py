@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from models.mixers.measured_cost import _flop_counter
+from models.mixers.measured_cost import flop_counter
 from parallel.engine.build import build_engine
 from parallel.mesh import forget_mesh, join_mesh
 from parallel.processes import join_processes
@@ -68,7 +68,7 @@ def _measure(config: RunConfig) -> Measured:
             train_step(engine, [batch] * train.accumulate)
         collectives = [each.same for each in log]
     peak = _peak_after_mark(recorded)
-    with _flop_counter() as counter:
+    with flop_counter() as counter:
         train_step(engine, [batch] * train.accumulate)
     held = sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
     forget_mesh()

@@ -209,6 +209,6 @@ def test_a_language_net_reduces_no_tokens():
     with pytest.raises(ValidationError, match="predicts every token"):
         GPTConfig.model_validate({"stages": stages})
     with pytest.raises(
-        ValidationError, match="'every_second' found using 'kind' does not match any of .* 'evit'"
+        ValidationError, match=r"'every_second' found using 'kind' does not match any of .* 'evit'"
     ):
         vit(stages=[{"layers": 2, "reduce": {"kind": "every_second"}}])

@@ -43,7 +43,8 @@ class Broken(PairWalk):
 @pytest.fixture
 def fused(monkeypatch):
     """Call it to put a walk of this file in the place of the fused one."""
-    return lambda name: monkeypatch.setitem(kernel_choice._WALKS, ("fused", False), (__name__, name))
+    monkeypatch.setattr(kernel_choice, "_choices", {})
+    return lambda name: monkeypatch.setitem(kernel_choice._WALKS, ("fused", "full"), (__name__, name))
 
 
 def compared(kernel, cases=FULL[:1]):

@@ -5,7 +5,10 @@ import torch
 
 from launch.bench.peak_memory import peak_memory
 from models import OffsetGrid, Translution
-from models.mixers.cost import Load
+from models.mixers.cost import Load, Sizes
+from models.mixers.counted_pass import count_pass
+from models.mixers.translution_cost import translution_cost
+from models.ops.cards import CARDS
 
 CASES = {
     "pairs": (OffsetGrid((10, 10)), {}),
@@ -41,3 +44,27 @@ def test_planned_bytes_are_near_the_allocated_ones(name):
     peak = peak_memory(step, torch.device("cpu")) - sum(p.nbytes for p in layer.parameters())
     cost = layer.cost(Load(8, cpu=True))
     assert 0.7 < (cost.saved + cost.work) / peak < 1.3
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, "none"),
+        ({"relative": "v"}, "none"),
+        ({"rank": 8}, "none"),
+        ({"rank": 8, "relative": "v"}, "none"),
+        ({"rank": 8, "memory": "keep"}, "none"),
+        ({}, "log"),
+        ({"memory": "keep"}, "log"),
+        ({"rank": 8}, "log"),
+    ],
+    ids=str,
+)
+def test_what_is_saved_on_a_card_is_what_its_kernels_leave(options, share):
+    """Counted on the meta device, activations in bfloat16."""
+    with torch.device("meta"):
+        mixer = Translution(192, OffsetGrid((14, 14), class_token=True, share=share), 3, 64, **options)
+    counted = count_pass(mixer, 32, CARDS["h100"])
+    assert counted.kernels == ("fused",)
+    cost = translution_cost(mixer, Load(32, Sizes(2, 2, 2, 4)))
+    assert cost.saved == pytest.approx(counted.saved_bytes, rel=0.01)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from models.dealing import deal
 from models.offsets import OffsetGrid
 from models.ops import kernel_choice
 from models.ops.cards import CARDS, meta_is
-from models.ops.kernel_choice import choose_walk
+from models.ops.kernel_choice import ByOffset, choose_walk
 from models.ops.recipe import Operand, Recipe
 from models.ops.streamed import PairWalk
 from models.ops.walk.schedule import whole_schedule
@@ -45,9 +46,9 @@ def walks(monkeypatch):
     """Call it with the walks to choose from."""
 
     def use(**named):
-        found = {(kernel, False): walk for kernel, walk in named.items()}
+        found = {(kernel, "full"): walk for kernel, walk in named.items()}
         monkeypatch.setattr(kernel_choice, "_WALKS", found)
-        monkeypatch.setattr(kernel_choice, "_walk", lambda kernel, alpha: found[kernel, alpha])
+        monkeypatch.setattr(kernel_choice, "_walk", lambda kernel, form: found[kernel, form])
         kernel_choice._choices.clear()
 
     yield use
@@ -113,3 +114,78 @@ def test_counting_a_walk_leaves_an_outer_count_alone(walks):
     with meta_is(H100), LaunchCounter(H100) as outer:
         choose()
     assert outer.kernels == 0
+
+
+SHARED = OffsetGrid((1024,), causal=True, share="log")
+
+
+def shared_choice(grid, recipe=FULL, width=64, dtype=torch.bfloat16, batch=8):
+    """What serves a layer of shared entries on an H100, and its kernel."""
+    schedule = whole_schedule(grid, row_work=width / 2)
+    assert schedule.in_bands
+    x = torch.empty(grid.num_tokens, batch, width, dtype=dtype, device="meta")
+    bank = torch.empty(grid.num_entries, width, width, device="meta")
+    with meta_is(H100) as choice:
+        walk = choose_walk(recipe, schedule, [x] * 5, [bank] * 3)
+    return walk, *choice.chosen
+
+
+def test_shared_entries_are_visited_in_bands_by_kernels():
+    walk, kernel = shared_choice(SHARED, width=128)
+    assert (walk.__name__, kernel) == ("BandWalk", "fused")
+
+
+def test_shared_entries_are_visited_by_offset_where_that_is_faster():
+    """The entries of log(1.2) are almost as many as the offsets."""
+    walk, kernel = shared_choice(OffsetGrid((14, 14), share="log(1.2)"), width=768, batch=32)
+    assert isinstance(walk, ByOffset)
+    assert kernel in ("fused", "grouped")
+
+
+def test_what_single_offsets_cost_at_least_is_not_counted(monkeypatch):
+    """8,192 tokens have 33 million pairs: their tables are never built."""
+    counted = []
+    count = kernel_choice.count_walk
+    monkeypatch.setattr(kernel_choice, "count_walk", lambda walk, *a: counted.append(walk) or count(walk, *a))
+    monkeypatch.setattr(kernel_choice, "MOST_PAIRS", 1 << 30)
+    walk, _ = shared_choice(SHARED, width=256)
+    assert counted == [walk]
+    assert walk.__name__ == "BandWalk"
+
+
+def test_alpha_visits_shared_entries_by_offset():
+    operands = [Operand(i, i - 3 if i > 2 else None) for i in range(5)]
+    alpha = Recipe(((operands[0], operands[1]), (operands[3], operands[4])), (operands[2],), 2, 0.5)
+    walk, kernel = shared_choice(SHARED, alpha, width=16)
+    assert (walk.walk.__name__, kernel) == ("AlphaWalk", "fused")
+
+
+def test_more_pairs_than_tables_are_for_are_left_to_the_loop(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "MOST_PAIRS", 1000)
+    operands = [Operand(i, i - 3 if i > 2 else None) for i in range(5)]
+    alpha = Recipe(((operands[0], operands[1]), (operands[3], operands[4])), (operands[2],), 2, 0.5)
+    walk, kernel = shared_choice(OffsetGrid((60,), causal=True, share="log"), alpha, width=16)
+    assert (walk, kernel) == (PairWalk, "loop")
+
+
+def test_float64_in_bands_is_left_to_the_loop():
+    walk, kernel = shared_choice(SHARED, width=64, dtype=torch.float64)
+    assert (walk, kernel) == (PairWalk, "loop")
+
+
+def test_a_walk_by_offset_gives_what_the_walk_in_bands_gives():
+    """Also on a part of the bands, whose entries are numbered anew."""
+    grid = OffsetGrid((4, 5), class_token=True, share="clip(1)")
+    whole = whole_schedule(grid, row_work=1e6)
+    for schedule in (whole, *(share.schedule(whole) for share in deal(whole, 2))):
+        torch.manual_seed(0)
+        x = torch.randn(21, 2, 4, dtype=torch.float64)
+        banks = list(torch.randn(3, schedule.num_entries, 4, 4, dtype=torch.float64))
+        recipe = Recipe(FULL.logits, FULL.values, 2, 0.5, workspace=1)
+        results = []
+        for walk in (PairWalk, ByOffset(PairWalk)):
+            lse, outs, kept = walk.forward(recipe, schedule, [x], banks)
+            grads = walk.backward(recipe, schedule, [x], banks, kept, lse, lse, outs)
+            results.append([lse, *outs, *grads[0], *grads[1]])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

@@ -6,7 +6,7 @@ import pytest
 
 from launch.bench.kernels import rows as bench
 from launch.bench.kernels.before import before
-from launch.bench.kernels.rows import SIZES, Size, count_row
+from launch.bench.kernels.rows import SHARED, SIZES, Size, count_row
 from models.ops.cards import CARDS
 
 FIELDS = {"shape", "mixer", "c", "batch", "kernels_forward", "kernels_backward", "bytes", "milliseconds"}
@@ -16,6 +16,7 @@ FIELDS |= {"floor_milliseconds", "fraction", "before", "launch_share", "extra_in
 @pytest.fixture
 def two_sizes(monkeypatch):
     monkeypatch.setattr(bench, "SIZES", [Size("7x7", 64, 4), Size("14x14+cls", 192, 32)])
+    monkeypatch.setattr(bench, "SHARED", [])
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -27,13 +28,23 @@ def test_the_floor_is_nine_products_a_pair(size):
     assert 3 * mixer.cost(bench.Load(size.batch)).forward == pytest.approx(useful, rel=0.03)
 
 
-def test_every_size_was_counted_before():
-    for size in SIZES:
-        for mixer in bench.MIXERS:
-            for card in CARDS:
-                then = before(size.shape, mixer, size.c, size.batch, card)
-                assert then is not None
-                assert then.kernels_backward > then.kernels_forward > 1000
+def test_every_layer_was_counted_before():
+    for mixer, size in bench.layers():
+        shape = size.shape if size.share == "none" else f"{size.shape} {size.share}"
+        for card in CARDS:
+            then = before(shape, mixer, size.c, size.batch, card)
+            assert then is not None
+            assert then.kernels_backward > then.kernels_forward > 250
+
+
+@pytest.mark.parametrize("size", SHARED[:3], ids=str)
+def test_shared_entries_take_few_launches_and_stand_beside_attention(size):
+    row, _ = count_row(size, "full", "h100")
+    assert row["kernel"] == "fused"
+    assert row["kernels_forward"] + row["kernels_backward"] < 150
+    assert row["fraction"] > 0.25
+    assert row["times_attention"] > row["times_attention_flops"] > 1
+    assert row["before"]["milliseconds"] > 2 * row["milliseconds"]
 
 
 def test_a_row_is_consistent():
@@ -47,11 +58,15 @@ def test_a_row_is_consistent():
     assert row["before"]["milliseconds"] > row["milliseconds"]
 
 
-@pytest.mark.parametrize("mixer", bench.MIXERS)
-@pytest.mark.parametrize("size", [Size("14x14+cls", 768, 128), Size("7x7", 192, 256)], ids=str)
-def test_peak_memory_is_some_copies_of_x_and_a_workspace(size, mixer):
+@pytest.mark.parametrize(
+    ("mixer", "size"),
+    [*(("full", size) for size in [*SIZES, SHARED[1], SHARED[4]]), ("alpha-8", Size("14x14+cls", 768, 128))],
+    ids=str,
+)
+@pytest.mark.parametrize("card", ["a100", "h100"])
+def test_peak_memory_is_some_copies_of_x_and_a_workspace(mixer, size, card):
     """∂banks are not counted; the workspace is at most 2 GiB."""
-    row, _ = count_row(size, mixer, "h100")
+    row, _ = count_row(size, mixer, card)
     assert row["extra_in_x_above_workspace"] <= 6
     assert row["workspace_bytes"] <= 2 << 30
 

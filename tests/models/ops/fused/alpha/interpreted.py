@@ -16,6 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch import Tensor
 
+from models.dealing import deal
 from models.offsets import OffsetGrid
 from models.ops import naive
 from models.ops.delta.operator import row_dots
@@ -47,8 +48,16 @@ def narrow_names(relative_: str) -> str:
     return ("qk" if {"q", "k"} & set(relative_) else "") + ("v" if "v" in relative_ else "")
 
 
-def schedules_of(grid: OffsetGrid, shards: int) -> list[Schedule]:
-    """The whole schedule, or shards of the classes; the special blocks are the first one's."""
+def schedules_of(grid: OffsetGrid, shards: int, bands: bool) -> list[Schedule]:
+    """The whole schedule, or shards of the classes; the special blocks are the first one's. With `bands`
+    those of offset parallelism over bands, unrolled to single offsets."""
+    if bands:
+        whole = whole_schedule(grid, row_work=1e6)
+        shares = deal(whole, shards)
+        schedules = [share.schedule(whole).by_offset for share in shares]
+        for share, schedule in zip(shares, schedules, strict=True):
+            schedule.held = torch.tensor(share.entries)  # pyright: ignore[reportAttributeAccessIssue]
+        return schedules
     if shards == 1:
         return [whole_schedule(grid, in_bands=False)]
     schedules = []
@@ -133,7 +142,7 @@ def errors(case: dict[str, Any]) -> dict[str, Any]:
     joined = torch.randn(grid.num_tokens, B, sum(widths)).to(dtype)  # views of it, as the mixer gives them
     sources = list(joined.split(widths, -1))
     banks = [torch.randn(grid.num_entries, narrow, narrow) * narrow**-0.5 for _ in case["relative"]]
-    schedules = schedules_of(grid, case.get("shards", 1))
+    schedules = schedules_of(grid, case.get("shards", 1), case.get("bands", False))
     tables.MULTIPROCESSORS = case.get("processors", 132)
     expected = definition(case, recipe, grid, sources, banks)
     got = run(AlphaWalk, recipe, schedules, sources, banks, case["seed"])

@@ -18,27 +18,34 @@ from models.ops.recipe import Operand, Recipe
 from models.ops.walk.schedule import whole_schedule
 
 SMALL = {"shape": (2, 2), "grid": {"class_token": True}, "batch": 3, "heads": 2, "width": 5, "rank": 3}
+TINY = SMALL | {"shape": (2,)}
 CASES: dict[str, dict[str, Any]] = {
-    **{f"relative-{name}": SMALL | {"relative": name} for name in ("q", "k", "v", "qv", "kv")},
-    "again": SMALL | {"relative": "qkv", "shape": (1, 2), "again": True, "opcheck": True, "batch": 2},
+    "relative-q": SMALL | {"relative": "q", "batch": 1, "heads": 1},
+    **{f"relative-{name}": TINY | {"relative": name} for name in ("k", "v", "qv", "kv")},
+    "again": TINY | {"relative": "qkv", "grid": {}, "again": True, "opcheck": True, "batch": 1, "heads": 1},
     "few segments": SMALL | {"relative": "qkv", "shape": (3,), "grid": {}, "processors": 1},
-    "heads in two chunks": SMALL | {"relative": "qkv", "shape": (3,), "grid": {}, "heads": 5, "rank": 8},
-    "no class token": SMALL | {"relative": "qkv", "shape": (1, 5), "grid": {}, "rank": 8},
-    "three dimensions": SMALL | {"relative": "qkv", "shape": (2, 1, 2), "grid": {}, "batch": 1},
+    "heads in two chunks": SMALL
+    | {"relative": "qkv", "shape": (2,), "grid": {}, "heads": 5, "rank": 8, "batch": 1},
+    "no class token": SMALL | {"relative": "qkv", "shape": (1, 4), "grid": {}, "rank": 8, "batch": 1},
+    "three dimensions": SMALL | {"relative": "qk", "shape": (2, 1, 2), "grid": {}, "batch": 1},
     "causal": SMALL
-    | {"relative": "qkv", "shape": (9,), "grid": {"causal": True}, "batch": 1, "processors": 2},
+    | {"relative": "qkv", "shape": (7,), "grid": {"causal": True}, "batch": 1, "processors": 2},
     "causal v": SMALL | {"relative": "v", "shape": (9,), "grid": {"causal": True}, "batch": 2},
-    "shared": SMALL | {"relative": "qv", "shape": (4,), "grid": {"class_token": True, "share": "log"}},
-    "one matrix": SMALL | {"relative": "kv", "grid": {"class_token": True, "share": "clip(0)"}},
-    "shards": SMALL | {"relative": "qkv", "shape": (3,), "shards": 3},
+    "shared": SMALL | {"relative": "v", "shape": (4,), "grid": {"class_token": True, "share": "log"}},
+    "bands by offset": SMALL
+    | {"relative": "qv", "shape": (5,), "grid": {"causal": True, "share": "log"}, "batch": 1}
+    | {"bands": True, "shards": 2},
+    "one matrix": TINY | {"relative": "kv", "grid": {"class_token": True, "share": "clip(0)"}},
+    "shards": SMALL | {"relative": "qkv", "shape": (3,), "shards": 3, "batch": 1, "heads": 1},
     "causal shards": SMALL | {"relative": "v", "shape": (5,), "grid": {"causal": True}, "shards": 2},
-    "keep": SMALL | {"relative": "qv", "options": {"keep": True}, "batch": 2},
+    "keep": TINY | {"relative": "qv", "options": {"keep": True}, "batch": 2},
     "slices of samples": SMALL
     | {"relative": "qkv", "shape": (2,), "grid": {}, "batch": 17, "options": {"workspace": 1280}},
     "slices of queries": SMALL
     | {"relative": "qk", "shape": (17,), "grid": {"causal": True}, "batch": 1, "heads": 1}
     | {"options": {"workspace": 16}, "processors": 2},
-    "bfloat16": SMALL | {"relative": "qkv", "shape": (2, 3), "dtype": "bfloat16", "width": 16, "rank": 8},
+    "bfloat16": SMALL
+    | {"relative": "qkv", "shape": (4,), "batch": 2, "dtype": "bfloat16", "width": 16, "rank": 8},
 }
 
 
