@@ -128,19 +128,24 @@ class LayerSpec(NamedTuple):
         """False also of a reducer that keeps all tokens as they are."""
         return self.reduce is not None and not self.reduce.keeps_all(self.tokens)
 
+    @property
+    def reduces_inside(self) -> bool:
+        """Whether the tokens get fewer between mixer and feed-forward."""
+        return self.reduce is not None and self.reduces and self.reduce.place == "inside"
+
     def build_mixer(self, dim: int) -> Mixer:
         """Raises ValueError, in one line, for a mixer that cannot be built or declares what cannot be."""
         mixer = self.mixer.build(dim, self.tokens, self.position)
         if not isinstance(mixer, Mixer):
             raise ValueError(f"mixer {self.mixer.kind}: build() gives {type(mixer).__name__}, no Mixer")
         mixer.place = self.place
-        if self.reduces and self.reduce.ranks:
+        if self.reduce is not None and self.reduces and self.reduce.ranks:
             mixer.importance = "class" if self.tokens.class_token else "received"
         mixer.check()
         return mixer
 
     def build_reducer(self, dim: int) -> Reducer | None:
-        if not self.reduces:
+        if self.reduce is None or not self.reduces:
             return None
         reducer = self.reduce.build(dim, self.tokens)
         if not isinstance(reducer, Reducer):

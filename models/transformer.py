@@ -166,7 +166,7 @@ class ViT(Net):
         x_BNC = self.dropout(add_positions(x_BNC, self.positions))
         if pool == "latents":
             x_BNC = _before(self.latents, x_BNC)
-        masks: tuple[Tensor, ...] = ()  # from the first dynamic reduction on, in training
+        masks: list[Tensor] = []  # from the first dynamic reduction on, in training
         for index, layer in enumerate(self.layers):
             if index == self.class_token_at and not on_all:
                 x_BNC = _before(self.class_token, x_BNC)

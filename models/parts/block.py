@@ -55,6 +55,6 @@ class Block(nn.Module):
             self.local_norm, self.local, self.local_scale = norm(), LocalPatches(C, (rows, columns)), scale()
         self.dropout = nn.Dropout(config.dropout)
         self.reduce, self.tokens_after = spec.build_reducer(C), spec.tokens_after.num_tokens
-        self.reduces_inside = spec.reduces and spec.reduce.place == "inside"
+        self.reduces_inside = spec.reduces_inside
         fed = self.tokens_after if self.reduces_inside else tokens.num_tokens
         self.mlp_tokens = {"class": 1}.get(spec.form, latents if one_sided else fed)

@@ -75,7 +75,7 @@ class Attend(nn.Module):
         def read(q_BHIE: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
             return self.weights(q_BHIE, k_BHNE, bias, rows).sum(2)
 
-        return sum(_by_rows(read, q_BHNE, bias)) / q_BHNE.shape[2]
+        return torch.stack(list(_by_rows(read, q_BHNE, bias))).sum(0) / q_BHNE.shape[2]
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, kept_BN: Tensor) -> Tensor:
         """[B, H, N, E] where a token with kept = 0 is seen by itself only; without positions.

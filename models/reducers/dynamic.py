@@ -51,7 +51,7 @@ class Dynamic(PatchReducer):
         self.ratio, self.weight, self.left = ratio, weight, int(ratio * self.patches)
         self.predictor = Predictor(dim)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x_BNC: Tensor, kept_BN: Tensor | None = None, penalty: Tensor | None = None
     ) -> Tensor | Masked:
         if not self.training:

@@ -32,7 +32,8 @@ def token_groups(net: ViT, images: Tensor) -> list[TokenGroups]:
 
     Empty for a net that reduces nothing. Raises ValueError for a reducer that tells no groups.
     """
-    reducers = [(index, layer.reduce) for index, layer in enumerate(net.layers) if _reduces(layer)]
+    found_in = ((index, getattr(layer, "reduce", None)) for index, layer in enumerate(net.layers))
+    reducers = [(index, reducer) for index, reducer in found_in if isinstance(reducer, Reducer)]
     told: dict[int, Tensor] = {}
     training = net.training
     for index, reducer in reducers:
@@ -57,7 +58,3 @@ def token_groups(net: ViT, images: Tensor) -> list[TokenGroups]:
         group, size = (t.unflatten(1, (rows, columns)) for t in (group_BN, size_BN))
         found.append(TokenGroups(index, tokens, group, size))
     return found
-
-
-def _reduces(layer: torch.nn.Module) -> bool:
-    return isinstance(getattr(layer, "reduce", None), Reducer)

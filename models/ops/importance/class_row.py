@@ -66,7 +66,8 @@ class _Rows:
     def logits(self, dtype: torch.dtype) -> Tensor:
         """[n, B, H]"""
         pairs = ((self._rows(q, slice(0, 1)), self._rows(k, self._keys)) for q, k in self._recipe.logits)
-        return self._recipe.scale * sum((q.to(dtype) * k.to(dtype)).sum(-1) for q, k in pairs)
+        dots = [(q.to(dtype) * k.to(dtype)).sum(-1) for q, k in pairs]
+        return self._recipe.scale * torch.stack(dots).sum(0)
 
     def _rows(self, operand: Operand, tokens: slice) -> Tensor:
         rows = self._leaf(("source", operand.source, tokens.start), self._sources[operand.source][tokens])

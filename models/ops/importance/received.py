@@ -53,7 +53,7 @@ def with_received(
     delta: Tensor,
     grads: Sequence[Tensor],
     grad: Tensor,
-) -> tuple[type[Walk], Recipe, list[Tensor], Tensor, list[Tensor]]:
+) -> tuple[Walk, Recipe, list[Tensor], Tensor, list[Tensor]]:
     """What makes the operator's backward pass that of r as well, given its gradient[N, B, H]: the walk,
     recipe, sources, delta and output gradients to run it with. The last source is g: drop its gradient."""
     N = grad.shape[0]
