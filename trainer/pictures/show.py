@@ -24,8 +24,9 @@ from trainer.pictures.load import draw_load
 from trainer.pictures.page import page
 from trainer.pictures.style import png, styled
 from trainer.run_directory.checkpoints import checkpoints
+from trainer.run_directory.restoring import restore
 from trainer.run_directory.run_directory import RunDirectory
-from trainer.setup import build_engine, read_run_config, restore
+from trainer.setup import build_engine, read_run_config
 
 IMAGES = 4
 Drawn = Iterator[tuple[str, Figure | None]]
@@ -86,7 +87,7 @@ def _of_run(run: Path, config: RunConfig, layer: int | None, head: int | None) -
 def load_net(run: Path, config: RunConfig) -> tuple[ViT | GPT, Tensor]:
     """The net of a run's newest checkpoint, whole and on the CPU, and a few inputs of its evaluation data."""
     engine = build_engine(config)
-    restore(engine, RunDirectory(run), config.model)
+    restore(engine, RunDirectory(run), config, resumes=False)
     assert isinstance(engine.model, ViT | GPT)
     return engine.model, sample_inputs(config.build_source(), engine.device)
 
