@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.commands import bench, checkpoints, plan, prepare, rehearse, results, runs, slurm, ssh, verify
-from launch.commands.desk import config, local_runs, net
+from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
+from launch.commands.desk import config, local_runs, net, results
 from trainer.errors import exit_code
 
 app = typer.Typer(

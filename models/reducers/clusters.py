@@ -83,7 +83,10 @@ class DensityPeaks(PatchReducer):
 
 
 class DensityPeaksConfig(KeepConfig):
-    """Clusters around density peaks, a mean token of each; `neighbours`, with itself, of its density."""
+    """Clusters around density peaks, a mean token of each.
+
+    neighbours   with itself, of a token's density
+    """
 
     kind: Literal["density_peaks"] = "density_peaks"
     neighbours: int = Field(default=5, ge=1)

@@ -84,8 +84,9 @@ def mean_of_kept(x_BNC: Tensor, kept_BN: Tensor | None = None) -> Tensor:
 
 
 class DynamicConfig(ReducerConfig):
-    """The share `ratio` of the net's patches, rounded down, by the scores of a predictor.
+    """Part of the net's patches, by the scores of a predictor.
 
+    ratio    share that is left, rounded down
     weight   of the penalty on another share in training; the mean over stages is added to the loss
     """
 

@@ -101,7 +101,7 @@ class KeepConfig(ReducerConfig):
 
     place: ClassVar[Literal["inside", "after"]] = "inside"
 
-    keep: float = Field(gt=0, le=1)
+    keep: float = Field(gt=0, le=1, description="share of the patches that are left, rounded up")
 
     def refuses(self, tokens: TokenGrid) -> str | None:
         return "knows no latents: pool: latents reduces the tokens already" if tokens.latents else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from models.reducers.interface import KeepConfig, PatchReducer, ranking, take
@@ -39,7 +40,7 @@ class EvitConfig(KeepConfig):
     ranks: ClassVar[bool] = True
 
     kind: Literal["evit"] = "evit"
-    fuse: bool = True
+    fuse: bool = Field(True, description="the others become one token, or are dropped")
 
     def count(self, left: int) -> int:
         return left + self.fuse

@@ -53,6 +53,9 @@ class TrainConfig(OptimizerConfig, FaultsConfig):
     profile: ProfileConfig | None = Field(None, description="{from: 10, steps: 5}: into the run directory")
     init_from: Path | None = Field(None, description="run, checkpoint or export to take weights from")
 
+    def logs_after(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.steps
+
 
 class RunConfig(BaseModel):
     """Everything that determines a run: two runs of one config have the same losses."""

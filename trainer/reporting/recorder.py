@@ -103,19 +103,15 @@ class Recorder:
         """Around an optimizer step: profiles it, counts its traffic, and times its collectives, where due."""
         step = self._engine.steps_done + 1
         self._profiler.before_step(step)
-        self._engine.report_parts = self._logs_after(step) and not self._resources.counts_next
+        self._engine.report_parts = self._config.train.logs_after(step) and not self._resources.counts_next
         with ExitStack() as stack:
             stack.enter_context(self._resources.watch_step())
-            if self._logs_after(step):
+            if self._config.train.logs_after(step):
                 stack.enter_context(self._last_step.phase("step"))
                 stack.enter_context(inside_collectives(lambda: self._last_step.phase("collectives")))
             yield
         if line := self._profiler.after_step(step):
             self._progress.say(line)
-
-    def _logs_after(self, step: int) -> bool:
-        train = self._config.train
-        return step % train.log_every == 0 or step == train.steps
 
     def add(self, result: StepResult) -> None:
         """Record an optimizer step; logged, with a wait for the device, every `train.log_every` steps."""
@@ -129,7 +125,7 @@ class Recorder:
         if self._stop.any_save_failed:
             self._stop.save_failed = self._stop.any_save_failed = False
             self._saves.settle()
-        if self._logs_after(step):
+        if self._config.train.logs_after(step):
             self.log()
 
     def log(self) -> None:

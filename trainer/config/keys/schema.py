@@ -91,4 +91,4 @@ def _besides(alternatives: list[type[BaseModel]]) -> list[dict[str, Any]]:
         return [{"enum": names}]
     if all(issubclass(cls, PositionConfig) for cls in alternatives):
         return [{"enum": names}, {"type": "string", "pattern": _CLASS_PATH}, _OWN_CLASS]
-    return [_OWN_CLASS] if all(issubclass(cls, MixerConfig) for cls in alternatives) else []
+    return [_OWN_CLASS] if all(issubclass(cls, MixerConfig | ReducerConfig) for cls in alternatives) else []
