@@ -16,14 +16,27 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 
 
+_FIRST = (
+    "slurm",
+    "trainer",
+    "parallel",
+    "models",
+)  # folders whose files take long, so that workers end together
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster,
     which take longest and start first."""
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(tests).parts[0]
+        return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
+
     for item in items:
-        folder = item.path.parent
-        group = folder.name if folder.name == "slurm" and folder.parent.name == "tests" else str(item.path)
+        group = "slurm" if place(item) == 0 else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path.parent.name != "slurm" or item.path.parent.parent.name != "tests")
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

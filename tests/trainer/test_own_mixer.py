@@ -103,7 +103,13 @@ PLANNED = {
 }
 
 
-@pytest.mark.parametrize(("processes", "parallel"), PLANNED.values(), ids=PLANNED)
+@pytest.mark.parametrize(
+    ("processes", "parallel"),
+    [
+        pytest.param(*case, id=name, marks=() if name == "offset 2" else pytest.mark.soak)
+        for name, case in PLANNED.items()
+    ],
+)
 def test_its_planned_peak_is_within_15_per_cent_of_the_measured(processes: int, parallel: ParallelConfig):
     for ((measured, predicted),) in run_processes(
         peaks, processes, [CASE._replace(parallel=parallel)], seconds=100

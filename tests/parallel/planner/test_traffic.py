@@ -80,7 +80,11 @@ FOUR = {
 }
 
 
-@pytest.mark.parametrize(("processes", "cases"), [(2, TWO), (4, FOUR)], ids=["2-ranks", "4-ranks"])
+@pytest.mark.parametrize(
+    ("processes", "cases"),
+    [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.soak)],
+    ids=["2-ranks", "4-ranks"],
+)
 def test_predicted_payloads_equal_the_counted_ones(processes: int, cases: dict[str, Case]):
     ranks = run_processes(payloads, processes, list(cases.values()), seconds=110)
     if processes == 2:

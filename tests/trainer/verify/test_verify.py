@@ -75,7 +75,13 @@ def test_four_processes(kind, mixer):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mixer"), [("vit", "shared"), ("gpt", "attention"), ("gpt", "shared"), ("vit", "attention")]
+    ("kind", "mixer"),
+    [
+        ("vit", "shared"),
+        ("gpt", "attention"),
+        pytest.param("gpt", "shared", marks=pytest.mark.soak),
+        pytest.param("vit", "attention", marks=pytest.mark.soak),
+    ],
 )
 def test_other_mixers_on_two_and_four(kind, mixer):
     assert_agrees(net(kind, mixer), [layout(offset=2), layout(tensor=2, zero=3)], 2)
@@ -87,6 +93,7 @@ def test_tied_embeddings_and_a_vocabulary_that_does_not_divide():
     assert_agrees(model, [layout(offset=4), layout(tensor=2, zero=3), layout(offset=2, tensor=2, zero=3)], 4)
 
 
+@pytest.mark.soak
 def test_eight_processes_with_a_class_each():
     """Offset 8 on a grid of nine classes and a class token; every rank holds an eighth of the bank."""
     rows = assert_agrees(net("vit", "full"), [layout(offset=8), layout(offset=4, tensor=2, zero=3)], 8)
