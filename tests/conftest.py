@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 
 
-_FIRST = (
+_FIRST = ("slurm", "trainer", "parallel", "models")  # their files take long: workers end together
     "slurm",
     "trainer",
     "parallel",
