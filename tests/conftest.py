@@ -17,11 +17,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shel
 
 
 _FIRST = ("slurm", "trainer", "parallel", "models")  # their files take long: workers end together
-    "slurm",
-    "trainer",
-    "parallel",
-    "models",
-)  # folders whose files take long, so that workers end together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
