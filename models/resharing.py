@@ -130,7 +130,9 @@ def _leave_out_self_attention(theirs: dict[str, Any], mine: dict[str, Any], mixe
     kinds = theirs.get(f"{mixer}.kind"), mine.get(f"{mixer}.kind")
     if kinds != ("attention", "translution") or theirs[f"{mixer}.bias"] or mine[f"{mixer}.rank"] is not None:
         return
-    for key in ("kind", "bias", "relative", "rank"):
+    if mine[f"{mixer}.index"] != "offset":
+        return
+    for key in ("kind", "bias", "relative", "rank", "index"):
         theirs.pop(f"{mixer}.{key}", None)
         mine.pop(f"{mixer}.{key}", None)
 

@@ -55,7 +55,7 @@ def test_the_comparison_has_every_rule_beside_attention_and_alpha_with_five_seed
     assert config.train.steps == steps
 
 
-@pytest.mark.parametrize("name", ["attention", "alpha", "full"])
+@pytest.mark.parametrize("name", ["attention", "alpha", pytest.param("full", marks=pytest.mark.soak)])
 def test_dynamic_mnist_trains_on_the_embedded_digits(name: str, tmp_path: Path, translution: Callable):
     few = ["data.path=null", "train.steps=2", "train.batch=4", "train.warmup_steps=1", "data.test_samples=20"]
     overrides = [*few, "device=cpu", "model.depth=1", f"run_dir={tmp_path / 'study'}"]

@@ -52,7 +52,7 @@ def set_up(
         config = load_config(config_path, overrides)
     else:
         raise UserError("no config: name a file, as in configs/debug.yaml, or give --resume RUN_DIR")
-    return checked_setup(config, resume or config.run_dir)
+    return checked_setup(config, resume or config.run_dir, world)
 
 
 def checked_setup(config: RunConfig, root: Path | None, world: int | None = None) -> Setup:

@@ -196,6 +196,7 @@ def test_two_processes_evaluate_as_one_without_reading_moments(four, translution
     assert "test accuracy" in done.stdout
 
 
+@pytest.mark.soak
 def test_four_ranks_go_on_from_the_checkpoint_before_a_damaged_one(four):
     """And where that is damaged too, one line of one rank says so."""
     run, end = four / "damaged", "rank-0001.weight.safetensors"

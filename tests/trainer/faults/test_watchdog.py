@@ -62,7 +62,10 @@ HANGS = {
 }
 
 
-@pytest.mark.parametrize("where", HANGS)
+@pytest.mark.parametrize(
+    "where",
+    ["collective", "save", *(pytest.param(name, marks=pytest.mark.soak) for name in ("loader", "frozen"))],
+)
 def test_a_hang_ends_the_job_and_names_the_missing_rank_and_its_place(
     where: str, config_file: Path, tmp_path: Path
 ):

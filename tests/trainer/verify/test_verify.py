@@ -87,6 +87,7 @@ def test_other_mixers_on_two_and_four(kind, mixer):
     assert_agrees(net(kind, mixer), [layout(offset=2), layout(tensor=2, zero=3)], 2)
 
 
+@pytest.mark.soak
 def test_tied_embeddings_and_a_vocabulary_that_does_not_divide():
     """Five words in runs of two: one rank holds one and padding, one nothing but padding."""
     model = net("gpt", "full", tie_embeddings=True, vocabulary=5)
