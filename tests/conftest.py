@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
-_FIRST = ("slurm", "trainer", "parallel", "models")  # their files take long: workers end together
+_FIRST = ("slurm", "models", "trainer", "parallel")  # their files take long: workers end together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
