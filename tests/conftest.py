@@ -19,6 +19,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 _FIRST = ("slurm", "models", "trainer", "parallel")  # their files take long: workers end together
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster,
     which take longest and start first."""

@@ -17,7 +17,7 @@ from tests.slurm.workspace import (
 )
 from trainer.faults.fault_log import read_faults
 
-TWO_NODES = (*OPTIONS, "--nodes", "2", "--no-check")  # the check has its own test, and costs seconds
+TWO_NODES = (*OPTIONS, "--nodes", "2")
 
 
 @concurrent

@@ -10,6 +10,7 @@ import pytest
 
 from launch.slurm.runs.job_record import read_events, read_record
 from tests.slurm.workspace import (
+    CHECKED,
     LONG,
     OPTIONS,
     STEPS,
@@ -28,7 +29,9 @@ from trainer.run_directory.run_directory import RunDirectory
 
 @concurrent
 def test_a_run_resumes_after_its_time_limit(workspace: Workspace) -> None:
-    run = workspace.submit(*LONG, options=("--time", "1", "--signal-delay", "30", *halt_after(50)))
+    run = workspace.submit(
+        *LONG, options=("--time", "1", "--signal-delay", "30", "--no-check", *halt_after(50))
+    )
 
     def is_requeued() -> bool:  # the process halts at step 50, unless the signal comes earlier
         if (pids := task_pids(run)) and has_signal(pids[0]):
@@ -193,9 +196,9 @@ def test_a_job_that_asked_for_gpus_and_has_none_fails_at_once_and_names_the_host
     workspace: Workspace,
 ) -> None:
     """Whether or not the hosts are checked before; and a setup command that ends the job says so."""
-    options = (*OPTIONS, "--gpus-per-node", "1")
-    checked = workspace.submit("device=auto", "seed=1", options=options)
-    unchecked = workspace.submit("device=auto", "seed=2", options=(*options, "--no-check"))
+    gpus = ("--gpus-per-node", "1")
+    checked = workspace.submit("device=auto", "seed=1", options=(*CHECKED, *gpus))
+    unchecked = workspace.submit("device=auto", "seed=2", options=(*OPTIONS, *gpus))
     ended = workspace.submit("seed=3", options=(*OPTIONS, "--setup", "exit 3"))
     for run in (checked, unchecked, ended):
         assert workspace.final_state(run) == "FAILED"

@@ -20,7 +20,8 @@ Losses = list[tuple[int, float]]
 
 STEPS = 200
 LONG = (f"train.steps={STEPS}", "train.checkpoint_every=25", "train.log_every=5")
-OPTIONS = ("--time", "10", "--signal-delay", "30")
+CHECKED = ("--time", "10", "--signal-delay", "30")
+OPTIONS = (*CHECKED, "--no-check")  # the check of hosts has its own test, and costs seconds
 WHOLE_NODE = ("--cpus-per-task", "8")
 _HALT = Path(__file__).parent / "halt"
 
