@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,20 +19,27 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 _FIRST = ("slurm", "models", "trainer", "parallel")  # their files take long: workers end together
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster,
-    which take longest and start first."""
     tests = Path(__file__).parent
 
     def place(item: pytest.Item) -> int:
         folder = item.path.relative_to(tests).parts[0]
         return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
 
-    for item in items:
-        group = "slurm" if place(item) == 0 else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With pytest-xdist, the tests of a file stay on one worker; so do all that share the Slurm cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "slurm" if file.startswith("tests/slurm/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
