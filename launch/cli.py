@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from launch.commands import bench, checkpoints, plan, prepare, rehearse, runs, slurm, ssh, verify
-from launch.commands.desk import config, local_runs, net, results
+from launch.commands.local import config, net, results
+from launch.commands.local import runs as local_runs
 from trainer.errors import exit_code
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
+from trainer.pictures.smooth import smooth
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
 from trainer.study import SEED
 
@@ -32,10 +33,17 @@ def show_next(path: Path) -> None:
 
 def draw_run(path: Path) -> Path:
     """Draw the loss curves and the results of every net in `path`, and return the picture's file."""
+    from trainer.pictures.style import styled  # here, because Matplotlib takes long to import
+
+    with styled():
+        return _draw_run(path)
+
+
+def _draw_run(path: Path) -> Path:
     from matplotlib.figure import Figure
 
     members = run_members(load_config(RunDirectory(path).config, []))
-    figure = Figure(figsize=(9, 3.2), dpi=120, layout="tight")
+    figure = Figure(figsize=(9, 3.2))
     curves, bars = figure.subplots(1, 2)
     results: dict[str, list[dict[str, Any]]] = {}
     for member in members:
@@ -43,10 +51,10 @@ def draw_run(path: Path) -> Path:
         points = [(r["step"], r["loss"]) for r in run.read_metrics() if "loss" in r]
         colour = f"C{list(results).index(label) if label in results else len(results)}"
         steps, losses = zip(*points, strict=True) if points else ((), ())
-        curves.plot(steps, _smooth(list(losses)), color=colour, label=None if label in results else label)
+        curves.plot(steps, smooth(list(losses)), color=colour, label=None if label in results else label)
         results.setdefault(label, []).append((run.read_result() or {}).get("evaluation", {}))
     curves.set(xlabel="step", ylabel="training loss, smoothed")
-    curves.legend(frameon=False, fontsize=7)
+    curves.legend()
     _draw_bars(bars, results, members[0].config)
     file = path / PICTURE
     figure.savefig(file)
@@ -72,14 +80,6 @@ def _label(member: Member) -> str:
         if key != SEED
     ]
     return ", ".join(parts) or member.config.name
-
-
-def _smooth(values: list[float], share: float = 0.1) -> list[float]:
-    """A moving average over a share of the curve so far."""
-    smooth: list[float] = []
-    for value in values:
-        smooth.append(value if not smooth else smooth[-1] + share * (value - smooth[-1]))
-    return smooth
 
 
 def _draw_bars(axes: Any, results: dict[str, list[dict[str, Any]]], config: RunConfig) -> None:

@@ -8,11 +8,11 @@ from launch.runs.find import Run, read_run
 from parallel.errors import UserError
 from trainer.config.run import load_config
 from trainer.config.shown import difference
+from trainer.pictures.smooth import smooth
 from trainer.reporting.table import Table
 from trainer.run_directory.run_directory import RunDirectory
 
 _POINTS = 10  # of a curve in the table
-_SHARE = 0.1  # of the last loss in the moving average
 
 
 def compare_runs(paths: list[Path]) -> list[Table]:
@@ -28,30 +28,26 @@ def compare_runs(paths: list[Path]) -> list[Table]:
 
 
 def curve(run: Run) -> list[tuple[int, float]]:
-    """(step, moving average of the training loss) of every logged step."""
-    points: list[tuple[int, float]] = []
-    for record in RunDirectory(run.path).read_metrics():
-        if "loss" in record:
-            before = points[-1][1] if points else record["loss"]
-            points.append((record["step"], before + _SHARE * (record["loss"] - before)))
-    return points
+    """(step, smoothed training loss) of every logged step."""
+    logged = [record for record in RunDirectory(run.path).read_metrics() if "loss" in record]
+    losses = smooth([record["loss"] for record in logged])
+    return [(record["step"], loss) for record, loss in zip(logged, losses, strict=True)]
 
 
 def plot_curves(paths: list[Path], file: Path) -> None:
-    """Draw the curves into a picture file; raises UserError for an unknown format."""
-    from matplotlib.figure import Figure  # here, because it takes long to import
+    """Draw losses and learning rates into a picture file; raises UserError for an unknown format, and where
+    no run has logged a step."""
+    from trainer.pictures.curves import draw_curves  # here, because Matplotlib takes long to import
+    from trainer.pictures.style import styled
 
-    figure = Figure(figsize=(7, 4), dpi=120, layout="tight")
-    axes = figure.subplots()
-    for path in paths:
-        steps, losses = zip(*(curve(_read(path)) or [(0, float("nan"))]), strict=True)
-        axes.plot(steps, losses, label=path.name)
-    axes.set(xlabel="step", ylabel="training loss, moving average")
-    axes.legend(frameon=False)
-    try:
-        figure.savefig(file)
-    except ValueError as error:
-        raise UserError(f"--plot {file}: {str(error).splitlines()[0]}") from None
+    with styled():
+        figure = draw_curves({str(path): path for path in paths})
+        if figure is None:
+            raise UserError(f"--plot {file}: none of the runs has logged a step")
+        try:
+            figure.savefig(file)
+        except ValueError as error:
+            raise UserError(f"--plot {file}: {str(error).splitlines()[0]}") from None
 
 
 def _read(path: Path) -> Run:
@@ -64,7 +60,7 @@ def _read(path: Path) -> Run:
 
 
 def _curves(runs: dict[str, Run]) -> Table:
-    table = Table("training loss, moving average")
+    table = Table("training loss, smoothed")
     curves = {title: dict(curve(run)) for title, run in runs.items()}
     last = max((max(points) for points in curves.values() if points), default=0)
     for place in range(1, _POINTS + 1):

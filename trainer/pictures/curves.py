@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from trainer.pictures.smooth import smooth
 from trainer.run_directory.run_directory import RunDirectory
 
 
@@ -20,7 +21,7 @@ def draw_curves(runs: dict[str, Path]) -> Figure | None:
             continue
         drawn, numbers = True, [record["step"] for record in steps]
         losses = [record["loss"] for record in steps]
-        (line,) = loss_axis.plot(numbers, _smooth(losses), label=name)
+        (line,) = loss_axis.plot(numbers, smooth(losses), label=name)
         loss_axis.plot(numbers, losses, color=line.get_color(), alpha=0.2, linewidth=0.6, linestyle="-")
         lr_axis.plot(numbers, [record["lr"] for record in steps])
     loss_axis.set_xlabel("step")
@@ -32,12 +33,3 @@ def draw_curves(runs: dict[str, Path]) -> Figure | None:
     if len(runs) > 1:
         loss_axis.legend()
     return figure if drawn else None
-
-
-def _smooth(values: list[float]) -> list[float]:
-    """The mean of each value with those around it, a twentieth of all on either side."""
-    reach = len(values) // 20
-    return [
-        sum(near) / len(near)
-        for near in (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    ]

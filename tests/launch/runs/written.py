@@ -34,7 +34,7 @@ def write_run(
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "version.json").write_text("{}")
     rows: list[dict[str, Any]] = [
-        {"step": step, "loss": 3.0 - step / 10, "samples_per_second": rate}
+        {"step": step, "loss": 3.0 - step / 10, "lr": 1e-3, "samples_per_second": rate}
         | ({"samples_per_second_per_device": rate / 2} if step % 2 == 0 else {})
         for step in range(1, steps_done + 1)
     ]
