@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import GPTConfig, ModelConfig, OffsetGrid, ViTConfig, build_model
+from models.ablations.pair_grid import PairGrid
 from models.initial import initialise
 from models.resharing import adapt_bank, adapt_state, entry_sources, refuse_other_nets
 
@@ -126,6 +127,15 @@ def test_another_net_is_refused_with_the_key_and_both_values(other, line):
         refuse_other_nets(vit("none"), other)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+def test_entries_of_pairs_are_copied_and_fit_no_other_grid(scattered: bool):
+    grid = PairGrid((2, 3), class_token=True, scattered=scattered)
+    bank = torch.randn(grid.num_entries, 2, 2)
+    assert torch.equal(adapt_bank(bank, entry_sources(grid, grid)), bank)
+    with pytest.raises(ValueError, match="entries are those of pairs"):
+        entry_sources(grid, PairGrid((3, 3), class_token=True, scattered=scattered))
 
 
 def test_grids_of_other_tokens_are_refused():
