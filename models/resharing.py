@@ -44,10 +44,10 @@ class BankOrigin(NamedTuple):
 def entry_sources(old: OffsetGrid, new: OffsetGrid) -> Sources:
     """Where the entries of a bank come from; raises ValueError for grids of other kinds of tokens, and for
     entries by pairs on grids that are not equal."""
-    if old == new:
-        return tuple(Counter({entry: 1}) for entry in range(new.num_entries))
     if isinstance(old, PairGrid) or isinstance(new, PairGrid):
-        raise ValueError(f"{old} cannot become {new}: entries are those of pairs, not of offsets")
+        if old != new:
+            raise ValueError(f"{old} cannot become {new}: entries are those of pairs, not of offsets")
+        return tuple(Counter({entry: 1}) for entry in range(new.num_entries))
     kinds = [(len(grid.shape), grid.causal, grid.class_token) for grid in (old, new)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"{old} and {new} differ in more than their sizes and how offsets share entries")
