@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainer.config.run import RunConfig, load_config
 from trainer.config.study import Member, run_members
-from trainer.pictures.smooth import smooth
+from trainer.pictures.curves import smooth
 from trainer.run_directory.run_directory import RunDirectory, new_run_path
 from trainer.study import SEED
 

@@ -8,7 +8,7 @@ from launch.runs.find import Run, read_run
 from parallel.errors import UserError
 from trainer.config.run import load_config
 from trainer.config.shown import difference
-from trainer.pictures.smooth import smooth
+from trainer.pictures.curves import draw_curves, smooth
 from trainer.reporting.table import Table
 from trainer.run_directory.run_directory import RunDirectory
 
@@ -37,8 +37,7 @@ def curve(run: Run) -> list[tuple[int, float]]:
 def plot_curves(paths: list[Path], file: Path) -> None:
     """Draw losses and learning rates into a picture file; raises UserError for an unknown format, and where
     no run has logged a step."""
-    from trainer.pictures.curves import draw_curves  # here, because Matplotlib takes long to import
-    from trainer.pictures.style import styled
+    from trainer.pictures.style import styled  # here, because Matplotlib takes long to import
 
     with styled():
         figure = draw_curves({str(path): path for path in paths})

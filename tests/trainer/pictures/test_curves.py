@@ -1,8 +1,8 @@
-"""Smooth curves."""
+"""Curves of runs."""
 
 import pytest
 
-from trainer.pictures.smooth import smooth
+from trainer.pictures.curves import smooth
 
 
 def test_each_value_becomes_the_mean_of_a_tenth_of_the_curve_around_it():
