@@ -7,16 +7,21 @@ takes seconds, longer than many a run. The server has no process groups and has 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
 
 from parallel.processes import leave_processes
+
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def run_processes(work: Callable[..., Any], world: int, *arguments: Any, seconds: float) -> list[Any]:
@@ -100,7 +105,21 @@ def _run_rank(
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is not in use."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port of this machine that is not in use.
+
+    It is below those that the system gives to outgoing connections, for one of these could take it before the
+    processes have started.
+    """
+    draw = random.SystemRandom()  # whatever the seed of the run
+    while True:
+        port = draw.randrange(10_000, _first_port_of_connections())
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+
+
+def _first_port_of_connections() -> int:
+    try:
+        return max(11_000, int(_PORT_RANGE.read_text().split()[0]))
+    except OSError:
+        return 32_768

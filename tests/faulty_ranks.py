@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-from parallel.spawn import describe_rank
+from parallel.spawn import describe_rank, free_port
 
 Fault = Callable[[], None]
 """Called in each process before it trains; replaces what is to fail."""
@@ -30,9 +29,7 @@ def started(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["parallel.rank_imports"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [
         context.Process(
             target=_train,

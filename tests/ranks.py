@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parallel.mesh import forget_mesh
-from parallel.spawn import run_processes
+from parallel.spawn import free_port, run_processes
 from trainer.__main__ import main
 from trainer.run_directory.run_directory import RunDirectory
 
@@ -25,11 +24,7 @@ class Ended(NamedTuple):
 
 def train_on(world: int, runs: Sequence[Sequence[str]], seconds: float) -> list[Ended]:
     """Train each run, given by its arguments, on the same `world` processes; "{rank}" becomes the rank."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in runs]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in probes]
+    ports = [free_port() for _ in runs]
     by_rank = run_processes(_train, world, [list(arguments) for arguments in runs], ports, seconds=seconds)
     return [
         Ended([codes for codes, _ in ends], [text for _, text in ends]) for ends in zip(*by_rank, strict=True)
@@ -54,10 +49,7 @@ def _train(runs: list[list[str]], ports: list[int]) -> list[tuple[int, str]]:
 @contextlib.contextmanager
 def start_ranks(world: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
     """Start `python -m trainer ARGUMENTS` on `world` processes; kills those that are left at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    rendezvous = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    rendezvous = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env = os.environ | rendezvous | {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(

@@ -1,6 +1,7 @@
 """run_processes: results by rank, failures with their traceback, a time limit, and fresh processes."""
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parallel.spawn import run_processes
+from parallel.spawn import free_port, run_processes
 
 
 def describe_itself(name: str) -> tuple[str, str, str | None, int]:
@@ -70,3 +71,12 @@ def test_ranks_that_take_too_long_are_killed(tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_free_port_is_none_that_a_connection_may_take():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port()))
+        listener.listen()
+        with socket.socket() as client:
+            client.connect(listener.getsockname())
+            assert listener.getsockname()[1] < client.getsockname()[1], "the system chose the client's"
